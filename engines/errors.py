@@ -1,0 +1,47 @@
+"""What can go wrong in an engine. Every class also is the built-in error it refines.
+
+EngineError
+|-- InvalidRequestError (ValueError)      the request can never run; HTTP 400
+|   |-- PromptTooLongError                prompt + 1 token exceed the context
+|   `-- UnknownMaskError                  no such mask is loaded; HTTP 404
+|-- EngineOverloadedError                 the waiting queue is full; HTTP 429
+|-- EngineDeadError                       the engine no longer steps; HTTP 503
+|-- MaskError (ValueError)                a mask cannot be loaded or unloaded
+`-- EngineDirectoryError (ValueError)     an engine directory cannot be built or read
+"""
+
+
+class EngineError(Exception):
+    """Base of every error an engine raises on purpose."""
+
+
+class InvalidRequestError(EngineError, ValueError):
+    """The request can never run. `param` names the offending field, where one is at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt leaves no room for a single generated token."""
+
+
+class UnknownMaskError(InvalidRequestError):
+    """The named mask is not loaded."""
+
+
+class EngineOverloadedError(EngineError):
+    """The waiting queue is full; try again later."""
+
+
+class EngineDeadError(EngineError):
+    """The engine has stopped stepping or was closed."""
+
+
+class MaskError(EngineError, ValueError):
+    """A mask cannot be loaded or unloaded as asked."""
+
+
+class EngineDirectoryError(EngineError, ValueError):
+    """An engine directory cannot be built or read."""

@@ -1,0 +1,35 @@
+"""The `twofour` command.
+
+Each command lives in `twofour/commands/` and imports what it needs when it runs, so that
+`twofour --help` starts without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from twofour.commands import demo
+
+app = typer.Typer(
+    name="twofour",
+    help="Learn 2:4 sparsity masks, build sparse engines, serve them with a mask per request.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one line and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
