@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import demo
+from twofour.commands import data, demo
 
 app = typer.Typer(
     name="twofour",
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -1,0 +1,55 @@
+# The two commands of the README are `make demo` and `make test`; both set up .venv themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+# The extras accept a range of torch versions; this is the one that everything was measured with.
+TORCH  := torch==2.13.0
+NATIVE := $(shell find engines/csrc maskgen/csrc -type f 2>/dev/null)
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-vllm test-trtllm test-browser soak sanitize lint type check bench bench-vllm serve clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## create .venv with everything that demo and tests need
+
+$(STAMP): pyproject.toml CMakeLists.txt $(NATIVE)
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++) found; on Debian and Ubuntu: apt-get install g++ python3-dev" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,load,dev]"
+	touch $@
+
+demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
+	$(BIN)/twofour demo
+
+test: setup ## all tests that need no optional engine
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## mypy --strict
+	$(BIN)/mypy
+
+check: lint type test ## lint, type and test
+
+bench: setup ## every measurement of the docs, one after the other (hours)
+	$(BIN)/twofour bench kernels
+	$(BIN)/twofour bench engine
+	$(BIN)/twofour bench serve
+	$(BIN)/twofour bench masks
+
+DIR ?= demo/engines/sparse
+serve: setup ## serve an engine directory: make serve DIR=path
+	$(BIN)/twofour serve $(DIR)
+
+clean: ## remove what set-up, demo and tests wrote (not the cache folder)
+	rm -rf $(VENV) .venv-* build dist demo runs results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find engines maskgen -name '_native*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

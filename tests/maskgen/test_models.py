@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskgen import models
+from maskgen.models import ModelNotFoundError, model_name, resolve_model
+
+
+def test_a_local_directory_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == tmp_path
+    assert model_name(str(tmp_path)) == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no-such-alias", "smollm2-135m"),
+        ("/no/such/folder", "neither a directory"),
+        ("./missing", "neither a directory"),
+        ("owner/name", "HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_missing_models_say_what_was_tried(model: str, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=message):
+        resolve_model(model)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
+        resolve_model(str(tmp_path))
+
+
+def test_killed_dequantisation_leaves_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOFOUR_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "fetch", lambda _: tmp_path / "model.gguf")
+
+    def die_half_way(_: Path, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "_dequantise", die_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        resolve_model("smollm2-135m")
+    assert not list(tmp_path.glob("models/*"))
+
+    def finish(_: Path, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+
+    monkeypatch.setattr(models, "_dequantise", finish)
+    directory = resolve_model("smollm2-135m")
+    assert (directory / "config.json").is_file()
+    assert resolve_model("smollm2-135m") == directory

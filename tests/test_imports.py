@@ -1,0 +1,80 @@
+"""Imports point one way, and the core starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("maskgen", "engines", "serving", "loadtests", "benchmarks", "twofour")
+ALLOWED = {
+    "maskgen": {"maskgen"},
+    "engines": {"engines", "maskgen.maskfile", "maskgen.patterns"},
+    "serving": {"serving", "engines"},
+    "loadtests": {"loadtests"},
+    "benchmarks": set(OURS),
+    "twofour": set(OURS),
+}
+
+
+def _imported_modules(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            # `from maskgen import maskfile` names the module in the alias.
+            if node.module in OURS:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return {name for name in found if name.split(".")[0] in OURS}
+
+
+@pytest.mark.parametrize("folder", OURS)
+def test_imports_point_one_way(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in _imported_modules(path)
+        if not any(module == a or module.startswith(f"{a}.") for a in ALLOWED[folder])
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import serving.app",
+        "import twofour.cli",
+        "import engines.base, engines.registry, engines.cpu.engine",
+        "import maskgen.maskfile, maskgen.patterns",
+    ],
+)
+def test_the_core_imports_neither_torch_nor_transformers(statement: str) -> None:
+    check = "import sys; bad = {'torch', 'transformers', 'vllm'} & set(sys.modules); assert not bad, bad"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; {check}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_the_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "twofour.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "data", "mask", "eval", "build", "serve", "info", "bench"):
+        assert command in done.stdout
