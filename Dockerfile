@@ -4,6 +4,8 @@
 # docker build --target tensorrt-llm -t twofour-trtllm .         build and serve GPU engines
 
 FROM python:3.12-slim-bookworm AS wheel
+# Debian drops superseded versions from its archive, so a pinned version soon fails to install.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -29,13 +31,15 @@ ENTRYPOINT ["twofour"]
 CMD ["serve", "/engine"]
 
 FROM python:3.12-slim-bookworm AS cpu
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 twofour
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir /wheels/*.whl && rm -rf /wheels
-USER twofour
+# By number, so that an orchestrator can check that it is not root.
+USER 10001
 ENV SERVING_HOST=0.0.0.0 SERVING_PORT=8000
 VOLUME /engine
 EXPOSE 8000

@@ -30,9 +30,10 @@ demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
 test: setup ## all tests that need no optional engine
 	$(BIN)/python -m pytest
 
-lint: setup ## ruff
+lint: setup ## ruff and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 type: setup ## mypy --strict
 	$(BIN)/mypy
