@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import data, demo
+from twofour.commands import build, data, demo
 
 app = typer.Typer(
     name="twofour",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.command("build")(build.build)
 
 
 def main() -> None:

@@ -1,0 +1,199 @@
+"""What building an engine directory has in common for every target."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from engines.checkpoint import Checkpoint
+from engines.errors import EngineDirectoryError, MaskError
+from engines.manifest import (
+    NAME_PATTERN,
+    LayoutRecord,
+    Manifest,
+    MaskRecord,
+    Target,
+    file_sizes,
+    write_manifest,
+)
+from engines.text import TEXT_FILES, TextCodec
+from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+
+MASK_FOLDER = "masks"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build; every target's builder takes one.
+
+    Attributes:
+        model: Hugging Face model directory.
+        model_name: what requests will call the model.
+        masks: name -> mask file, the first being the default; empty for a dense engine.
+        out: the directory to make; it appears when it is complete.
+        sealed: leave out the values that the default mask drops.
+        overwrite: replace an engine directory that is in the way.
+        progress: told about every layer.
+    """
+
+    model: Path
+    model_name: str
+    masks: Mapping[str, Path]
+    out: Path
+    sealed: bool = False
+    overwrite: bool = False
+    progress: Progress = lambda what, done, total: None
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """A request's files, opened and checked against each other.
+
+    Attributes:
+        checkpoint: the model.
+        base_digest: digest of the model's tensors.
+        masks: by name; empty for a dense engine.
+        default_mask: name of the default mask.
+    """
+
+    checkpoint: Checkpoint
+    base_digest: str
+    masks: dict[str, Mask]
+    default_mask: str | None
+
+
+def open_inputs(request: BuildRequest) -> BuildInputs:
+    """Open the model and masks of `request` and check that they belong together.
+
+    Raises:
+        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer.
+        MaskFileError: a mask file is unreadable.
+        MaskError: a mask belongs to another model, or lists layers that the model has not, or
+            with other shapes, or other layers than the default mask does.
+    """
+    for name in request.masks:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise MaskError(
+                f"mask name {name!r} must be letters, digits, '.', '_' or '-', at most 64"
+            )
+    checkpoint = Checkpoint(request.model)
+    TextCodec(request.model)
+    digest = base_digest(request.model)
+    masks = {name: read_mask(path) for name, path in request.masks.items()}
+    default = next(iter(masks), None)
+    for name, mask in masks.items():
+        check_mask(name, mask, checkpoint, digest)
+        if default is not None and mask.codes.keys() != masks[default].codes.keys():
+            odd = sorted(mask.codes.keys() ^ masks[default].codes.keys())[0]
+            raise MaskError(
+                f"masks {default!r} and {name!r} list different layers ({odd} is in one only);"
+                " an engine needs the same layers in all its masks"
+            )
+    return BuildInputs(checkpoint, digest, masks, default)
+
+
+def check_mask(name: str, mask: Mask, checkpoint: Checkpoint, digest: str) -> None:
+    """Raise MaskError unless `mask` was made for the model with this base digest."""
+    if mask.base_digest != digest:
+        raise MaskError(
+            f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"
+            f" this model's is {digest[:12]}..."
+        )
+    if not mask.codes:
+        raise MaskError(f"mask {name!r} lists no layers")
+    for layer, codes in mask.codes.items():
+        weight = f"{layer}.weight"
+        if weight not in checkpoint:
+            raise MaskError(f"mask {name!r} lists {layer}, which the model has not")
+        shape = checkpoint.spec(weight).shape
+        if len(shape) != 2 or shape[1] % 4:
+            raise MaskError(f"{layer} has shape {shape}; 2:4 needs a width that is a multiple of 4")
+        if codes.shape != (shape[0], shape[1] // 4):
+            raise MaskError(
+                f"mask {name!r}: {layer} has codes {codes.shape}, the weights {shape} need"
+                f" {(shape[0], shape[1] // 4)}"
+            )
+
+
+def changed_share(mask: Mask, base: Mask) -> float:
+    """Share of the groups in which two masks over the same layers differ."""
+    changed = sum(int(np.count_nonzero(mask.codes[k] != base.codes[k])) for k in base.codes)
+    return changed / sum(codes.size for codes in base.codes.values())
+
+
+def copy_text_files(model: Path, directory: Path) -> None:
+    """Copy tokenizer, chat template and configuration files."""
+    for name in (*TEXT_FILES, "config.json"):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, directory / name)
+
+
+def store_masks(inputs: BuildInputs, directory: Path) -> tuple[MaskRecord, ...]:
+    """Write every mask into the new directory, each readable by itself; their manifest records."""
+    records: list[MaskRecord] = []
+    if inputs.default_mask is None:
+        return ()
+    base = inputs.masks[inputs.default_mask]
+    (directory / MASK_FOLDER).mkdir()
+    for name, mask in inputs.masks.items():
+        file = f"{MASK_FOLDER}/{name}.safetensors"
+        write_mask(directory / file, mask)
+        records.append(
+            MaskRecord(
+                name=name,
+                digest=mask.digest,
+                domain=mask.domain,
+                method=mask.method,
+                layers=len(mask.codes),
+                file=file,
+                changed_share=changed_share(mask, base),
+            )
+        )
+    return tuple(records)
+
+
+def finish(
+    request: BuildRequest,
+    inputs: BuildInputs,
+    directory: Path,
+    target: Target,
+    layout: LayoutRecord | None,
+) -> Manifest:
+    """Add text files, masks and the manifest: the last step of every builder.
+
+    Raises:
+        EngineDirectoryError: a field is not acceptable, such as the name of a mask.
+    """
+    copy_text_files(request.model, directory)
+    try:
+        manifest = Manifest(
+            target=target,
+            model=request.model_name,
+            base_digest=inputs.base_digest,
+            masks=store_masks(inputs, directory),
+            default_mask=inputs.default_mask,
+            layout=layout,
+            sealed=request.sealed,
+            files=file_sizes(directory),
+            created_by=_created_by(),
+        )
+    except ValueError as error:
+        raise EngineDirectoryError(f"cannot describe this engine: {error}") from error
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def _created_by() -> str:
+    try:
+        return f"twofour {version('twofour')}"
+    except PackageNotFoundError:  # running from a checkout that was never installed
+        return "twofour"

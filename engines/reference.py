@@ -1,0 +1,298 @@
+"""The reference engine: transformers with masked dense weights. Slow, and the oracle in tests.
+
+Each sequence runs alone, in float32, with its own cache; nothing is batched, so nothing can leak
+between sequences. Switching the mask rewrites the masked weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from engines.admission import check_request, stop_token_ids, token_limit
+from engines.base import (
+    Engine,
+    EngineInfo,
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    MaskInfo,
+    TokenLogprobs,
+)
+from engines.build import BuildRequest, changed_share, finish, open_inputs
+from engines.errors import (
+    EngineDeadError,
+    EngineOverloadedError,
+    MaskError,
+    UnknownMaskError,
+)
+from engines.manifest import Manifest, atomic_directory, read_manifest
+from engines.output import ChoiceText
+from engines.sampler import SequenceSampler, logprobs_of, sample
+from engines.structured import ConstraintCompiler
+from engines.text import TextCodec
+from maskgen.maskfile import Mask, MaskFileError, read_mask
+from maskgen.patterns import keep_from_codes
+
+
+def build(request: BuildRequest) -> Manifest:
+    """Build a reference engine directory: the model's own files, and the masks.
+
+    Raises:
+        EngineDirectoryError, MaskError, MaskFileError: see `engines.build.open_inputs`.
+    """
+    inputs = open_inputs(request)
+    with atomic_directory(request.out, overwrite=request.overwrite) as directory:
+        for path in sorted(request.model.glob("model*.safetensors*")):
+            shutil.copyfile(path, directory / path.name)
+        return finish(request, inputs, directory, "reference", None)
+
+
+@dataclass
+class _Choice:
+    """One sequence while it runs."""
+
+    index: int
+    mask: str | None
+    tokens: list[int]
+    text: ChoiceText
+    sampler: SequenceSampler
+    prompt_logprobs: int | None
+    cache: Any = None
+    fed: int = 0
+
+
+class ReferenceEngine(Engine):
+    """See `engines.base.Engine`.
+
+    Args:
+        directory: a directory that `build` wrote.
+        max_requests: requests that may be in progress at once.
+
+    Raises:
+        EngineDirectoryError: the directory is malformed.
+    """
+
+    def __init__(self, directory: Path, *, max_requests: int = 64) -> None:
+        manifest = read_manifest(directory)
+        self._manifest = manifest
+        self._codec = TextCodec(directory)
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        ).eval()
+        self._modules = dict(self._model.named_modules())
+        self._masks = {m.name: read_mask(directory / m.file) for m in manifest.masks}
+        layers = () if manifest.default_mask is None else self._masks[manifest.default_mask].codes
+        self._dense = {layer: self._modules[layer].weight.detach().clone() for layer in layers}
+        self._active: str | None = None
+        self._max_requests = max_requests
+        self._running: dict[str, bool] = {}
+        self._pinned: dict[str, int] = {}
+        self._stats = EngineStats()
+        self._last_step = time.monotonic()
+        self._closed = False
+        # One thread: torch calls never overlap, and requests take turns at every token.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reference-engine")
+        config = self._model.config
+        self._constraints = ConstraintCompiler(self._codec, config.vocab_size)
+        self._vocab_size = int(config.vocab_size)
+        self._context = int(config.max_position_embeddings)
+
+    @property
+    def codec(self) -> TextCodec:
+        return self._codec
+
+    def describe(self) -> EngineInfo:
+        return EngineInfo(
+            kind="reference",
+            model=self._manifest.model,
+            base_digest=self._manifest.base_digest,
+            context_length=self._context,
+            vocab_size=self._vocab_size,
+            masks=tuple(self._mask_info(name) for name in self._masks),
+            default_mask=self._manifest.default_mask,
+            isa="torch",
+            layout=None,
+            sparse_layers=0,
+            eligible_layers=len(self._dense),
+            kernels={},
+            weight_bytes=sum(p.nbytes for p in self._model.parameters()),
+            version=f"transformers {transformers.__version__}",
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        if self._closed:
+            raise EngineDeadError("the engine is closed")
+        check_request(request, self._vocab_size, self._context)
+        mask = self._resolve(request.mask)
+        if len(self._running) >= self._max_requests:
+            raise EngineOverloadedError(f"{self._max_requests} requests are in progress")
+        key = request.request_id
+        self._running[key] = True
+        if mask is not None:
+            self._pinned[mask] = self._pinned.get(mask, 0) + 1
+        try:
+            choices = [await self._start(request, mask, i) for i in range(request.sampling.n)]
+            while choices:
+                for choice in list(choices):
+                    chunk = await self._turn(choice, key)
+                    if chunk.finish_reason is not None:
+                        choices.remove(choice)
+                    yield chunk
+        finally:
+            self._running.pop(key, None)
+            if mask is not None:
+                self._pinned[mask] -= 1
+
+    async def abort(self, request_id: str) -> None:
+        if request_id in self._running:
+            self._running[request_id] = False
+
+    async def load_mask(self, name: str, path: Path) -> MaskInfo:
+        if name in self._masks:
+            raise MaskError(f"a mask named {name!r} is loaded already")
+        try:
+            mask = await asyncio.to_thread(read_mask, path)
+        except (MaskFileError, OSError) as error:
+            raise MaskError(str(error)) from error
+        if mask.base_digest != self._manifest.base_digest:
+            raise MaskError(f"mask {name!r} was made for another base model")
+        if mask.codes.keys() != self._dense.keys():
+            raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
+        self._masks[name] = mask
+        return self._mask_info(name)
+
+    async def unload_mask(self, name: str) -> None:
+        if name not in self._masks:
+            raise UnknownMaskError(f"no mask named {name!r} is loaded")
+        if name == self._manifest.default_mask:
+            raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        if self._pinned.get(name):
+            raise MaskError(f"{name!r} is in use; the reference engine cannot unload it now")
+        del self._masks[name]
+
+    def stats(self) -> EngineStats:
+        busy = bool(self._running)
+        age = time.monotonic() - self._last_step if busy else 0.0
+        return replace(self._stats, running=len(self._running), seconds_since_step=age)
+
+    async def close(self) -> None:
+        self._closed = True
+        for key in self._running:
+            self._running[key] = False
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _resolve(self, name: str | None) -> str | None:
+        if name is None:
+            return self._manifest.default_mask
+        if name not in self._masks:
+            raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model")
+        return name
+
+    def _mask_info(self, name: str) -> MaskInfo:
+        mask = self._masks[name]
+        default = self._manifest.default_mask
+        assert default is not None  # masks imply a default: the manifest checks it
+        return MaskInfo(
+            name=name,
+            digest=mask.digest,
+            domain=mask.domain,
+            storage="base" if name == default else "copy",
+            changed_share=changed_share(mask, self._masks[default]),
+            pinned=self._pinned.get(name, 0),
+        )
+
+    async def _start(self, request: GenerationRequest, mask: str | None, index: int) -> _Choice:
+        params = request.sampling.for_choice(index)
+        constraint = None
+        if params.structured is not None:
+            constraint = await asyncio.to_thread(self._constraints.compile, params.structured)
+        eos = self._codec.eos_token_ids
+        prompt = request.prompt_token_ids
+        limit = token_limit(request, self._context)
+        return _Choice(
+            index=index,
+            mask=mask,
+            tokens=list(prompt),
+            text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
+            sampler=SequenceSampler(params, prompt, stop_token_ids(request, eos), constraint),
+            prompt_logprobs=params.prompt_logprobs,
+        )
+
+    async def _turn(self, choice: _Choice, key: str) -> GenerationChunk:
+        """Run one token of one choice; a failure ends only this choice."""
+        if not self._running[key]:
+            return GenerationChunk(choice.index, choice.text.flush(), (), finish_reason="abort")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, self._advance, choice)
+        except Exception as error:
+            message = str(error) or type(error).__name__
+            return GenerationChunk(choice.index, "", (), finish_reason="error", error=message)
+
+    def _advance(self, choice: _Choice) -> GenerationChunk:
+        first = choice.fed == 0
+        logits = self._forward(choice)
+        self._last_step = time.monotonic()
+        prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+        if first and choice.prompt_logprobs is not None:
+            rows = [
+                logprobs_of(logits[i], choice.tokens[i + 1], choice.prompt_logprobs)
+                for i in range(len(choice.tokens) - 1)
+            ]
+            prompt_logprobs = (None, *rows)
+        (sampled,) = sample(logits[-1:], [choice.sampler])
+        if sampled.error is not None:
+            return GenerationChunk(choice.index, "", (), finish_reason="error", error=sampled.error)
+        choice.tokens.append(sampled.token_id)
+        constraint = choice.sampler.constraint
+        piece = choice.text.push(
+            sampled.token_id,
+            constraint_finished=constraint is not None and constraint.finished,
+        )
+        self._stats = replace(
+            self._stats,
+            steps=self._stats.steps + 1,
+            prompt_tokens=self._stats.prompt_tokens + (choice.fed if first else 0),
+            generation_tokens=self._stats.generation_tokens + 1,
+        )
+        return GenerationChunk(
+            index=choice.index,
+            text=piece.text,
+            token_ids=(sampled.token_id,),
+            logprobs=None if sampled.logprobs is None else (sampled.logprobs,),
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+        )
+
+    @torch.no_grad()
+    def _forward(self, choice: _Choice) -> np.ndarray[Any, np.dtype[np.float32]]:
+        self._activate(choice.mask)
+        if choice.cache is None:
+            choice.cache = transformers.DynamicCache(config=self._model.config)
+        ids = torch.tensor([choice.tokens[choice.fed :]])
+        output = self._model(input_ids=ids, past_key_values=choice.cache, use_cache=True)
+        choice.fed = len(choice.tokens)
+        logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0].numpy()
+        return logits
+
+    def _activate(self, name: str | None) -> None:
+        if name == self._active or name is None:
+            return
+        mask: Mask = self._masks[name]
+        for layer, dense in self._dense.items():
+            keep = torch.from_numpy(keep_from_codes(mask.codes[layer]))
+            self._modules[layer].weight.data.copy_(dense * keep)
+        self._active = name
+        self._stats = replace(self._stats, mask_switches=self._stats.mask_switches + 1)

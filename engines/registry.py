@@ -1,0 +1,35 @@
+"""Engine classes by target, imported when a directory of that target is opened."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from engines.base import Engine
+from engines.manifest import Target, read_manifest
+
+ENGINES: dict[Target, str] = {
+    "cpu": "engines.cpu.engine:CpuEngine",
+    "vllm": "engines.vllm_plugin.engine:VllmEngine",
+    "tensorrt-llm": "engines.tensorrt_llm.engine:TensorRtLlmEngine",
+    "reference": "engines.reference:ReferenceEngine",
+}
+
+
+def open_engine(directory: Path, **options: Any) -> Engine:
+    """Open an engine directory with the engine of its target.
+
+    Args:
+        directory: what `twofour build` wrote.
+        options: what the engine class takes beside the directory.
+
+    Raises:
+        EngineDirectoryError: the directory cannot be read, or holds what this build cannot run.
+        ModuleNotFoundError: the target's extra is not installed.
+    """
+    manifest = read_manifest(directory)
+    module, _, name = ENGINES[manifest.target].partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    engine: Engine = factory(directory, **options)
+    return engine

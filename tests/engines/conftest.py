@@ -1,0 +1,59 @@
+"""Tiny models and masks shared by the engine tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.checkpoint import Checkpoint
+from maskgen.maskfile import Mask, base_digest, write_mask
+from maskgen.patterns import project
+from tests.tiny_model import make_tiny_llama
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def random_mask(
+    model: Path, path: Path, *, seed: int = 0, domain: str = "general", leave_out: str = ""
+) -> Path:
+    """A random mask over the linear layers of `model`, without those that end in `leave_out`."""
+    rng = np.random.default_rng(seed)
+    checkpoint = Checkpoint(model)
+    codes = {}
+    for name in checkpoint:
+        layer = name.removesuffix(".weight")
+        if not layer.endswith(LINEARS) or (leave_out and layer.endswith(leave_out)):
+            continue
+        codes[layer] = project(rng.random(checkpoint.spec(name).shape))
+    write_mask(
+        path,
+        Mask(
+            codes=codes,
+            base_digest=base_digest(model),
+            method="random",
+            domain=domain,
+            calibration_digest=None,
+            seed=seed,
+        ),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def mask_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    folder = tmp_path_factory.mktemp("masks")
+
+    def make(model: Path, seed: int = 0, **options: str) -> Path:
+        label = "-".join([model.parent.name, model.name, str(seed), *options.values()])
+        path = folder / f"{label}.safetensors"
+        return path if path.exists() else random_mask(model, path, seed=seed, **options)
+
+    return make

@@ -1,0 +1,87 @@
+"""`twofour build`: turn a model and its masks into an engine directory."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from engines.manifest import Manifest
+
+BUILDERS = {
+    "cpu": "engines.cpu.build:build",
+    "vllm": "engines.vllm_plugin.build:build",
+    "tensorrt-llm": "engines.tensorrt_llm.build:build",
+    "reference": "engines.reference:build",
+}
+
+
+def build(
+    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    out: Annotated[Path, typer.Option(help="The engine directory to make.")],
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FILE, or FILE to name it by its domain. Repeat for more masks; the first is"
+            " the default. None builds a dense engine."
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option(help="cpu, vllm, tensorrt-llm or reference.")] = "cpu",
+    name: Annotated[
+        str | None, typer.Option(help="What requests call the model [default: the model's name].")
+    ] = None,
+    sealed: Annotated[
+        bool, typer.Option(help="Leave out what masks loaded later would need.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an engine directory at --out.")] = False,
+) -> None:
+    """Build an engine directory from a model and its masks."""
+    from rich.progress import Progress
+
+    from engines.build import BuildRequest
+    from maskgen.models import model_name, resolve_model
+
+    if target not in BUILDERS:
+        raise ValueError(f"target {target!r} is none of {', '.join(BUILDERS)}")
+    with Progress(transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        manifest = run_builder(
+            target,
+            BuildRequest(
+                model=resolve_model(model),
+                model_name=name or model_name(model),
+                masks=dict(_named(spec) for spec in mask or []),
+                out=out,
+                sealed=sealed,
+                overwrite=overwrite,
+                progress=lambda what, done, total: bar.update(
+                    task, description=what, completed=done, total=total
+                ),
+            ),
+        )
+    size = sum(manifest.files.values()) / 2**20
+    names = ", ".join(m.name for m in manifest.masks) or "none (dense)"
+    typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {size:.0f} MiB")
+
+
+def run_builder(target: str, request: BuildRequest) -> Manifest:
+    """Build with the target's builder, imported now."""
+    module, _, function = BUILDERS[target].partition(":")
+    manifest: Manifest = getattr(importlib.import_module(module), function)(request)
+    return manifest
+
+
+def _named(spec: str) -> tuple[str, Path]:
+    from maskgen.maskfile import read_metadata
+
+    name, found, file = spec.partition("=")
+    if found:
+        return name, Path(file)
+    return read_metadata(Path(spec))["domain"], Path(spec)
+
+
+if TYPE_CHECKING:
+    from engines.build import BuildRequest
