@@ -1,0 +1,5 @@
+"""The native module; the typed interfaces are the Python modules that wrap each submodule."""
+
+from typing import Any
+
+kernels: Any

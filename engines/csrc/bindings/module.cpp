@@ -1,0 +1,11 @@
+// The native module `engines._native`. Each area of the engine binds a submodule.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_kernels(nb::module_ m);
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native kernels of the CPU engine; see engines/kernels.py for the typed interface.";
+  bind_kernels(m.def_submodule("kernels", "Packing and products of 2:4 sparse and dense weights."));
+}

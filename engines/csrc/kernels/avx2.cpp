@@ -1,0 +1,131 @@
+// AVX2 with FMA: as AVX-512 without BF16, on half a row block at a time. vpermps looks at three bits of
+// each index, so one register of 8 inputs serves two groups and a code's nibble is its own table index.
+#include <immintrin.h>
+
+#include "driver.h"
+#include "positions.h"
+#include "tables.h"
+
+namespace twofour {
+namespace {
+
+constexpr Positions positions = make_positions(8, 4);
+
+struct Avx2Ops {
+  using Activation = float;
+  static constexpr std::size_t max_tokens = 4;  // 2 halves x 4 tokens: 8 of 16 registers
+  static constexpr std::size_t prefetch_bytes = 4096;
+
+  static __m256i load(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static __m256 low(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+  static __m256 high(__m256i pairs) {
+    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  template <Layout L, int R, int T>
+  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
+    for (int r = 0; r < R; ++r) one_block<L, T>(w[r], x, tiles, acc + r * T * 16);
+  }
+
+  template <Layout L, int T>
+  static inline __attribute__((always_inline)) void one_block(const std::byte* w, const Activation* x,
+                                                              std::size_t tiles, float* acc) {
+    __m256 sum[2][T];
+    for (int h = 0; h < 2; ++h) {
+      for (int t = 0; t < T; ++t) sum[h][t] = _mm256_loadu_ps(acc + t * 16 + 8 * h);
+    }
+    for (std::size_t tile = 0; tile < tiles; ++tile) {
+      const Activation* in = x + tile * T * tile_inputs;
+      const std::byte* from = w + tile * tile_bytes(L);
+      if constexpr (T <= 2) {
+        for (std::size_t line = 0; line < tile_bytes(L); line += 64) {
+          _mm_prefetch(reinterpret_cast<const char*>(from + prefetch_bytes + line), _MM_HINT_T0);
+        }
+      }
+      if constexpr (L == Layout::sparse24_bf16) {
+        sparse_tile<T>(from, in, sum);
+      } else {
+        dense_tile<T>(from, in, sum);
+      }
+    }
+    for (int h = 0; h < 2; ++h) {
+      for (int t = 0; t < T; ++t) _mm256_storeu_ps(acc + t * 16 + 8 * h, sum[h][t]);
+    }
+  }
+
+  template <int T>
+  static inline __attribute__((always_inline)) void sparse_tile(const std::byte* from, const Activation* in,
+                                                                __m256 (&sum)[2][T]) {
+    const __m256i codes[2] = {load(from), load(from + 32)};
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+      const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(positions.entry[g]));
+      for (int h = 0; h < 2; ++h) {
+        const __m256i first = _mm256_permutevar8x32_epi32(table, _mm256_srli_epi32(codes[h], 4 * g));
+        const __m256i second = _mm256_srli_epi32(first, 4);
+        const __m256i pairs = load(from + 64 + 64 * g + 32 * h);
+        const __m256 left = low(pairs), right = high(pairs);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const __m256 inputs = _mm256_loadu_ps(in + 32 * t + 8 * (g / 2));
+          sum[h][t] = _mm256_fmadd_ps(left, _mm256_permutevar8x32_ps(inputs, first), sum[h][t]);
+          sum[h][t] = _mm256_fmadd_ps(right, _mm256_permutevar8x32_ps(inputs, second), sum[h][t]);
+        }
+      }
+    }
+  }
+
+  template <int T>
+  static inline __attribute__((always_inline)) void dense_tile(const std::byte* from, const Activation* in,
+                                                               __m256 (&sum)[2][T]) {
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+      const __m256i pairs[2] = {load(from + 64 * p), load(from + 64 * p + 32)};
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const __m256 first = _mm256_set1_ps(in[32 * t + 2 * p]);
+        const __m256 second = _mm256_set1_ps(in[32 * t + 2 * p + 1]);
+        for (int h = 0; h < 2; ++h) {
+          sum[h][t] = _mm256_fmadd_ps(low(pairs[h]), first, sum[h][t]);
+          sum[h][t] = _mm256_fmadd_ps(high(pairs[h]), second, sum[h][t]);
+        }
+      }
+    }
+  }
+
+  static float patch_row(const std::uint32_t* group, const std::uint16_t* delta, std::size_t length,
+                         const Activation* x, std::size_t tile_stride) {
+    __m128 sum = _mm_setzero_ps();
+    for (std::size_t i = 0; i < length; ++i) {
+      const float* from = x + (group[i] / tile_groups) * tile_stride + 4 * (group[i] % tile_groups);
+      const __m128i change = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(delta + 4 * i));
+      const __m128 values = _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(change), 16));
+      sum = _mm_fmadd_ps(values, _mm_loadu_ps(from), sum);
+    }
+    float parts[4];
+    _mm_storeu_ps(parts, sum);
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  }
+
+  static std::uint64_t read(const std::byte* data, std::size_t bytes) {
+    __m256i a = _mm256_setzero_si256(), b = a;
+    for (std::size_t i = 0; i + 64 <= bytes; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + prefetch_bytes), _MM_HINT_T0);
+      a = _mm256_xor_si256(a, load(data + i));
+      b = _mm256_xor_si256(b, load(data + i + 32));
+    }
+    std::uint64_t parts[4];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(parts), _mm256_xor_si256(a, b));
+    return parts[0] ^ parts[1] ^ parts[2] ^ parts[3];
+  }
+
+  static const char* kernel_name(Layout layout, std::size_t) {
+    return layout == Layout::sparse24_bf16 ? "sparse24-rows-vpermps" : "dense-rows-fma";
+  }
+};
+
+}  // namespace
+
+Kernels avx2_kernels() { return Driver<Avx2Ops>::table(Isa::avx2, "avx2"); }
+
+}  // namespace twofour

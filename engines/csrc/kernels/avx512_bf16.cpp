@@ -1,0 +1,142 @@
+// AVX-512 with BF16: vdpbf16ps multiplies 16 rows' pairs of weights with 16 pairs of inputs.
+//
+// Sparse: the codes of a group become, through a 16-entry table (vpermd), the positions of each row's two
+// kept inputs among the tile's 32; vpermw fetches those pairs from the one register that holds
+// the tile's inputs. So activations need no preparation beyond their order, and the positions, which do
+// not depend on the token, are shared by all tokens of a panel.
+#include <immintrin.h>
+
+#include "driver.h"
+#include "positions.h"
+#include "tables.h"
+
+namespace twofour {
+namespace {
+
+constexpr Positions positions = make_positions(32, 16);  // one 16-bit index for each of vpermw's lanes
+
+struct Bf16Ops {
+  using Activation = std::uint16_t;
+  static constexpr std::size_t max_tokens = 12;  // 2 row blocks x 12 tokens: 24 of 32 registers
+  // Far enough ahead to cover memory's latency at one core's share of its bandwidth.
+  static constexpr std::size_t prefetch_bytes = 4096;
+
+  static __m512bh pairs(__m512i v) { return reinterpret_cast<__m512bh>(v); }
+
+  template <int R>
+  static void prefetch(const std::byte* const* w, std::size_t offset, std::size_t bytes) {
+    for (int r = 0; r < R; ++r) {
+      for (std::size_t line = 0; line < bytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(w[r] + offset + prefetch_bytes + line), _MM_HINT_T0);
+      }
+    }
+  }
+
+  template <Layout L, int R, int T>
+  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
+    __m512 sum[R][T];
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) sum[r][t] = _mm512_loadu_ps(acc + (r * T + t) * 16);
+    }
+    for (std::size_t tile = 0; tile < tiles; ++tile) {
+      const Activation* in = x + tile * T * tile_inputs;
+      const std::size_t offset = tile * tile_bytes(L);
+      if constexpr (T <= 4) prefetch<R>(w, offset, tile_bytes(L));
+      if constexpr (L == Layout::sparse24_bf16) {
+        sparse_tile<R, T>(w, offset, in, sum);
+      } else {
+        dense_tile<R, T>(w, offset, in, sum);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) _mm512_storeu_ps(acc + (r * T + t) * 16, sum[r][t]);
+    }
+  }
+
+  template <int R, int T>
+  static inline __attribute__((always_inline)) void sparse_tile(const std::byte* const* w,
+                                                                std::size_t offset, const Activation* in,
+                                                                __m512 (&sum)[R][T]) {
+    __m512i codes[R];
+    for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(w[r] + offset);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+      const __m512i table = _mm512_load_si512(positions.entry[g]);
+      for (int r = 0; r < R; ++r) {
+        const __m512i where =
+            _mm512_permutexvar_epi32(_mm512_srli_epi32(codes[r], static_cast<unsigned>(4 * g)), table);
+        const __m512i values = _mm512_loadu_si512(w[r] + offset + 64 + 64 * g);
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+          const __m512i inputs = _mm512_loadu_si512(in + 32 * t);
+          sum[r][t] = _mm512_dpbf16_ps(sum[r][t], pairs(values),
+                                       pairs(_mm512_permutexvar_epi16(where, inputs)));
+        }
+      }
+    }
+  }
+
+  template <int R, int T>
+  static inline __attribute__((always_inline)) void dense_tile(const std::byte* const* w, std::size_t offset,
+                                                               const Activation* in, __m512 (&sum)[R][T]) {
+#pragma GCC unroll 16
+    for (int p = 0; p < 16; ++p) {
+      __m512i values[R];
+      for (int r = 0; r < R; ++r) values[r] = _mm512_loadu_si512(w[r] + offset + 64 * p);
+#pragma GCC unroll 12
+      for (int t = 0; t < T; ++t) {
+        int pair;
+        __builtin_memcpy(&pair, in + 32 * t + 2 * p, 4);
+        const __m512i inputs = _mm512_set1_epi32(pair);
+        for (int r = 0; r < R; ++r) {
+          sum[r][t] = _mm512_dpbf16_ps(sum[r][t], pairs(values[r]), pairs(inputs));
+        }
+      }
+    }
+  }
+
+  // Eight changed groups at a time: their four inputs are one 64-bit gather each.
+  static float patch_row(const std::uint32_t* group, const std::uint16_t* delta, std::size_t length,
+                         const Activation* x, std::size_t tile_stride) {
+    const __m256i stride = _mm256_set1_epi32(static_cast<int>(2 * tile_stride));
+    __m512 sum = _mm512_setzero_ps();
+    for (std::size_t i = 0; i < length; i += 8) {
+      const unsigned left = static_cast<unsigned>(smaller(8, length - i));
+      const __mmask8 mask = static_cast<__mmask8>((1u << left) - 1u);
+      const __m256i index = _mm256_maskz_loadu_epi32(mask, group + i);
+      const __m256i place =
+          _mm256_add_epi32(_mm256_mullo_epi32(_mm256_srli_epi32(index, 3), stride),
+                           _mm256_slli_epi32(_mm256_and_si256(index, _mm256_set1_epi32(7)), 3));
+      const __m512i inputs = _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), mask, place, x, 1);
+      const __m512i change = _mm512_maskz_loadu_epi64(mask, delta + 4 * i);
+      sum = _mm512_dpbf16_ps(sum, pairs(change), pairs(inputs));
+    }
+    return _mm512_reduce_add_ps(sum);
+  }
+
+  static std::uint64_t read(const std::byte* data, std::size_t bytes) {
+    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+    for (std::size_t i = 0; i + 256 <= bytes; i += 256) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 64), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 128), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 192), _MM_HINT_T0);
+      a = _mm512_xor_si512(a, _mm512_loadu_si512(data + i));
+      b = _mm512_xor_si512(b, _mm512_loadu_si512(data + i + 64));
+      c = _mm512_xor_si512(c, _mm512_loadu_si512(data + i + 128));
+      d = _mm512_xor_si512(d, _mm512_loadu_si512(data + i + 192));
+    }
+    const __m512i all = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
+    return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(all));
+  }
+
+  static const char* kernel_name(Layout layout, std::size_t) {
+    return layout == Layout::sparse24_bf16 ? "sparse24-rows-vpermw" : "dense-rows";
+  }
+};
+
+}  // namespace
+
+Kernels avx512_bf16_kernels() { return Driver<Bf16Ops>::table(Isa::avx512_bf16, "avx512_bf16"); }
+
+}  // namespace twofour

@@ -1,0 +1,291 @@
+// The loops around an instruction set's inner kernels, written once.
+//
+// `Ops` is a type of the including file's anonymous namespace, so that each file gets its own copy of
+// everything here (a shared copy would be compiled for whichever file the linker met first). It provides
+//   Activation            element of prepared activations: std::uint16_t (bf16) or float
+//   max_tokens            most tokens of one panel
+//   block<L, R, T>(w, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
+//                         acc[R][T][16] += W x; w[r] is row block r's first tile, x the panel's
+//
+// Prepared activations are panels of up to max_tokens tokens; a panel is stored tile by tile, and in a
+// tile token by token: [panel][tile][token][32 inputs]. One micro-kernel call then reads
+// consecutive memory whatever k is, with no two tokens a power of two apart.
+#pragma once
+
+#include "kernels.h"
+#include "numeric.h"
+
+namespace twofour {
+
+// Panels of nearly equal size: 16 tokens are 8 + 8, not 12 + 4.
+struct Panels {
+  std::size_t count, base, larger;  // the first `larger` panels hold base + 1 tokens, the others base
+  std::size_t first(std::size_t panel) const { return panel * base + smaller(panel, larger); }
+  std::size_t size(std::size_t panel) const { return base + (panel < larger ? 1 : 0); }
+  std::size_t of(std::size_t token) const {
+    const std::size_t in_larger = larger * (base + 1);
+    return token < in_larger ? token / (base + 1) : larger + (token - in_larger) / base;
+  }
+};
+
+template <class Ops>
+struct Driver {
+  using Activation = typename Ops::Activation;
+  using Block = void (*)(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc);
+  static constexpr std::size_t max_tokens = Ops::max_tokens;
+  static constexpr std::size_t max_rows = 2;  // row blocks per inner kernel
+  // Tokens whose accumulators one pass over the weights keeps: the activations of a pass should stay in
+  // the second-level cache (half of 1 MiB, the smallest that AVX-512 server cores have).
+  static constexpr std::size_t pass_tokens = 8 * max_tokens;
+  static constexpr std::size_t pass_bytes = 768 * 1024;
+  // Input tiles per inner call when several panels share the weights: 16 tiles of two row blocks are
+  // 18 KiB (sparse), which stay in the first-level cache while the panels pass.
+  static constexpr std::size_t chunk_tiles = 16;
+
+  static Panels panels(std::size_t tokens) {
+    const std::size_t count = (tokens + max_tokens - 1) / max_tokens;
+    return {count, count ? tokens / count : 0, count ? tokens % count : 0};
+  }
+
+  // First element of (token, tile).
+  static std::size_t place(const Panels& p, std::size_t tiles, std::size_t token, std::size_t tile) {
+    const std::size_t panel = p.of(token), first = p.first(panel);
+    return (first * tiles + tile * p.size(panel) + (token - first)) * tile_inputs;
+  }
+
+  static std::size_t prepared_bytes(std::size_t tokens, std::size_t k) {
+    return tokens * input_tiles(k) * tile_inputs * sizeof(Activation);
+  }
+
+  static Activation rounded(float value) {
+    if constexpr (sizeof(Activation) == 2) {
+      return float_to_bf16(value);
+    } else {
+      return bf16_to_float(float_to_bf16(value));
+    }
+  }
+  static Activation rounded(std::uint16_t value) {
+    if constexpr (sizeof(Activation) == 2) {
+      return value;
+    } else {
+      return bf16_to_float(value);
+    }
+  }
+
+  template <class Source>
+  static void prepare(const Source* x, std::size_t stride, std::size_t tokens, std::size_t k, void* prepared,
+                      std::size_t begin, std::size_t end) {
+    const Panels p = panels(tokens);
+    const std::size_t tiles = input_tiles(k);
+    Activation* out = static_cast<Activation*>(prepared);
+    for (std::size_t token = begin; token < end; ++token) {
+      const Source* row = x + token * stride;
+      for (std::size_t tile = 0; tile < tiles; ++tile) {
+        Activation* to = out + place(p, tiles, token, tile);
+        const Source* from = row + tile * tile_inputs;
+        const std::size_t valid = smaller(tile_inputs, k - tile * tile_inputs);
+        if (valid == tile_inputs) {
+          for (std::size_t i = 0; i < tile_inputs; ++i) to[i] = rounded(from[i]);
+        } else {
+          for (std::size_t i = 0; i < valid; ++i) to[i] = rounded(from[i]);
+          for (std::size_t i = valid; i < tile_inputs; ++i) to[i] = Activation{};
+        }
+      }
+    }
+  }
+
+  // Writes 16 outputs of one token and row block; `values` may be changed.
+  static void write(const Output& y, const Panels& p, std::size_t n, std::size_t token, std::size_t block,
+                    float* values) {
+    const std::size_t first = block * tile_rows;
+    const std::size_t valid = smaller(tile_rows, n - first);
+    if (y.bias) {
+      for (std::size_t i = 0; i < valid; ++i) values[i] += y.bias[first + i];
+    }
+    if (y.kind == OutputKind::prepared) {
+      Activation* to = static_cast<Activation*>(y.data) +
+                       place(p, input_tiles(n), token, first / tile_inputs) + first % tile_inputs;
+      for (std::size_t i = 0; i < tile_rows; ++i) to[i] = rounded(values[i]);
+      if (block + 1 == row_blocks(n) && first % tile_inputs == 0) {
+        for (std::size_t i = tile_rows; i < tile_inputs; ++i) to[i] = Activation{};
+      }
+    } else if (y.kind == OutputKind::bf16) {
+      std::uint16_t* to = static_cast<std::uint16_t*>(y.data) + token * y.stride + first;
+      for (std::size_t i = 0; i < valid; ++i) to[i] = float_to_bf16(values[i]);
+    } else {
+      float* to = static_cast<float*>(y.data) + token * y.stride + first;
+      if (y.kind == OutputKind::f32_add) {
+        for (std::size_t i = 0; i < valid; ++i) values[i] = to[i] + values[i];
+      }
+      for (std::size_t i = 0; i < valid; ++i) to[i] = values[i];
+    }
+  }
+
+  template <Layout L, int R>
+  static void block(std::size_t tokens, const std::byte* const* w, const Activation* x, std::size_t tiles,
+                    float* acc) {
+    static constexpr auto table = []<std::size_t... T>(Sequence<T...>) {
+      return BlockTable{{&Ops::template block<L, R, static_cast<int>(T) + 1>...}};
+    }(MakeSequence<max_tokens>{});
+    table.entry[tokens - 1](w, x, tiles, acc);
+  }
+
+  // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
+  template <Layout L, int R>
+  static void multiply(const std::byte* const* w, const Activation* x, const Panels& p, std::size_t first,
+                       std::size_t last, std::size_t tiles, float* acc) {
+    const std::size_t start = p.first(first);
+    const std::size_t stop = p.first(last);
+    for (std::size_t i = 0; i < (stop - start) * R * tile_rows; ++i) acc[i] = 0.0f;
+    const std::size_t step = last - first == 1 ? tiles : chunk_tiles;
+    for (std::size_t tile = 0; tile < tiles; tile += step) {
+      const std::byte* part[R];
+      for (int r = 0; r < R; ++r) part[r] = w[r] + tile * tile_bytes(L);
+      const std::size_t count = smaller(step, tiles - tile);
+      for (std::size_t panel = first; panel < last; ++panel) {
+        const std::size_t size = p.size(panel), token = p.first(panel);
+        block<L, R>(size, part, x + (token * tiles + tile * size) * tile_inputs, count,
+                    acc + (token - start) * R * tile_rows);
+      }
+    }
+  }
+
+  // Panels of one pass over the weights, from `first`.
+  static std::size_t pass_end(const Panels& p, std::size_t first, std::size_t tiles) {
+    const std::size_t panel_bytes = (p.base + 1) * tiles * tile_inputs * sizeof(Activation);
+    std::size_t count = pass_bytes / panel_bytes;
+    count = count < 1 ? 1 : smaller(count, pass_tokens / max_tokens);
+    return smaller(p.count, first + count);
+  }
+
+  // R row blocks, one after the other or (gated) of two matrices, then `finish(token, r, values)`.
+  template <Layout L, int R, class Finish>
+  static void pass(const std::byte* const* w, const Activation* x, const Panels& p, std::size_t first,
+                   std::size_t last, std::size_t tiles, float* acc, Finish finish) {
+    multiply<L, R>(w, x, p, first, last, tiles, acc);
+    const std::size_t start = p.first(first);
+    for (std::size_t panel = first; panel < last; ++panel) {
+      const std::size_t size = p.size(panel), token = p.first(panel);
+      float* values = acc + (token - start) * R * tile_rows;
+      for (std::size_t t = 0; t < size; ++t) {
+        finish(token + t, values + t * tile_rows, size * tile_rows);
+      }
+    }
+  }
+
+  template <Layout L>
+  static void linear_of(const Weights& w, const Activation* x, std::size_t tokens, const Output& y,
+                        std::size_t begin, std::size_t end) {
+    alignas(64) float acc[max_rows * pass_tokens * tile_rows];
+    const Panels p = panels(tokens);
+    const std::size_t tiles = input_tiles(w.k), bytes = block_bytes(L, w.k);
+    for (std::size_t first = 0, last = 0; first < p.count; first = last) {
+      last = pass_end(p, first, tiles);
+      std::size_t block = begin;
+      for (; block + 2 <= end; block += 2) {
+        const std::byte* rows[2] = {w.data + block * bytes, w.data + (block + 1) * bytes};
+        pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
+          write(y, p, w.n, token, block, v);
+          write(y, p, w.n, token, block + 1, v + next);
+        });
+      }
+      if (block < end) {
+        const std::byte* rows[1] = {w.data + block * bytes};
+        pass<L, 1>(rows, x, p, first, last, tiles, acc,
+                   [&](std::size_t token, float* v, std::size_t) { write(y, p, w.n, token, block, v); });
+      }
+    }
+  }
+
+  template <Layout L>
+  static void gated_of(const Weights& gate, const Weights& up, const Activation* x, std::size_t tokens,
+                       const Output& y, std::size_t begin, std::size_t end) {
+    alignas(64) float acc[max_rows * pass_tokens * tile_rows];
+    const Panels p = panels(tokens);
+    const std::size_t tiles = input_tiles(gate.k), bytes = block_bytes(L, gate.k);
+    for (std::size_t first = 0, last = 0; first < p.count; first = last) {
+      last = pass_end(p, first, tiles);
+      for (std::size_t block = begin; block < end; ++block) {
+        const std::byte* rows[2] = {gate.data + block * bytes, up.data + block * bytes};
+        pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
+          for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
+          write(y, p, gate.n, token, block, v);
+        });
+      }
+    }
+  }
+
+  static void linear(const Weights& w, const void* prepared, std::size_t tokens, const Output& y,
+                     std::size_t begin, std::size_t end) {
+    const Activation* x = static_cast<const Activation*>(prepared);
+    if (w.layout == Layout::sparse24_bf16) {
+      linear_of<Layout::sparse24_bf16>(w, x, tokens, y, begin, end);
+    } else {
+      linear_of<Layout::dense_bf16>(w, x, tokens, y, begin, end);
+    }
+  }
+
+  static void gated(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
+                    const Output& y, std::size_t begin, std::size_t end) {
+    const Activation* x = static_cast<const Activation*>(prepared);
+    if (gate.layout == Layout::sparse24_bf16) {
+      gated_of<Layout::sparse24_bf16>(gate, up, x, tokens, y, begin, end);
+    } else {
+      gated_of<Layout::dense_bf16>(gate, up, x, tokens, y, begin, end);
+    }
+  }
+
+  static void silu_mul(const float* gate, const float* up, std::size_t stride, std::size_t n,
+                       std::size_t tokens, const Output& y, std::size_t begin, std::size_t end) {
+    const Panels p = panels(tokens);
+    for (std::size_t token = 0; token < tokens; ++token) {
+      for (std::size_t block = begin; block < end; ++block) {
+        const std::size_t from = token * stride + block * tile_rows;
+        const std::size_t valid = smaller(tile_rows, n - block * tile_rows);
+        float values[tile_rows] = {};
+        for (std::size_t i = 0; i < valid; ++i) values[i] = silu(gate[from + i]) * up[from + i];
+        write(y, p, n, token, block, values);
+      }
+    }
+  }
+
+  static void patch_add(const Patch& patch, const void* prepared, std::size_t tokens,
+                        const std::uint32_t* which, std::size_t count, float* y, std::size_t stride,
+                        std::size_t begin, std::size_t end) {
+    const Panels p = panels(tokens);
+    const std::size_t tiles = input_tiles(patch.k);
+    const std::size_t row_end = smaller(end * tile_rows, patch.n);
+    for (std::size_t row = begin * tile_rows; row < row_end; ++row) {
+      const std::uint32_t from = patch.row_start[row], length = patch.row_start[row + 1] - from;
+      if (length == 0) continue;
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t token = which[i], tile_stride = p.size(p.of(token)) * tile_inputs;
+        const Activation* x = static_cast<const Activation*>(prepared) + place(p, tiles, token, 0);
+        y[token * stride + row] += Ops::patch_row(patch.group + from, patch.delta + 4 * std::size_t{from},
+                                                  length, x, tile_stride);
+      }
+    }
+  }
+
+  static Kernels table(Isa isa, const char* name) {
+    return {isa,      name,  prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated,
+            silu_mul, patch_add, Ops::read,  Ops::kernel_name};
+  }
+
+ private:
+  template <std::size_t... I>
+  struct Sequence {};
+  template <std::size_t N, std::size_t... I>
+  struct Make : Make<N - 1, N - 1, I...> {};
+  template <std::size_t... I>
+  struct Make<0, I...> {
+    using type = Sequence<I...>;
+  };
+  template <std::size_t N>
+  using MakeSequence = typename Make<N>::type;
+  struct BlockTable {
+    Block entry[max_tokens];
+  };
+};
+
+}  // namespace twofour
