@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import build, data, demo
+from twofour.commands import build, data, demo, serve
 
 app = typer.Typer(
     name="twofour",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("build")(build.build)
+app.command("serve")(serve.serve)
 
 
 def main() -> None:

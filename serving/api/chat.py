@@ -1,0 +1,186 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engines.base import GenerationChunk, TokenLogprobs
+from serving.api.responses import ERRORS, finish_reason, json_response
+from serving.auth import ApiRoute
+from serving.generation import Generation, Piece
+from serving.names import Target
+from serving.sampling import to_sampling
+from serving.schemas.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatRequest,
+    ChatResponse,
+)
+from serving.service import Service, ServiceDep
+from serving.streaming import EventStream
+from serving.tokens import chat_logprobs, prompt_logprobs
+from serving.usage import UsageCounter
+
+router = APIRouter(route_class=ApiRoute, tags=["generation"])
+
+
+@router.post("/v1/chat/completions", response_model=ChatResponse, responses=ERRORS)
+async def create_chat_completion(body: ChatRequest, http: Request, service: ServiceDep) -> Response:
+    """Answer a conversation."""
+    target = service.names.resolve(body.model, body.mask)
+    ticket = service.admission.admit(body.n or 1, "n")
+    try:
+        prompt = await service.prompts.chat(body.messages)
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        service.prompts.check_room([prompt], max_tokens)
+        sampling = to_sampling(
+            body,
+            max_tokens=max_tokens,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            prompt_logprobs=body.prompt_logprobs,
+            vocab_size=service.vocab_size,
+        )
+        generation = service.generation(http, ticket, target, [prompt], sampling, body.cache_salt)
+    except BaseException:
+        ticket.release()
+        raise
+    answer = ChatAnswer(service, body, target, prompt)
+    if body.stream:
+        return EventStream(generation, answer, service.settings.keep_alive_interval)
+    return json_response(await answer.collect(generation))
+
+
+@dataclass
+class _Choice:
+    """What one choice has so far."""
+
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    last: GenerationChunk | None = None
+
+
+class ChatAnswer:
+    """Builds the answer, whole or as chunks."""
+
+    def __init__(
+        self, service: Service, body: ChatRequest, target: Target, prompt: tuple[int, ...]
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._target = target
+        self._n = body.n or 1
+        self._usage = UsageCounter([prompt])
+        self._id = f"chatcmpl-{uuid4().hex}"
+        self._created = int(time.time())
+        options = body.stream_options
+        self._include_usage = bool(options and options.include_usage)
+        self._running_usage = bool(
+            self._include_usage and options and options.continuous_usage_stats
+        )
+
+    async def collect(self, generation: Generation) -> ChatResponse:
+        """The whole answer.
+
+        Raises:
+            ApiError: the generation failed.
+        """
+        choices = [_Choice() for _ in range(self._n)]
+        prompt_entries: tuple[TokenLogprobs | None, ...] | None = None
+        async with generation:
+            async for piece in generation.pieces():
+                self._usage.add(piece)
+                choice = choices[piece.chunk.index]
+                choice.text += piece.chunk.text
+                choice.logprobs.extend(piece.chunk.logprobs or ())
+                choice.last = piece.chunk
+                prompt_entries = piece.chunk.prompt_logprobs or prompt_entries
+        answer = ChatResponse(
+            id=self._id,
+            object="chat.completion",
+            created=self._created,
+            model=self._target.model,
+            choices=[self._finished(index, choice) for index, choice in enumerate(choices)],
+            usage=self._usage.usage(),
+            system_fingerprint=self._target.fingerprint,
+        )
+        if self._body.prompt_logprobs is not None and prompt_entries is not None:
+            answer.prompt_logprobs = prompt_logprobs(
+                self._service.tokens, prompt_entries, self._body.prompt_logprobs
+            )
+        return answer
+
+    def opening(self) -> Sequence[BaseModel]:
+        """Every choice begins with its role."""
+        delta = ChatDelta(role="assistant", content="")
+        return [self._chunk([_chunk_choice(index, delta)]) for index in range(self._n)]
+
+    def event(self, piece: Piece) -> BaseModel | None:
+        """The event for one chunk."""
+        self._usage.add(piece)
+        new = piece.chunk
+        if not (new.text or new.token_ids or new.finish_reason):
+            return None
+        delta = ChatDelta(content=new.text) if new.text or new.token_ids else ChatDelta()
+        choice = _chunk_choice(new.index, delta, self._logprobs(new.logprobs), new)
+        return self._chunk([choice])
+
+    def closing(self) -> Sequence[BaseModel]:
+        """The token counts, if they were asked for."""
+        if not self._include_usage:
+            return ()
+        chunk = self._chunk([])
+        chunk.usage = self._usage.usage()
+        return [chunk]
+
+    def _finished(self, index: int, choice: _Choice) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(role="assistant", content=choice.text, refusal=None),
+            logprobs=self._logprobs(choice.logprobs),
+            finish_reason=finish_reason(choice.last) or "stop",
+            stop_reason=choice.last.stop_reason if choice.last else None,
+        )
+
+    def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
+        if not self._body.logprobs or entries is None:
+            return None
+        return chat_logprobs(self._service.tokens, entries, self._body.top_logprobs or 0)
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        chunk = ChatChunk(
+            id=self._id,
+            object="chat.completion.chunk",
+            created=self._created,
+            model=self._target.model,
+            choices=choices,
+            system_fingerprint=self._target.fingerprint,
+        )
+        if self._include_usage:
+            chunk.usage = self._usage.usage() if self._running_usage else None
+        return chunk
+
+
+def _chunk_choice(
+    index: int,
+    delta: ChatDelta,
+    logprobs: ChatLogprobs | None = None,
+    chunk: GenerationChunk | None = None,
+) -> ChatChunkChoice:
+    choice = ChatChunkChoice(
+        index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason(chunk)
+    )
+    if chunk is not None and chunk.stop_reason is not None:
+        choice.stop_reason = chunk.stop_reason
+    return choice

@@ -1,0 +1,234 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engines.base import GenerationChunk, TokenLogprobs
+from serving.api.responses import ERRORS, finish_reason, json_response
+from serving.auth import ApiRoute
+from serving.generation import Generation, Piece
+from serving.names import Target
+from serving.sampling import to_sampling
+from serving.schemas.common import PromptLogprobs, Usage
+from serving.schemas.completions import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+)
+from serving.service import Service, ServiceDep
+from serving.streaming import EventStream
+from serving.tokens import completion_logprobs, prompt_logprobs
+from serving.usage import UsageCounter
+
+router = APIRouter(route_class=ApiRoute, tags=["generation"])
+
+DEFAULT_MAX_TOKENS = 16
+
+TokenIds = tuple[int, ...]
+
+
+@router.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS)
+async def create_completion(
+    body: CompletionRequest, http: Request, service: ServiceDep
+) -> Response:
+    """Continue one or several texts."""
+    target = service.names.resolve(body.model, body.mask)
+    count = len(body.prompt) if _is_list_of_prompts(body) else 1
+    ticket = service.admission.admit((body.n or 1) * count, "n")
+    try:
+        special = body.add_special_tokens is not False
+        prompts = await service.prompts.completion(body.prompt, add_special_tokens=special)
+        max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        service.prompts.check_room(prompts, max(1, max_tokens))
+        shown = [body.prompt_logprobs, body.logprobs if body.echo else None]
+        sampling = to_sampling(
+            body,
+            # Scoring a prompt generates one token too, which is not shown.
+            max_tokens=max(1, max_tokens),
+            logprobs=body.logprobs,
+            prompt_logprobs=max((k for k in shown if k is not None), default=None),
+            vocab_size=service.vocab_size,
+        )
+        generation = service.generation(http, ticket, target, prompts, sampling, body.cache_salt)
+    except BaseException:
+        ticket.release()
+        raise
+    answer = CompletionAnswer(service, body, target, prompts)
+    if body.stream:
+        return EventStream(generation, answer, service.settings.keep_alive_interval)
+    return json_response(await answer.collect(generation))
+
+
+def _is_list_of_prompts(body: CompletionRequest) -> bool:
+    return isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+
+
+@dataclass
+class _Choice:
+    """What one choice has so far."""
+
+    text: str = ""
+    shown_chars: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    last: GenerationChunk | None = None
+
+
+class CompletionAnswer:
+    """Builds the answer, whole or as chunks."""
+
+    def __init__(
+        self, service: Service, body: CompletionRequest, target: Target, prompts: Sequence[TokenIds]
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._target = target
+        self._prompts = prompts
+        self._n = body.n or 1
+        self._scoring_only = body.max_tokens == 0
+        self._usage = UsageCounter(prompts)
+        self._choices = [_Choice() for _ in range(self._n * len(prompts))]
+        self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+        self._id = f"cmpl-{uuid4().hex}"
+        self._created = int(time.time())
+        options = body.stream_options
+        self._include_usage = bool(options and options.include_usage)
+        self._running_usage = bool(
+            self._include_usage and options and options.continuous_usage_stats
+        )
+
+    async def collect(self, generation: Generation) -> CompletionResponse:
+        """The whole answer.
+
+        Raises:
+            ApiError: the generation failed.
+        """
+        async with generation:
+            async for piece in generation.pieces():
+                index, new = self._add(piece)
+                choice = self._choices[index]
+                choice.text += new.text
+                choice.token_ids.extend(new.token_ids)
+                choice.logprobs.extend(new.logprobs or ())
+                choice.last = new
+        choices = [self._finished(index, choice) for index, choice in enumerate(self._choices)]
+        return self._response(choices, self._usage.usage())
+
+    def opening(self) -> Sequence[BaseModel]:
+        """A completion stream starts with its first token."""
+        return ()
+
+    def event(self, piece: Piece) -> BaseModel | None:
+        """The event for one chunk."""
+        index, new = self._add(piece)
+        choice = self._choices[index]
+        text, token_ids, entries = self._with_echo(
+            piece.prompt, new.text, new.token_ids, new.logprobs or (), choice.last is None
+        )
+        choice.last = new
+        if not (text or token_ids or new.finish_reason):
+            return None
+        event = CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(entries, token_ids, choice.shown_chars),
+            finish_reason=finish_reason(new),
+            stop_reason=new.stop_reason,
+        )
+        choice.shown_chars += len(text)
+        return self._response([event], self._usage.usage() if self._running_usage else None)
+
+    def closing(self) -> Sequence[BaseModel]:
+        """The token counts, if they were asked for."""
+        return [self._response([], self._usage.usage())] if self._include_usage else ()
+
+    def _add(self, piece: Piece) -> tuple[int, GenerationChunk]:
+        """Count a chunk, and drop from it what only scoring made."""
+        chunk = piece.chunk
+        if chunk.prompt_logprobs is not None:
+            self._prompt_entries[piece.prompt] = chunk.prompt_logprobs
+        if self._scoring_only:
+            chunk = GenerationChunk(
+                index=chunk.index,
+                text="",
+                token_ids=(),
+                finish_reason=chunk.finish_reason and "length",
+                cached_tokens=chunk.cached_tokens,
+            )
+        self._usage.add(Piece(piece.prompt, chunk))
+        return piece.prompt * self._n + chunk.index, chunk
+
+    def _finished(self, index: int, choice: _Choice) -> CompletionChoice:
+        prompt = index // self._n
+        text, token_ids, entries = self._with_echo(
+            prompt, choice.text, choice.token_ids, choice.logprobs, True
+        )
+        fields: dict[str, PromptLogprobs] = {}
+        if self._body.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(
+                self._service.tokens, self._prompt_entries[prompt], self._body.prompt_logprobs
+            )
+        return CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(entries, token_ids, 0),
+            finish_reason=finish_reason(choice.last),
+            stop_reason=choice.last.stop_reason if choice.last else None,
+            **fields,
+        )
+
+    def _with_echo(
+        self,
+        prompt: int,
+        text: str,
+        token_ids: Sequence[int],
+        entries: Sequence[TokenLogprobs | None],
+        first: bool,
+    ) -> tuple[str, Sequence[int], Sequence[TokenLogprobs | None]]:
+        """Put the prompt in front, if this is the first piece and it was asked for."""
+        if not (self._body.echo and first):
+            return text, token_ids, entries
+        if self._body.logprobs is not None:
+            entries = (*self._prompt_entries[prompt], *entries)
+        return self._prompt_text(prompt) + text, (*self._prompts[prompt], *token_ids), entries
+
+    def _prompt_text(self, prompt: int) -> str:
+        given = self._body.prompt
+        if isinstance(given, str):
+            return given
+        item = given[prompt] if _is_list_of_prompts(self._body) else given
+        if isinstance(item, str):
+            return item
+        return self._service.engine.codec.decode(self._prompts[prompt], skip_special_tokens=False)
+
+    def _logprobs(
+        self, entries: Sequence[TokenLogprobs | None], token_ids: Sequence[int], offset: int
+    ) -> CompletionLogprobs | None:
+        if self._body.logprobs is None:
+            return None
+        return completion_logprobs(
+            self._service.tokens, entries, token_ids, self._body.logprobs, offset
+        )
+
+    def _response(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:
+        answer = CompletionResponse(
+            id=self._id,
+            object="text_completion",
+            created=self._created,
+            model=self._target.model,
+            choices=choices,
+            system_fingerprint=self._target.fingerprint,
+        )
+        if usage is not None or self._include_usage:
+            answer.usage = usage
+        return answer

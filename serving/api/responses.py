@@ -1,0 +1,30 @@
+"""What the routes' answers have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from engines.base import GenerationChunk
+from serving.schemas.common import ErrorBody
+
+STATUSES = (400, 401, 404, 413, 429, 500, 503)
+
+# For the OpenAPI description: every error has the same body.
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": "Error"} for status in STATUSES
+}
+
+
+def json_response(body: BaseModel) -> Response:
+    """A body as JSON. Fields that were never set are left out; null ones that were set stay."""
+    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def finish_reason(chunk: GenerationChunk | None) -> Literal["stop", "length"] | None:
+    """Why a choice ended, once it has: its last chunk says so."""
+    # Generations that end otherwise raise before their chunks come here.
+    reason = chunk.finish_reason if chunk else None
+    return reason if reason in ("stop", "length") else None

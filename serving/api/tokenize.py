@@ -1,0 +1,44 @@
+"""`POST /tokenize` and `/detokenize`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from serving.api.responses import ERRORS, json_response
+from serving.auth import ApiRoute
+from serving.schemas.other import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from serving.service import ServiceDep
+
+router = APIRouter(route_class=ApiRoute, tags=["tokens"])
+
+
+@router.post("/tokenize", response_model=TokenizeResponse, responses=ERRORS)
+async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
+    """Token ids of a text or of a conversation; they may be more than the context holds."""
+    if body.model is not None:
+        service.names.resolve(body.model)
+    if body.messages is not None:
+        text = await service.prompts.render(body.messages)
+        special = bool(body.add_special_tokens)
+    else:
+        text = body.prompt or ""
+        special = body.add_special_tokens is not False
+    ids = await service.prompts.encode(text, add_special_tokens=special)
+    answer = TokenizeResponse(count=len(ids), max_model_len=service.context_length, tokens=ids)
+    if body.return_token_strs:
+        answer.token_strs = [service.tokens.text(token_id) for token_id in ids]
+    return json_response(answer)
+
+
+@router.post("/detokenize", response_model=DetokenizeResponse, responses=ERRORS)
+async def detokenize(body: DetokenizeRequest, service: ServiceDep) -> Response:
+    """The text of token ids, special tokens included."""
+    if body.model is not None:
+        service.names.resolve(body.model)
+    return json_response(DetokenizeResponse(prompt=await service.prompts.decode(body.tokens)))

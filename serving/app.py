@@ -1,0 +1,87 @@
+"""`create_app`: the ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from engines import registry
+from engines.base import Engine
+from engines.errors import EngineError
+from serving.admission import Admission
+from serving.api import admin, chat, completions, health, metrics, models, tokenize
+from serving.auth import ApiRoute, KeyRing
+from serving.config import Settings
+from serving.errors import handle_error
+from serving.metrics import Metrics
+from serving.middleware import BodyLimit, RequestContext
+from serving.service import Service
+
+description = APIRouter(route_class=ApiRoute, include_in_schema=False)
+
+
+@description.get("/openapi.json")
+async def openapi(request: Request) -> JSONResponse:
+    """The description of all routes."""
+    return JSONResponse(request.app.openapi())
+
+
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The server for one engine.
+
+    Args:
+        settings: what to serve and how.
+        engine: an engine to serve instead of the one in `settings.directory`. The app closes it.
+
+    The engine is opened when the app starts, and its event loop is the one that uses it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = Service(settings, engine or open_engine(settings), counts, admission)
+        app.state.service = service
+        try:
+            yield
+        finally:
+            await service.close()
+
+    counts = Metrics()
+    admission = Admission(settings.max_waiting, settings.max_choices)
+    app = FastAPI(
+        title="twofour",
+        summary="Sparse language models over OpenAI's API, with a mask per request.",
+        version=metrics.package_version(),
+        lifespan=lifespan,
+        # Swagger's page loads scripts from elsewhere, and FastAPI's own routes would need no key.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.admission = admission
+    app.state.keys = {
+        "api": KeyRing("api", settings.api_key),
+        "admin": KeyRing("admin", settings.admin_api_key),
+    }
+    routers = [health, completions, chat, models, tokenize, metrics]
+    if settings.mask_root is not None:
+        routers.append(admin)
+    for module in routers:
+        app.include_router(module.router)
+    app.include_router(description)
+    for kind in (HTTPException, RequestValidationError, EngineError):
+        app.add_exception_handler(kind, handle_error)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=counts, access_log=settings.access_log)
+    return app
+
+
+def open_engine(settings: Settings) -> Engine:
+    """The engine in `settings.directory`."""
+    return registry.open_engine(settings.directory, **settings.engine_options)

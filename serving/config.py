@@ -1,0 +1,89 @@
+"""Settings of the server: environment variables `SERVING_*`, or keyword arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split_keys(value: Any) -> Any:
+    """Keys from the environment come as one string, separated by commas."""
+    keys = value.split(",") if isinstance(value, str) else value
+    if any(not _plain(key).strip() for key in keys):
+        # An empty variable must not quietly open the server to everybody.
+        raise ValueError("an API key is empty; unset the variable to serve without keys")
+    return keys
+
+
+def _plain(key: Any) -> str:
+    return key.get_secret_value() if isinstance(key, SecretStr) else str(key)
+
+
+Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)]
+
+
+class Settings(BaseSettings):
+    """Everything the server can be told. Sizes are bytes and times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVING_", extra="forbid", frozen=True)
+
+    directory: Path = Field(description="Engine directory to serve.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    served_model_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$",
+        description="What requests call the base model; without it, the name in engine.json.",
+    )
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options that go to the engine as they are."
+    )
+
+    api_key: Keys = Field((), description="Keys that open the API; none: open to everybody.")
+    admin_api_key: Keys = Field((), description="Keys that open the load and unload routes.")
+    mask_root: Path | None = Field(
+        None, description="Folder from which masks may be loaded over HTTP."
+    )
+
+    max_waiting: int = Field(
+        256, ge=1, description="Choices that may wait for their first token; more get 429."
+    )
+    max_choices: int = Field(
+        128, ge=1, description="Choices of one request: n times the number of prompts."
+    )
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body.")
+    keep_alive_interval: float = Field(
+        15.0, gt=0, description="A stream that is silent for so long gets a comment line."
+    )
+    max_step_age: float = Field(
+        60.0, gt=0, description="Not ready when the engine has work and no step for so long."
+    )
+    shutdown_timeout: float = Field(
+        25.0, ge=0, description="How long running requests may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe messages to log."
+    )
+    access_log: bool = Field(False, description="Log one line for every HTTP request.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if self.max_choices > self.max_waiting:
+            raise ValueError(
+                f"max_choices ({self.max_choices}) must not exceed max_waiting"
+                f" ({self.max_waiting}): the largest request could never be admitted"
+            )
+        if bool(self.admin_api_key) != (self.mask_root is not None):
+            raise ValueError(
+                "admin_api_key and mask_root must be set together: the routes that load and"
+                " unload masks need both a key and a folder"
+            )
+        if self.mask_root is not None and not self.mask_root.is_dir():
+            raise ValueError(f"mask_root {self.mask_root} is not a folder")
+        shared = {_plain(key) for key in self.api_key} & {_plain(k) for k in self.admin_api_key}
+        if shared:
+            raise ValueError("an admin API key must differ from every API key")
+        return self

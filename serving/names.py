@@ -1,0 +1,117 @@
+"""Which model names a server answers to: `base`, and `base:mask` for every loaded mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.base import Engine, EngineInfo, MaskInfo
+from serving.errors import ApiError, invalid
+from serving.schemas.other import MaskCard, ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request's model name stands for.
+
+    Attributes:
+        model: the canonical name.
+        mask: the mask to ask the engine for; None is the engine's default.
+        fingerprint: changes whenever the same request may get another answer.
+    """
+
+    model: str
+    mask: str | None
+    fingerprint: str
+
+
+class ModelNames:
+    """Maps names to masks and lists the cards."""
+
+    def __init__(self, engine: Engine, served_name: str | None, created: int) -> None:
+        self._engine = engine
+        self.base = served_name or engine.describe().model
+        self._created = created
+
+    def resolve(self, model: str, mask: str | None = None) -> Target:
+        """What `model` and the separate `mask` field name together.
+
+        Raises:
+            ApiError: 404 for an unknown name, 400 if the two contradict each other.
+        """
+        prefix = f"{self.base}:"
+        named = model.removeprefix(prefix) if model.startswith(prefix) else None
+        if model != self.base and not named:
+            raise self._unknown(model, "model")
+        if named and mask is not None and named != mask:
+            raise invalid(f"model names the mask {named!r}, the mask field {mask!r}", "mask")
+        wanted = named or mask
+        info = self._engine.describe()
+        effective = wanted or info.default_mask
+        found = next((m for m in info.masks if m.name == effective), None)
+        if wanted is not None and found is None:
+            raise self._unknown(model if named else wanted, "model" if named else "mask")
+        return Target(
+            model=f"{self.base}:{wanted}" if wanted else self.base,
+            mask=wanted,
+            fingerprint=_fingerprint(info, found),
+        )
+
+    def cards(self) -> list[ModelCard]:
+        """The base model's card, then one for each mask."""
+        info = self._engine.describe()
+        default = next((m for m in info.masks if m.name == info.default_mask), None)
+        return [
+            self._card(info, self.base, None, default),
+            *(self._card(info, f"{self.base}:{m.name}", self.base, m) for m in info.masks),
+        ]
+
+    def card(self, model: str) -> ModelCard:
+        """One card.
+
+        Raises:
+            ApiError: 404 for an unknown name.
+        """
+        for card in self.cards():
+            if card.id == model:
+                return card
+        raise self._unknown(model, "model")
+
+    def _card(
+        self, info: EngineInfo, name: str, parent: str | None, mask: MaskInfo | None
+    ) -> ModelCard:
+        return ModelCard(
+            id=name,
+            object="model",
+            created=self._created,
+            owned_by="twofour",
+            root=info.model,
+            parent=parent,
+            max_model_len=info.context_length,
+            base_digest=info.base_digest,
+            mask=mask_card(mask) if mask else None,
+        )
+
+    def _unknown(self, name: str, param: str) -> ApiError:
+        known = ", ".join(card.id for card in self.cards()[:20])
+        return ApiError(
+            404,
+            f"{param} {name[:100]!r} does not exist here; there are: {known}",
+            param=param,
+            code="model_not_found",
+        )
+
+
+def mask_card(mask: MaskInfo) -> MaskCard:
+    """A mask as `/v1/models` shows it."""
+    return MaskCard(
+        name=mask.name,
+        digest=mask.digest,
+        domain=mask.domain,
+        storage=mask.storage,
+        changed_share=mask.changed_share,
+        resident_bytes=mask.resident_bytes,
+    )
+
+
+def _fingerprint(info: EngineInfo, mask: MaskInfo | None) -> str:
+    return f"fp_{info.base_digest[:16]}_{mask.digest[:16] if mask else 'dense'}"

@@ -1,0 +1,150 @@
+"""From request texts to token ids, within the model's context."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from engines.errors import InvalidRequestError
+from engines.text import TextCodec
+from serving.errors import ApiError, from_engine_error, invalid
+from serving.schemas.chat import Message
+from serving.schemas.completions import Prompt
+
+T = TypeVar("T")
+
+# Tokenizing this many characters takes about a millisecond.
+INLINE_CHARS = 4096
+
+
+class Prompts:
+    """Tokenizes off the event loop what would hold it up."""
+
+    def __init__(self, codec: TextCodec, context_length: int, vocab_size: int) -> None:
+        self._codec = codec
+        self._context = context_length
+        self._vocab_size = vocab_size
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
+        longest = max(map(len, codec.tokenizer.get_vocab(with_added_tokens=True)))
+        # No text of more characters fits: known before it is tokenized. Normalizers may merge
+        # characters, hence the factor.
+        self._max_chars = 4 * longest * context_length
+
+    async def completion(
+        self, prompt: Prompt, *, add_special_tokens: bool
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each prompt of a completion request.
+
+        Raises:
+            ApiError: 400; a prompt is empty, too long, or holds an unknown token id.
+        """
+        if isinstance(prompt, str):
+            return [await self._text(prompt, add_special_tokens)]
+        prompts: list[tuple[int, ...]] = []
+        for item in [prompt] if prompt and isinstance(prompt[0], int) else prompt:
+            if isinstance(item, str):
+                prompts.append(await self._text(item, add_special_tokens))
+            elif isinstance(item, list):
+                prompts.append(self._check(tuple(item), "prompt"))
+        return prompts
+
+    async def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a conversation, by the model's chat template.
+
+        Raises:
+            ApiError: 400; the template refuses the messages, or they are too long.
+        """
+        # The template writes the special tokens itself.
+        ids = await self.encode(
+            await self.render(messages), add_special_tokens=False, param="messages"
+        )
+        return self._check(tuple(ids), "messages")
+
+    async def render(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation, by the model's chat template.
+
+        Raises:
+            ApiError: 400; the template refuses the messages, or they are too long.
+        """
+        plain = [message.for_template() for message in messages]
+        chars = sum(len(message["content"]) for message in plain)
+        self._check_chars(chars, "messages")
+        try:
+            return await self._run(lambda: self._codec.render_chat(plain), chars)
+        except InvalidRequestError as error:
+            raise from_engine_error(error) from error
+
+    async def encode(
+        self, text: str, *, add_special_tokens: bool, param: str = "prompt"
+    ) -> list[int]:
+        """Token ids of a text, which may be more than the context holds.
+
+        Raises:
+            ApiError: 400; the text is longer than any that could fit.
+        """
+        self._check_chars(len(text), param)
+        return await self._run(
+            lambda: self._codec.encode(text, add_special_tokens=add_special_tokens), len(text)
+        )
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, special tokens included."""
+        self.check_ids(token_ids, "tokens")
+        return await self._run(
+            lambda: self._codec.decode(token_ids, skip_special_tokens=False), len(token_ids)
+        )
+
+    def check_room(self, prompts: Sequence[tuple[int, ...]], max_tokens: int | None) -> None:
+        """Raise a 400 if a prompt and `max_tokens` exceed the context together."""
+        longest = max(map(len, prompts))
+        if max_tokens is not None and longest + max_tokens > self._context:
+            raise invalid(
+                f"the context holds {self._context} tokens; the prompt has {longest} and"
+                f" {max_tokens} are to be generated; shorten the prompt or lower max_tokens",
+                "max_tokens",
+                "context_length_exceeded",
+            )
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        """Raise a 400 if a token id is not in the vocabulary."""
+        if token_ids and max(token_ids) >= self._vocab_size:
+            raise invalid(
+                f"{param}: token id {max(token_ids)} is not below the vocabulary size"
+                f" {self._vocab_size}",
+                param,
+            )
+
+    def close(self) -> None:
+        """Stop the tokenizer's thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _text(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        ids = await self.encode(text, add_special_tokens=add_special_tokens)
+        return self._check(tuple(ids), "prompt")
+
+    async def _run(self, work: Callable[[], T], size: int) -> T:
+        if size <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _check(self, token_ids: tuple[int, ...], param: str) -> tuple[int, ...]:
+        if not token_ids:
+            raise invalid(f"{param} is empty: there is no token to continue", param)
+        self.check_ids(token_ids, param)
+        if len(token_ids) >= self._context:
+            raise self._too_long(f"has {len(token_ids)} tokens", param)
+        return token_ids
+
+    def _check_chars(self, chars: int, param: str) -> None:
+        if chars > self._max_chars:
+            raise self._too_long(f"has {chars} characters", param)
+
+    def _too_long(self, length: str, param: str) -> ApiError:
+        return invalid(
+            f"{param} {length}; the context holds {self._context} tokens, of which at least one"
+            " must be left for the answer",
+            param,
+            "context_length_exceeded",
+        )

@@ -1,0 +1,1 @@
+"""Request and response bodies. Requests refuse unknown fields and coerce no types."""

@@ -1,0 +1,86 @@
+"""What the routes share: the engine, and the way from a request body to a running generation."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from engines.base import Engine, GenerationRequest
+from engines.sampling import SamplingParams
+from serving.admission import Admission, Ticket
+from serving.config import Settings
+from serving.engine_metrics import EngineCollector
+from serving.generation import Generation
+from serving.metrics import Metrics, RequestMeter
+from serving.names import ModelNames, Target
+from serving.prompts import Prompts
+from serving.tokens import TokenTexts
+
+
+class Service:
+    """One engine with everything around it; made when the app starts."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, metrics: Metrics, admission: Admission
+    ) -> None:
+        info = engine.describe()
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.admission = admission
+        self.vocab_size = info.vocab_size
+        self.context_length = info.context_length
+        self.names = ModelNames(engine, settings.served_model_name, int(time.time()))
+        self.prompts = Prompts(engine.codec, info.context_length, info.vocab_size)
+        self.tokens = TokenTexts(engine.codec)
+        self.mask_lock = asyncio.Lock()
+        metrics.registry.register(EngineCollector(engine, self.names, admission))
+
+    def generation(
+        self,
+        http: Request,
+        ticket: Ticket,
+        target: Target,
+        prompts: Sequence[tuple[int, ...]],
+        sampling: SamplingParams,
+        cache_salt: str | None,
+    ) -> Generation:
+        """The generation of one HTTP request, not yet started.
+
+        The engine's request ids are our own: a client may send the same x-request-id twice.
+        """
+        stem = uuid4().hex
+        requests = [
+            GenerationRequest(f"{stem}-{index}", prompt, sampling, target.mask, cache_salt or "")
+            for index, prompt in enumerate(prompts)
+        ]
+        meter = RequestMeter(self.metrics, target.model, [len(prompt) for prompt in prompts])
+        return Generation(
+            self.engine,
+            requests,
+            ticket,
+            meter,
+            http.receive,
+            self.admission.retry_after,
+            http.state.request_id,
+        )
+
+    async def close(self) -> None:
+        """Close the engine and what was made for it."""
+        self.prompts.close()
+        await self.engine.close()
+
+
+def get_service(request: Request) -> Service:
+    """The app's service."""
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]

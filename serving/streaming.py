@@ -1,0 +1,98 @@
+"""Server-sent events, as OpenAI's clients read them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serving.errors import ApiError, as_api_error
+from serving.generation import ClientGoneError, Generation, Piece
+
+logger = logging.getLogger("serving")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class ChunkFormat(Protocol):
+    """Turns chunks of the engine into the events of one API."""
+
+    def opening(self) -> Sequence[BaseModel]:
+        """Events before the first token."""
+
+    def event(self, piece: Piece) -> BaseModel | None:
+        """The event for one chunk; None when it adds nothing that shows."""
+
+    def closing(self) -> Sequence[BaseModel]:
+        """Events after the last token."""
+
+
+class EventStream(Response):
+    """Streams a generation.
+
+    Nothing is sent before the engine has taken the request, so that a refusal still is a proper
+    status code; a failure later is an event that carries an error, and the stream ends with it.
+    While the engine is silent, comment lines keep proxies from closing the connection.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, generation: Generation, chunks: ChunkFormat, keep_alive_interval: float
+    ) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._generation = generation
+        self._chunks = chunks
+        self._interval = keep_alive_interval
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._generation:
+            batch = await self._next()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                await _write(send, b"".join(_event(e) for e in self._chunks.opening()))
+                while batch is not None:
+                    await _write(send, self._encode(batch))
+                    batch = await self._next()
+                tail = b"".join(_event(e) for e in self._chunks.closing()) + DONE
+            except ClientGoneError:
+                return
+            except Exception as error:
+                if not isinstance(error, ApiError):
+                    logger.exception("request %s failed", scope["state"]["request_id"])
+                tail = _data(json.dumps(as_api_error(error).body()).encode())
+            await send({"type": "http.response.body", "body": tail, "more_body": False})
+
+    async def _next(self) -> list[Piece] | None:
+        """The next chunks; none after an interval of silence."""
+        try:
+            return await self._generation.next_batch(self._interval)
+        except TimeoutError:
+            return []
+
+    def _encode(self, batch: list[Piece]) -> bytes:
+        if not batch:
+            return KEEP_ALIVE
+        events = (self._chunks.event(piece) for piece in batch)
+        return b"".join(_event(event) for event in events if event is not None)
+
+
+async def _write(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _event(event: BaseModel) -> bytes:
+    return _data(event.model_dump_json(exclude_unset=True).encode())
+
+
+def _data(payload: bytes) -> bytes:
+    return b"data: " + payload + b"\n\n"

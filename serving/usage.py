@@ -1,0 +1,34 @@
+"""Counting tokens for `usage`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serving.generation import Piece
+from serving.schemas.common import PromptTokensDetails, Usage
+
+
+class UsageCounter:
+    """Token counts of one request, over all its prompts and choices."""
+
+    def __init__(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        self._prompt_tokens = sum(map(len, prompts))
+        self._completion_tokens = 0
+        # Choices of one prompt share its tokens, so each prompt's cached ones count once.
+        self._cached: dict[int, int] = {}
+
+    def add(self, piece: Piece) -> None:
+        """Count one chunk."""
+        self._completion_tokens += len(piece.chunk.token_ids)
+        if piece.chunk.cached_tokens:
+            known = self._cached.get(piece.prompt, 0)
+            self._cached[piece.prompt] = max(known, piece.chunk.cached_tokens)
+
+    def usage(self) -> Usage:
+        """The counts so far."""
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            total_tokens=self._prompt_tokens + self._completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._cached.values())),
+        )

@@ -1,0 +1,101 @@
+"""Pydantic's validation errors in one sentence that names the field, the value and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+MAX_ERRORS = 5
+MAX_ECHO_CHARS = 80
+
+# Fields of OpenAI's API that this server knows and does not implement.
+NOT_IMPLEMENTED = {
+    "audio": "audio output is not supported",
+    "function_call": "functions are not supported",
+    "functions": "functions are not supported",
+    "metadata": "completions are not stored, so they carry no metadata",
+    "modalities": "only text is supported",
+    "moderation": "moderation is not supported",
+    "parallel_tool_calls": "tools are not supported",
+    "prediction": "predicted outputs are not supported",
+    "prompt_cache_key": "the prefix cache needs no key; use cache_salt to keep users apart",
+    "prompt_cache_options": "the prefix cache has no options; use cache_salt to keep users apart",
+    "prompt_cache_retention": "the prefix cache keeps what fits",
+    "reasoning_effort": "reasoning effort is not supported",
+    "service_tier": "there is one service tier",
+    "store": "completions are not stored",
+    "suffix": "fill-in-the-middle is not supported",
+    "tool_choice": "tools are not supported",
+    "tools": "tools are not supported",
+    "verbosity": "verbosity is not supported",
+    "web_search_options": "web search is not supported",
+}
+
+
+def describe_validation_error(errors: Sequence[Any], body: Any) -> tuple[str, str | None, str]:
+    """What is wrong with a request body.
+
+    Returns:
+        The message, the field at fault (`messages[0].content`), and the error code.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json"
+    if not isinstance(body, dict):
+        return (
+            "the body must be a JSON object, sent with the header Content-Type: application/json",
+            None,
+            "invalid_json",
+        )
+    parts: list[str] = []
+    for error in errors[:MAX_ERRORS]:
+        part = _describe(error, body)
+        if part not in parts:
+            parts.append(part)
+    if len(errors) > MAX_ERRORS:
+        parts.append(f"and {len(errors) - MAX_ERRORS} more")
+    return "; ".join(parts), _param(first, body), _code(first)
+
+
+def _code(error: Any) -> str:
+    if error["loc"][-1] in NOT_IMPLEMENTED:
+        return "unsupported_parameter"
+    return {
+        "missing": "missing_required_parameter",
+        "extra_forbidden": "unknown_parameter",
+    }.get(error["type"], "invalid_value")
+
+
+def _describe(error: Any, body: dict[str, Any]) -> str:
+    param = _param(error, body) or "body"
+    reason = NOT_IMPLEMENTED.get(param)
+    if error["type"] == "missing":
+        return f"{param} is required"
+    if error["type"] == "extra_forbidden":
+        return f"{param} is not supported: {reason or 'unknown field'}"
+    message = error["msg"].removeprefix("Value error, ")
+    got = f"{param}: {message[:1].lower()}{message[1:]}, got {_echo(error['input'])}"
+    return f"{got} ({reason})" if reason else got
+
+
+def _echo(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = repr(value[:MAX_ECHO_CHARS] if isinstance(value, str) else value)
+    return text if len(text) <= MAX_ECHO_CHARS else text[: MAX_ECHO_CHARS - 3] + "..."
+
+
+def _param(error: Any, body: Any) -> str | None:
+    """The path of the field in the body: pydantic's locations name union members too."""
+    path = ""
+    value = body
+    loc = error["loc"][1:]
+    for depth, part in enumerate(loc, start=1):
+        absent = error["type"] == "missing" and depth == len(loc)
+        if isinstance(part, int) and isinstance(value, list) and part < len(value):
+            value = value[part]
+            path += f"[{part}]"
+        elif isinstance(value, dict) and (part in value or absent):
+            value = value.get(part)
+            path += f".{part}" if path else str(part)
+    return path[:200] or None

@@ -1,0 +1,217 @@
+"""A deterministic engine without a model: every path of the server can be walked with it.
+
+The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `CRASH`
+raises, `HANG` never answers, `REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. Anything
+else is continued with letters that depend on the prompt, the mask, the seed and the choice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from engines.base import (
+    Engine,
+    EngineInfo,
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    MaskInfo,
+    TokenLogprobs,
+)
+from engines.errors import (
+    EngineDeadError,
+    EngineOverloadedError,
+    InvalidRequestError,
+    MaskError,
+    UnknownMaskError,
+)
+from engines.text import TextCodec
+
+CONTEXT = 256
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' and loop.first %}"
+    "{{ raise_exception('the conversation must not begin with the assistant') }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}<|assistant|>"
+)
+
+
+def write_tokenizer(directory: Path) -> Path:
+    """A byte-level tokenizer, one token per byte, with a chat template."""
+    directory.mkdir(parents=True, exist_ok=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<|end|>": 0, **{char: index for index, char in enumerate(alphabet, start=1)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FakeEngine(Engine):
+    """See the module's text.
+
+    Args:
+        directory: where to write the tokenizer.
+        step_seconds: pause before each token.
+    """
+
+    def __init__(self, directory: Path, step_seconds: float = 0.0) -> None:
+        self._codec = TextCodec(write_tokenizer(directory))
+        self.step_seconds = step_seconds
+        self.masks = {name: self._mask(name) for name in ("general", "french")}
+        self.requests: list[GenerationRequest] = []
+        self.running: dict[str, str] = {}
+        self.steps = self.prompt_tokens = self.generation_tokens = 0
+        self.stalled_for = 0.0
+        self.dead = False
+        self.closed = False
+
+    @property
+    def codec(self) -> TextCodec:
+        return self._codec
+
+    def describe(self) -> EngineInfo:
+        return EngineInfo(
+            kind="fake",
+            model="tiny",
+            base_digest=digest_of("tiny"),
+            context_length=CONTEXT,
+            vocab_size=self._codec.vocab_size,
+            masks=tuple(self.masks.values()),
+            default_mask="general",
+            isa="none",
+            layout="fake-1",
+            sparse_layers=3,
+            eligible_layers=4,
+            kernels={"64x64": "fake"},
+            weight_bytes=123,
+            version="1",
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        text = self._codec.decode(request.prompt_token_ids)
+        self._refuse(request, text)
+        self.requests.append(request)
+        mask = request.mask or "general"
+        self.running[request.request_id] = mask
+        self.prompt_tokens += len(request.prompt_token_ids)
+        try:
+            while "HANG" in text:
+                await asyncio.sleep(0.01)
+            async for chunk in self._tokens(request, mask, "FAIL" in text):
+                yield chunk
+        finally:
+            del self.running[request.request_id]
+
+    async def _tokens(
+        self, request: GenerationRequest, mask: str, fail: bool
+    ) -> AsyncIterator[GenerationChunk]:
+        sampling = request.sampling
+        room = CONTEXT - len(request.prompt_token_ids)
+        length = min(sampling.max_tokens or room, room)
+        done: set[int] = set()
+        written = [""] * sampling.n
+        for position in range(length):
+            await asyncio.sleep(self.step_seconds)
+            self.steps += 1
+            if fail and position == 3:
+                yield GenerationChunk(0, "", (), finish_reason="error", error="secret 0xdeadbeef")
+                return
+            for index in range(sampling.n):
+                if index in done:
+                    continue
+                chunk = self._chunk(request, mask, index, position)
+                written[index] += chunk.text
+                stop = next((s for s in sampling.stop if s in written[index]), None)
+                if stop is not None:
+                    chunk = replace(chunk, text="", finish_reason="stop", stop_reason=stop)
+                elif position == length - 1:
+                    chunk = replace(chunk, finish_reason="length")
+                if chunk.finish_reason:
+                    done.add(index)
+                self.generation_tokens += 1
+                yield chunk
+
+    def _chunk(
+        self, request: GenerationRequest, mask: str, index: int, position: int
+    ) -> GenerationChunk:
+        key = f"{request.prompt_token_ids} {mask} {request.sampling.seed} {index} {position}"
+        letter = LETTERS[hashlib.sha256(key.encode()).digest()[0] % len(LETTERS)]
+        token_id = self._codec.encode(letter)[0]
+        sampling = request.sampling
+        logprobs = prompt_logprobs = None
+        if sampling.logprobs is not None:
+            logprobs = (self._logprobs(token_id, sampling.logprobs),)
+        if sampling.prompt_logprobs is not None and position == 0:
+            rest = (
+                self._logprobs(t, sampling.prompt_logprobs) for t in request.prompt_token_ids[1:]
+            )
+            prompt_logprobs = (None, *rest)
+        cached = 2 if position == 0 and len(request.prompt_token_ids) > 2 else 0
+        return GenerationChunk(
+            index, letter, (token_id,), logprobs, prompt_logprobs, cached_tokens=cached
+        )
+
+    def _logprobs(self, token_id: int, top: int) -> TokenLogprobs:
+        best = tuple((token_id + k, -0.5 - k) for k in range(top))
+        return TokenLogprobs(token_id, -0.5, 1, best)
+
+    def _refuse(self, request: GenerationRequest, text: str) -> None:
+        if self.dead or "DEAD" in text:
+            raise EngineDeadError("stopped")
+        if "REFUSE" in text:
+            raise InvalidRequestError("the schema is not supported", param="response_format")
+        if "OVERLOAD" in text:
+            raise EngineOverloadedError("full")
+        if "CRASH" in text:
+            raise RuntimeError("secret 0xdeadbeef")
+        if request.mask is not None and request.mask not in self.masks:
+            raise UnknownMaskError(f"no mask {request.mask}")
+
+    async def abort(self, request_id: str) -> None:
+        self.running.pop(request_id, None)
+
+    async def load_mask(self, name: str, path: Path) -> MaskInfo:
+        if path.read_text() != "mask":
+            raise MaskError(f"{path.name} is not a mask file")
+        self.masks[name] = self._mask(name)
+        return self.masks[name]
+
+    async def unload_mask(self, name: str) -> None:
+        if name == "general":
+            raise MaskError("general is the default mask")
+        del self.masks[name]
+
+    def stats(self) -> EngineStats:
+        if self.dead:
+            raise EngineDeadError("stopped")
+        return EngineStats(
+            running=len(self.running),
+            steps=self.steps,
+            prompt_tokens=self.prompt_tokens,
+            generation_tokens=self.generation_tokens,
+            running_masks=tuple(sorted(set(self.running.values()))),
+            seconds_since_step=self.stalled_for,
+        )
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def _mask(self, name: str) -> MaskInfo:
+        storage = "base" if name == "general" else "patch"
+        return MaskInfo(name, digest_of(name), f"{name} text", storage, resident_bytes=7)
