@@ -1,0 +1,168 @@
+"""Measures how much the load generator itself adds to the times it reports.
+
+A server of this package streams tokens 30 ms apart and remembers when it sent each; the same locust
+users that will measure the real server read them. A reader that fills blocks before it hands lines
+over (Locust's `FastHttpUser`) adds more than 100 ms to the first token and reports most gaps as 0.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadtests.client import Load, run_load
+from loadtests.samples import RequestSample
+
+TOKENS = 30
+GAP_MS = 30.0
+LIMIT_MS = 5.0
+_START_TIMEOUT_S = 30.0
+
+
+class CalibrationError(RuntimeError):
+    """The load generator distorts what it measures; nothing it says can be reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """What the load generator added, milliseconds.
+
+    Attributes:
+        ttft_ms: median over requests: time to first token beyond what the server took.
+        token_p90_ms: 90th percentile over all tokens: sent by the server to seen by the client.
+        gap_p90_ms: 90th percentile of |client's gap - server's gap|.
+    """
+
+    ttft_ms: float
+    token_p90_ms: float
+    gap_p90_ms: float
+
+    def check(self, limit_ms: float = LIMIT_MS) -> None:
+        """Accept the load generator.
+
+        Raises:
+            CalibrationError: any of the three exceeds the limit.
+        """
+        figures = {
+            "time to first token": self.ttft_ms,
+            "90 % of tokens": self.token_p90_ms,
+            "90 % of gaps": self.gap_p90_ms,
+        }
+        over = [f"{v:.1f} ms on {name}" for name, v in figures.items() if not v <= limit_ms]
+        if over:
+            raise CalibrationError(
+                f"the load generator adds {', '.join(over)} (limit {limit_ms:g} ms): "
+                "end other work on this machine or lower the concurrency"
+            )
+
+
+def bias(samples: Sequence[RequestSample], sent: Mapping[str, Sequence[float]]) -> Bias:
+    """Compare what a client saw with what the server did.
+
+    Args:
+        samples: measured requests; failed ones are an error.
+        sent: request id -> clock when it arrived, then clock when each token was sent.
+
+    Raises:
+        CalibrationError: no sample, a failed one, or unlike numbers of tokens.
+    """
+    if not samples:
+        raise CalibrationError("calibration measured no request")
+    ttft, delays, gaps = [], [], []
+    for sample in samples:
+        arrived, *tokens = sent.get(sample.request_id, [0.0])
+        if not sample.ok or len(tokens) != len(sample.token_times_s):
+            raise CalibrationError(
+                f"calibration request {sample.request_id} saw {len(sample.token_times_s)} of "
+                f"{len(tokens)} tokens: {sample.error or 'chunks were merged'}"
+            )
+        seen = np.asarray(sample.token_times_s) + sample.started_at
+        ttft.append(float(seen[0] - sample.started_at - (tokens[0] - arrived)))
+        delays.append(seen - np.asarray(tokens))
+        gaps.append(np.abs(np.diff(seen) - np.diff(tokens)))
+    return Bias(
+        ttft_ms=float(np.median(ttft)) * 1e3,
+        token_p90_ms=float(np.percentile(np.concatenate(delays), 90)) * 1e3,
+        gap_p90_ms=float(np.percentile(np.concatenate(gaps), 90)) * 1e3,
+    )
+
+
+def calibrate(folder: Path, concurrency: int = 1, *, rounds: int = 2) -> Bias:
+    """Measure the load generator at `concurrency` streams; takes about 6 seconds.
+
+    Raises:
+        CalibrationError: it distorts, or the fake server did not start.
+        LoadError: locust could not run.
+    """
+    with fake_server() as host:
+        load = Load(
+            host=host,
+            concurrency=concurrency,
+            warmup=concurrency,
+            requests=rounds * concurrency,
+            max_tokens=TOKENS,
+        )
+        result = run_load(load, folder, "calibration", timeout_s=120.0)
+        sent: dict[str, list[float]] = _get_json(f"{host}/sent")
+    found = bias([s for s in result.samples if not s.warmup], sent)
+    found.check()
+    return found
+
+
+@contextmanager
+def fake_server(gap_ms: float = GAP_MS) -> Iterator[str]:
+    """A running `loadtests.fake_server`; gives its address.
+
+    Raises:
+        CalibrationError: it did not start.
+    """
+    port = free_port()
+    host = f"http://127.0.0.1:{port}"
+    arguments = ["-m", "loadtests.fake_server", "--port", str(port), "--gap-ms", str(gap_ms)]
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen([sys.executable, *arguments], cwd=root)
+    try:
+        _wait_until_up(process, f"{host}/v1/models")
+        yield host
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise CalibrationError(f"the fake server ended with code {process.returncode}")
+        try:
+            _get_json(url)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise CalibrationError(f"the fake server did not answer within {_START_TIMEOUT_S:g} s")
+
+
+def _get_json(url: str) -> Any:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as response:
+        return json.load(response)

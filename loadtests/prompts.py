@@ -1,0 +1,86 @@
+"""Prompts for load tests: from a file, or a small synthetic set that needs none."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+_COMMON_WORDS = """
+time people way water day part sound work place year back thing name sentence man line boy farm
+end men land home hand picture animal mother house world page letter point city tree night story
+life paper group music river mountain field horse color face wood plan figure star box noun
+ground king size heart summer winter record boat common gold possible plane age dry wonder laugh
+ago ran check game shape yes hot miss brought heat snow bed bring sit perhaps fill east weight
+language among
+"""
+_WORDS = _COMMON_WORDS.split()
+
+_SALT_WORDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to continue, and the name that raw samples call it by."""
+
+    id: str
+    text: str
+
+
+def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[Prompt]:
+    """`count` prompts of `words` common English words each; the same ones for the same seed.
+
+    Most tokenizers make one token of each word; what a run really sent is in its samples.
+    """
+    if words < 1:
+        raise ValueError(f"a prompt of {words} words is empty: ask for at least 1")
+    rng = random.Random(f"prompts:{seed}")
+    return [
+        Prompt(id=f"synthetic-{i}", text=" ".join(rng.choices(_WORDS, k=words)))
+        for i in range(count)
+    ]
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a file: `*.jsonl` with a `prompt` (and maybe `id`) per line, else a line each.
+
+    Raises:
+        ValueError: no prompt in it, or a line that is not what its name promises.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    jsonl = path.suffix == ".jsonl"
+    prompts = [
+        _from_json(line, f"{path}:{number}") if jsonl else Prompt(f"line-{number}", line)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt")
+    return prompts
+
+
+def salted(prompt: Prompt, seed: int, index: int) -> str:
+    """The prompt behind words that no other request of the run starts with.
+
+    A prefix cache that has seen the prompt before can then reuse nothing of it. Words, not hex
+    digits, so that every salt costs nearly the same number of tokens.
+    """
+    return f"{salt(seed, index)} {prompt.text}"
+
+
+def salt(seed: int, index: int) -> str:
+    """The salt of request `index` of a run with `seed`: the same in every arm that is compared."""
+    rng = random.Random(f"salt:{seed}:{index}")
+    return " ".join(rng.choices(_WORDS, k=_SALT_WORDS))
+
+
+def _from_json(line: str, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    text = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text:
+        raise ValueError(f'{where}: expected an object with a non-empty text "prompt"')
+    return Prompt(id=str(row.get("id", where)), text=text)
