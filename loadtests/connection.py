@@ -55,10 +55,10 @@ class Connection:
         self._http.connect()
         self._http.sock.settimeout(self._timeout_s)
 
-    def finished(self, response: HTTPResponse) -> None:
-        """The response was read; keep the connection if it was read to its end."""
+    def finished(self, *, reusable: bool) -> None:
+        """The response was read; keep the connection if it was read to its proper end."""
         self._used_at = time.perf_counter()
-        if not response.isclosed():
+        if not reusable:
             self.close()
 
     def close(self) -> None:

@@ -158,7 +158,7 @@ def _exchange(
         response = connection.post(request.endpoint, request.body, request.headers)
         status = response.status
         error = _read(response, record)
-        connection.finished(response)
+        connection.finished(reusable=not error)
     except (OSError, HTTPException) as broken:
         connection.close()
         error = f"{type(broken).__name__}: {broken}"[:300]
