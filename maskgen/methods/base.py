@@ -1,0 +1,94 @@
+"""What a one-shot method is: a statistic of a layer's inputs, and a rule that turns it into codes.
+
+The pass over the model (`maskgen.calibration`) is the same for all of them, so a method is only
+its mathematics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from maskgen.patterns import Codes
+
+StatisticT = TypeVar("StatisticT", bound="Statistic")
+
+
+class Statistic(ABC):
+    """Something accumulated over the inputs that one linear layer sees."""
+
+    @abstractmethod
+    def add(self, inputs: Tensor) -> None:
+        """Take in more inputs: (tokens, K) in fp32."""
+
+
+class NoStatistic(Statistic):
+    """For methods that look at weights alone."""
+
+    def add(self, inputs: Tensor) -> None:
+        raise TypeError("this method takes no calibration inputs")
+
+
+class SquaredNorms(Statistic):
+    """Sum of squares of every input feature.
+
+    Attributes:
+        sum: (K,) fp64.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+
+    def add(self, inputs: Tensor) -> None:
+        self.sum += inputs.square().sum(dim=0)
+
+    @property
+    def norms(self) -> Tensor:
+        """(K,) fp32: the Euclidean norm of every input feature over all tokens."""
+        return self.sum.sqrt().float()
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedLayer:
+    """What a method decides for one layer.
+
+    Attributes:
+        codes: (N, K/4) pattern codes.
+        weight: (N, K) fp32, the changed weight with zeros where the mask drops; None when the
+            method only selects weights.
+    """
+
+    codes: Codes
+    weight: Tensor | None = None
+
+
+class PruneMethod(ABC, Generic[StatisticT]):
+    """A one-shot method; `maskgen.registry` names its subclasses.
+
+    Attributes:
+        uses_calibration: whether it needs text.
+        updates_weights: whether it changes the weights it keeps, and so makes a new checkpoint.
+    """
+
+    uses_calibration: ClassVar[bool] = True
+    updates_weights: ClassVar[bool] = False
+
+    @abstractmethod
+    def statistic(self, width: int, device: torch.device) -> StatisticT:
+        """A fresh statistic for a layer with `width` input features."""
+
+    @abstractmethod
+    def prune_layer(self, weight: Tensor, statistic: StatisticT) -> PrunedLayer:
+        """Decide one layer.
+
+        Args:
+            weight: (N, K) fp32; not to be modified.
+            statistic: what this method gathered on the layer's inputs.
+
+        Raises:
+            ValueError: the statistic does not allow a decision.
+        """

@@ -1,0 +1,78 @@
+"""Names of mask methods, and the classes behind them, imported only when asked for.
+
+To add a method, write one file in `maskgen/methods/` and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["prune", "learn"]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodEntry:
+    """One registered method.
+
+    Attributes:
+        kind: `prune` (one-shot, `twofour mask prune`) or `learn` (gradient or reward, `twofour
+            mask learn`).
+        path: `module:Class`.
+        summary: one line for help and error messages.
+    """
+
+    kind: Kind
+    path: str
+    summary: str
+
+
+METHODS: dict[str, MethodEntry] = {
+    "magnitude": MethodEntry(
+        "prune", "maskgen.methods.magnitude:Magnitude", "largest |w|; needs no text"
+    ),
+    "wanda": MethodEntry("prune", "maskgen.methods.wanda:Wanda", "|w| times the norm of its input"),
+    "ria": MethodEntry(
+        "prune", "maskgen.methods.ria:Ria", "relative importance times the root of the input norm"
+    ),
+    "sparsegpt": MethodEntry(
+        "prune", "maskgen.methods.sparsegpt:SparseGPT", "second-order, mask only"
+    ),
+    "sparsegpt-update": MethodEntry(
+        "prune",
+        "maskgen.methods.sparsegpt:SparseGPTUpdate",
+        "second-order, with changed weights in a new checkpoint",
+    ),
+}
+
+
+class UnknownMethodError(ValueError):
+    """No method of that name, or one of the other kind."""
+
+
+def method_names(kind: Kind) -> list[str]:
+    """Names of all methods of one kind, in registration order."""
+    return [name for name, entry in METHODS.items() if entry.kind == kind]
+
+
+def load_method(name: str, kind: Kind) -> type[Any]:
+    """The class of a method.
+
+    Raises:
+        UnknownMethodError: there is no such method of this kind; the message suggests one.
+    """
+    entry = METHODS.get(name)
+    if entry is not None and entry.kind == kind:
+        module, _, attribute = entry.path.partition(":")
+        loaded: type[Any] = getattr(importlib.import_module(module), attribute)
+        return loaded
+    if entry is not None:
+        raise UnknownMethodError(
+            f"{name} is a method to {entry.kind} masks: use `twofour mask {entry.kind}`"
+        )
+    names = method_names(kind)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UnknownMethodError(f"there is no method {name!r}; {hint}methods: {', '.join(names)}")
