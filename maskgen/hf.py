@@ -1,0 +1,115 @@
+"""Hugging Face models and tokenizers for computation in torch, optionally with a mask applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maskgen.maskfile import Mask, MaskFileError
+from maskgen.patterns import keep_from_codes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+_ROWS = 256  # fp32 copies of the logits are made for this many positions at a time
+
+
+def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode, without gradients.
+
+    Args:
+        directory: as `maskgen.models.resolve_model` gives it.
+        dtype: `bf16`, `fp32` or `fp16`.
+        device: a torch device; by default CUDA if there is one.
+
+    Raises:
+        ValueError: unknown dtype, or `transformers` cannot load the directory.
+        OSError: a file is missing.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # commands show their own
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)
+    return model
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a model directory."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def check_base(mask: Mask, digest: str, model: str) -> None:
+    """Raise MaskFileError unless the mask was made for the model with this digest."""
+    if mask.base_digest != digest:
+        raise MaskFileError(
+            f"the mask belongs to the base model {mask.base_digest[:16]}..., "
+            f"but {model} is {digest[:16]}...; use the model it was made for"
+        )
+
+
+@torch.no_grad()
+def apply_to_module(model: nn.Module, mask: Mask) -> None:
+    """Set the weights that `mask` drops to zero, in place.
+
+    Raises:
+        MaskFileError: a layer of the mask is not a linear of the model, or has another shape.
+    """
+    modules = dict(model.named_modules())
+    for name, (n, k) in mask.shapes.items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Linear):
+            raise MaskFileError(f"the mask lists {name}, which is no linear layer of the model")
+        if tuple(module.weight.shape) != (n, k):
+            raise MaskFileError(
+                f"layer {name}: the mask is for {n}x{k}, the model has "
+                f"{module.weight.shape[0]}x{module.weight.shape[1]}"
+            )
+    for name, codes in mask.codes.items():
+        weight = modules[name].weight
+        keep = torch.from_numpy(keep_from_codes(codes)).to(weight.device)
+        weight.masked_fill_(~keep, 0)
+
+
+class TorchScorer:
+    """Scores windows with a model in torch; a `maskgen.evaluate.Scorer`.
+
+    Logits are computed in the model's type, as the standard scripts do, and turned into
+    log-probabilities in fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Sequence[int]) -> float:
+        ids = torch.tensor(tokens, device=self._model.device)
+        logits = self._model(ids[None, :], use_cache=False).logits[0, :-1]
+        total = 0.0
+        for rows, targets in zip(
+            torch.split(logits, _ROWS), torch.split(ids[1:], _ROWS), strict=True
+        ):
+            total -= float(F.cross_entropy(rows.float(), targets, reduction="sum"))
+        return total
+
+
+def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """A function from text to token ids, special tokens added as the tokenizer is set to."""
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    return encode

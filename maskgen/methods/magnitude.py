@@ -1,0 +1,21 @@
+"""Magnitude pruning: keep the weights of largest absolute value (Han et al., NIPS 2015)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskgen.methods.base import NoStatistic, PrunedLayer, PruneMethod
+from maskgen.patterns import project
+
+
+class Magnitude(PruneMethod[NoStatistic]):
+    """Score |W|."""
+
+    uses_calibration = False
+
+    def statistic(self, width: int, device: torch.device) -> NoStatistic:
+        return NoStatistic()
+
+    def prune_layer(self, weight: Tensor, statistic: NoStatistic) -> PrunedLayer:
+        return PrunedLayer(project(weight.abs().cpu().numpy()))

@@ -1,0 +1,146 @@
+"""One-shot pruning from a model directory to a mask (and, for some methods, a new checkpoint)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from maskgen.apply import Weight, rewrite_weights
+from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
+from maskgen.data import TextSet
+from maskgen.digests import base_digest
+from maskgen.hf import load_model, load_tokenizer
+from maskgen.maskfile import Mask
+from maskgen.methods.base import PruneMethod
+from maskgen.registry import load_method
+from maskgen.selection import LayerChoice, Selection, select_layers
+from maskgen.windows import draw_windows, token_windows
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """What a one-shot run needs besides model and text.
+
+    Attributes:
+        method: a name of the registry, of kind `prune`.
+        domain: label of the mask.
+        windows: calibration windows drawn from the text.
+        length: tokens in a window.
+        seed: which windows are drawn.
+        dtype: `bf16` or `fp32`, of weights and activations; statistics are fp32 at least.
+        layers: which layers get a mask.
+        checkpoint: where a method that changes weights writes the new model directory.
+    """
+
+    method: str
+    domain: str = "general"
+    windows: int = 64
+    length: int = 1024
+    seed: int = 0
+    dtype: str = "bf16"
+    layers: LayerChoice = field(default_factory=LayerChoice)
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """A finished run.
+
+    Attributes:
+        mask: for the model directory, or for `checkpoint` when the method changed weights.
+        dense: linears inside decoder layers that stay dense, and why.
+        tokens: calibration tokens used.
+        seconds: wall time of the pass, without loading.
+    """
+
+    mask: Mask
+    dense: dict[str, str]
+    tokens: int
+    seconds: float
+
+
+def prune(
+    model_dir: Path,
+    texts: TextSet | None,
+    settings: PruneSettings,
+    progress: Progress = lambda done, count, name: None,
+) -> PruneResult:
+    """Compute a mask in one shot.
+
+    Args:
+        model_dir: Hugging Face model directory.
+        texts: calibration text; None for methods that need none.
+        settings: method and its options.
+        progress: called after every decoder layer.
+
+    Raises:
+        UnknownMethodError: no such one-shot method.
+        SelectionError: no layer can be masked, or the architecture does not fit the pass.
+        TooLittleTextError: the text does not fill the windows.
+        FileExistsError: the checkpoint directory exists already.
+        ValueError: text or checkpoint directory missing, or given to a method that has no use
+            for it.
+    """
+    method: PruneMethod[Any] = load_method(settings.method, "prune")()
+    _check(method, texts, settings)
+    digest = base_digest(model_dir)
+    model = load_model(model_dir, settings.dtype)
+    selection = select_layers(model, settings.layers)
+    tokens = 0
+    start = time.perf_counter()
+    if texts is None:
+        outcome = prune_by_weight(method, selection, progress)
+    else:
+        windows = token_windows(load_tokenizer(model_dir), texts.texts, settings.length)
+        windows = draw_windows(windows, settings.windows, settings.seed)
+        tokens = windows.size
+        start = time.perf_counter()
+        outcome = prune_sequentially(model, method, selection, windows, progress)
+    seconds = time.perf_counter() - start
+    if settings.checkpoint is not None:
+        digest = _write_checkpoint(model_dir, settings.checkpoint, selection, outcome)
+    mask = Mask(
+        codes=outcome.codes,
+        base_digest=digest,
+        method=settings.method,
+        domain=settings.domain,
+        calibration_digest=None if texts is None else texts.digest,
+        seed=settings.seed,
+    )
+    return PruneResult(mask, selection.dense, tokens, seconds)
+
+
+def _check(method: PruneMethod[Any], texts: TextSet | None, settings: PruneSettings) -> None:
+    name = settings.method
+    if method.uses_calibration and texts is None:
+        raise ValueError(f"{name} needs calibration text")
+    if not method.uses_calibration and texts is not None:
+        raise ValueError(f"{name} uses no calibration text; leave it out")
+    if method.updates_weights and settings.checkpoint is None:
+        raise ValueError(f"{name} changes weights: name a directory for the new checkpoint")
+    if not method.updates_weights and settings.checkpoint is not None:
+        raise ValueError(f"{name} does not change weights, so there is no checkpoint to write")
+    if settings.checkpoint is not None and settings.checkpoint.exists():
+        raise FileExistsError(f"{settings.checkpoint} exists already; name a new directory")
+
+
+def _write_checkpoint(
+    model_dir: Path, out: Path, selection: Selection, outcome: PruneOutcome
+) -> str:
+    shapes = {
+        name: (linear.out_features, linear.in_features) for name, linear in selection.layers.items()
+    }
+    changes = {f"{name}.weight": _store(weight) for name, weight in outcome.weights.items()}
+    return rewrite_weights(model_dir, out, shapes, changes)
+
+
+def _store(weight: Tensor) -> Callable[[Weight], None]:
+    def change(stored: Weight) -> None:
+        stored[...] = weight.cpu().numpy()  # rounds to the type of the checkpoint
+
+    return change
