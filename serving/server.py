@@ -66,17 +66,16 @@ def run(settings: Settings, engine: Engine | None = None) -> None:
         OSError: the address cannot be used, most often because another server has it.
         EngineDirectoryError: the engine directory cannot be read.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    listener = bind(settings.host, settings.port)
-    with listener:
+    with bind(settings.host, settings.port) as listener:
         asyncio.run(_serve(settings, listener, engine))
 
 
 async def _serve(settings: Settings, listener: socket.socket, engine: Engine | None) -> None:
     # Opened here and not by the app, so that a broken directory is one clear error.
     app = create_app(settings, engine or open_engine(settings))
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     config = uvicorn.Config(
         app,
         http="h11",

@@ -7,6 +7,9 @@ from typing import Any
 
 MAX_ERRORS = 5
 MAX_ECHO_CHARS = 80
+MAX_PARAM_CHARS = 200
+
+Path = tuple[str | int, ...]
 
 # Fields of OpenAI's API that this server knows and does not implement.
 NOT_IMPLEMENTED = {
@@ -38,23 +41,40 @@ def describe_validation_error(errors: Sequence[Any], body: Any) -> tuple[str, st
     Returns:
         The message, the field at fault (`messages[0].content`), and the error code.
     """
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json"
+    if errors[0]["type"] == "json_invalid":
+        return f"the body is not valid JSON: {errors[0]['ctx']['error']}", None, "invalid_json"
     if not isinstance(body, dict):
         return (
             "the body must be a JSON object, sent with the header Content-Type: application/json",
             None,
             "invalid_json",
         )
-    parts: list[str] = []
-    for error in errors[:MAX_ERRORS]:
-        part = _describe(error, body)
-        if part not in parts:
-            parts.append(part)
-    if len(errors) > MAX_ERRORS:
-        parts.append(f"and {len(errors) - MAX_ERRORS} more")
-    return "; ".join(parts), _param(first, body), _code(first)
+    worst = _one_per_field(errors, body)
+    parts = [_describe(error, path) for error, path in worst[:MAX_ERRORS]]
+    if len(worst) > MAX_ERRORS:
+        parts.append(f"and {len(worst) - MAX_ERRORS} more")
+    first, path = worst[0]
+    return "; ".join(parts), _param(path), _code(first)
+
+
+def _one_per_field(errors: Sequence[Any], body: dict[str, Any]) -> list[tuple[Any, Path]]:
+    """Of every field the error that tells most, with its path.
+
+    Where a field may have several forms, pydantic tells what is wrong with each of them; the form
+    that was meant is the one whose type was right, or else the one that got furthest.
+    """
+    found: dict[str | int, tuple[Any, Path]] = {}
+    for error in errors:
+        path = _path(error, body)
+        field = path[0] if path else ""
+        if field not in found or _rank(error, path) > _rank(*found[field]):
+            found[field] = (error, path)
+    return list(found.values())
+
+
+def _rank(error: Any, path: Path) -> tuple[bool, int, int]:
+    last = max((part for part in path if isinstance(part, int)), default=-1)
+    return not error["type"].endswith("_type"), len(path), last
 
 
 def _code(error: Any) -> str:
@@ -66,8 +86,8 @@ def _code(error: Any) -> str:
     }.get(error["type"], "invalid_value")
 
 
-def _describe(error: Any, body: dict[str, Any]) -> str:
-    param = _param(error, body) or "body"
+def _describe(error: Any, path: Path) -> str:
+    param = _param(path) or "body"
     reason = NOT_IMPLEMENTED.get(param)
     if error["type"] == "missing":
         return f"{param} is required"
@@ -85,17 +105,23 @@ def _echo(value: Any) -> str:
     return text if len(text) <= MAX_ECHO_CHARS else text[: MAX_ECHO_CHARS - 3] + "..."
 
 
-def _param(error: Any, body: Any) -> str | None:
-    """The path of the field in the body: pydantic's locations name union members too."""
-    path = ""
+def _path(error: Any, body: Any) -> Path:
+    """Where in the body an error lies: pydantic's locations name the forms of a field too."""
+    path: list[str | int] = []
     value = body
     loc = error["loc"][1:]
     for depth, part in enumerate(loc, start=1):
         absent = error["type"] == "missing" and depth == len(loc)
         if isinstance(part, int) and isinstance(value, list) and part < len(value):
             value = value[part]
-            path += f"[{part}]"
+            path.append(part)
         elif isinstance(value, dict) and (part in value or absent):
             value = value.get(part)
-            path += f".{part}" if path else str(part)
-    return path[:200] or None
+            path.append(part)
+    return tuple(path)
+
+
+def _param(path: Path) -> str | None:
+    """A path as `messages[0].content`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")[:MAX_PARAM_CHARS] or None

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from engines.manifest import NAME_PATTERN
 from serving.errors import invalid
 from serving.schemas.chat import MAX_MESSAGES, Message
 from serving.schemas.common import StrictModel, TokenIds
-
-MASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 class MaskCard(BaseModel):
@@ -48,7 +47,7 @@ class ModelList(BaseModel):
 class LoadMaskRequest(StrictModel):
     """Load a mask file under a name."""
 
-    mask_name: str = Field(pattern=MASK_NAME)
+    mask_name: str = Field(pattern=NAME_PATTERN)
     mask_path: str = Field(
         min_length=1, max_length=1024, description="Path of the file within the mask folder."
     )
@@ -57,7 +56,7 @@ class LoadMaskRequest(StrictModel):
 class UnloadMaskRequest(StrictModel):
     """Forget a mask."""
 
-    mask_name: str = Field(pattern=MASK_NAME)
+    mask_name: str = Field(pattern=NAME_PATTERN)
 
 
 class UnloadMaskResponse(BaseModel):

@@ -1,8 +1,9 @@
 """A deterministic engine without a model: every path of the server can be walked with it.
 
 The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `CRASH`
-raises, `HANG` never answers, `REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. Anything
-else is continued with letters that depend on the prompt, the mask, the seed and the choice.
+raises, `HANG` never answers, `SLOW` takes its time, `REFUSE`, `OVERLOAD` and `DEAD` raise the
+engine's own errors. All others are continued with letters that depend on the prompt, the mask, the
+seed and the choice.
 """
 
 from __future__ import annotations
@@ -113,21 +114,22 @@ class FakeEngine(Engine):
         try:
             while "HANG" in text:
                 await asyncio.sleep(0.01)
-            async for chunk in self._tokens(request, mask, "FAIL" in text):
+            async for chunk in self._tokens(request, mask, text):
                 yield chunk
         finally:
             del self.running[request.request_id]
 
     async def _tokens(
-        self, request: GenerationRequest, mask: str, fail: bool
+        self, request: GenerationRequest, mask: str, text: str
     ) -> AsyncIterator[GenerationChunk]:
+        fail, slow = "FAIL" in text, "SLOW" in text
         sampling = request.sampling
         room = CONTEXT - len(request.prompt_token_ids)
         length = min(sampling.max_tokens or room, room)
         done: set[int] = set()
         written = [""] * sampling.n
         for position in range(length):
-            await asyncio.sleep(self.step_seconds)
+            await asyncio.sleep(0.02 if slow else self.step_seconds)
             self.steps += 1
             if fail and position == 3:
                 yield GenerationChunk(0, "", (), finish_reason="error", error="secret 0xdeadbeef")

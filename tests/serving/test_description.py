@@ -1,0 +1,90 @@
+"""The app against its own OpenAPI description, with generated requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode, checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from serving.app import create_app
+from serving.config import Settings
+from tests.serving.conftest import App
+from tests.serving.fake_engine import FakeEngine
+
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.negative_data_rejection,
+]
+OPERATIONS = [
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("GET", "/version"),
+    ("GET", "/metrics"),
+    ("GET", "/health"),
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+]
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory):
+    directory: Path = tmp_path_factory.mktemp("fake")
+    app = create_app(Settings(directory=directory), FakeEngine(directory))
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def test_every_operation_is_tried(schema) -> None:
+    found = {(o.ok().method.upper(), o.ok().path) for o in schema.get_all_operations()}
+    assert found == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        (method, path, mode)
+        for method, path in OPERATIONS
+        for mode in GenerationMode
+        # A GET has nothing to get wrong.
+        if method == "POST" or mode is GenerationMode.POSITIVE
+    ],
+)
+def test_generated_requests(schema, method: str, path: str, mode: GenerationMode) -> None:
+    operation = schema[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=20 if method == "POST" else 3,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    def run(case: schemathesis.Case) -> None:
+        if mode is GenerationMode.POSITIVE and path.startswith("/v1/") and method == "POST":
+            # No generator guesses the name; the rest of a valid request is to be reached.
+            case.body.update(model="tiny", mask=None)
+        answer = case.call()
+        case.validate_response(answer, checks=CHECKS)
+        assert answer.headers["x-request-id"]
+
+    run()
+
+
+async def test_the_description_names_every_status_and_limit(app: App) -> None:
+    description = (await app.client.get("/openapi.json")).json()
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert "503" in operation["responses"], path
+    n = description["components"]["schemas"]["CompletionRequest"]["properties"]["n"]
+    assert n["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 128}
+    assert description["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False

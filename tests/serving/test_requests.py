@@ -1,0 +1,392 @@
+"""What a request may say: everything else is refused by name, and nothing is ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from serving.errors import MAX_MESSAGE_CHARS
+from tests.serving.conftest import App
+
+USER = [{"role": "user", "content": "hi"}]
+COMPLETION = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
+CHAT = {"model": "tiny", "messages": USER, "max_tokens": 1}
+
+
+async def post(app: App, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    answer = await app.client.post(path, json=body)
+    return answer.status_code, answer.json()
+
+
+def check_refused(answer: tuple[int, dict[str, Any]], param: str, code: str | None = None) -> None:
+    status, body = answer
+    assert status == 400, body
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param, error
+    assert isinstance(error["code"], str)
+    if code is not None:
+        assert error["code"] == code
+
+
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("n", 0),
+    ("n", 129),
+    ("n", True),
+    ("n", 1.5),
+    ("temperature", -0.1),
+    ("temperature", 101),
+    ("temperature", "1"),
+    ("top_p", 0),
+    ("top_p", 1.01),
+    ("top_k", -2),
+    ("min_p", 2),
+    ("presence_penalty", 2.1),
+    ("frequency_penalty", -2.1),
+    ("repetition_penalty", 0),
+    ("logit_bias", {"a": 1}),
+    ("logit_bias", {"1": 101}),
+    ("logit_bias", {"257": 1}),
+    ("logit_bias", {str(i): 0 for i in range(1025)}),
+    ("seed", 2**63),
+    ("seed", "1"),
+    ("stop", ""),
+    ("stop", ["a"] * 17),
+    ("stop", ["a" * 1025]),
+    ("stop_token_ids", [257]),
+    ("stop_token_ids", [-1]),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
+    ("stream_options", {"oops": True}),
+    ("min_tokens", 2),
+    ("min_tokens", -1),
+    ("max_tokens", 255),
+    ("max_tokens", -1),
+    ("prompt_logprobs", 21),
+    ("response_format", {"type": "grammar"}),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+    ("structured_outputs", {}),
+    ("structured_outputs", {"regex": "a", "choice": ["b"]}),
+    ("structured_outputs", {"grammar": "root ::= x"}),
+    ("structured_outputs", {"choice": []}),
+    ("structured_outputs", {"json": {"x": "y" * 70000}}),
+    ("cache_salt", "x" * 257),
+    ("mask", 3),
+    ("made_up", 1),
+    ("guided_regex", "a"),
+    ("chat_template", "{{ 1 }}"),
+    ("priority", 1),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS, ids=lambda v: str(v)[:30])
+async def test_bad_shared_fields(app: App, path: str, name: str, value: Any) -> None:
+    body = COMPLETION if path == "/v1/completions" else CHAT
+    status, answer = await post(app, path, {**body, name: value})
+    error = answer["error"]
+    assert status == 400, answer
+    assert error["param"].split(".")[0].split("[")[0] == name, error
+    assert not app.engine.requests, "a refused request must not reach the engine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("best_of", 2, "invalid_value"),
+        ("echo", "x", "invalid_value"),
+        ("logprobs", 21, "invalid_value"),
+        ("logprobs", True, "invalid_value"),
+        ("suffix", "end", "unsupported_parameter"),
+        ("prompt", None, "invalid_value"),
+        ("prompt", [], "invalid_value"),
+        ("prompt", ["a"] * 129, "invalid_value"),
+        ("prompt", {"a": 1}, "invalid_value"),
+        ("prompt", 7, "invalid_value"),
+        ("prompt", [257], "invalid_value"),
+        ("prompt", "x" * 256, "context_length_exceeded"),
+        ("prompt", [1] * 256, "context_length_exceeded"),
+        ("max_tokens", 0, "invalid_value"),
+        ("messages", USER, "unknown_parameter"),
+    ],
+    ids=lambda v: str(v)[:30],
+)
+async def test_bad_completion_fields(app: App, name: str, value: Any, code: str) -> None:
+    answer = await post(app, "/v1/completions", {**COMPLETION, name: value})
+    check_refused(answer, name, code)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "auto"),
+        ("parallel_tool_calls", True),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "auto"),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("modalities", ["text", "audio"]),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("reasoning_effort", "high"),
+        ("service_tier", "flex"),
+        ("store", True),
+        ("metadata", {"a": "b"}),
+        ("verbosity", "low"),
+        ("web_search_options", {}),
+        ("prompt_cache_key", "k"),
+    ],
+)
+async def test_chat_fields_that_are_not_implemented(app: App, name: str, value: Any) -> None:
+    status, answer = await post(app, "/v1/chat/completions", {**CHAT, name: value})
+    assert status == 400
+    error = answer["error"]
+    assert error["param"].split("[")[0] == name
+    assert error["code"] == "unsupported_parameter"
+    assert "not supported" in error["message"] or "(" in error["message"], error
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [], "tool_choice": "none", "functions": [], "function_call": "none"},
+        {"modalities": ["text"], "service_tier": "auto", "store": False, "metadata": {}},
+        {"user": "me", "response_format": {"type": "text"}, "reasoning_effort": "none"},
+        dict.fromkeys(("n", "stop", "seed", "tools", "audio", "logit_bias", "stream")),
+    ],
+)
+async def test_values_that_ask_for_nothing_are_accepted(app: App, extra: dict[str, Any]) -> None:
+    status, answer = await post(app, "/v1/chat/completions", {**CHAT, **extra})
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("hi", "messages"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": "x", "name": "me"}], "messages[0].name"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[0].content[0].type",
+        ),
+        (
+            [*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}],
+            "messages[1].tool_calls",
+        ),
+        ([{"role": "assistant", "content": "first"}], "messages"),
+    ],
+)
+async def test_bad_messages(app: App, messages: Any, param: str) -> None:
+    answer = await post(app, "/v1/chat/completions", {**CHAT, "messages": messages})
+    check_refused(answer, param)
+
+
+async def test_messages_reach_the_template(app: App) -> None:
+    messages = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
+        {"role": "user", "content": "d"},
+    ]
+    status, _ = await post(app, "/v1/chat/completions", {**CHAT, "messages": messages})
+    assert status == 200
+    [request] = app.engine.requests
+    text = app.engine.codec.decode(request.prompt_token_ids)
+    assert text == "<|system|>be kind\n<|user|>a\nb\n<|assistant|>c\n<|user|>d\n<|assistant|>"
+
+
+async def test_sampling_reaches_the_engine(app: App) -> None:
+    body = {
+        **COMPLETION,
+        "max_tokens": 7,
+        "n": 2,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 3,
+        "min_p": 0.25,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"3": -100},
+        "seed": -1,
+        "stop": "END",
+        "stop_token_ids": [4],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "min_tokens": 2,
+        "logprobs": 0,
+        "cache_salt": "salt",
+        "mask": "french",
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "x", "schema": {"type": "object"}},
+        },
+    }
+    status, answer = await post(app, "/v1/completions", body)
+    assert status == 200, answer
+    [request] = app.engine.requests
+    sampling = request.sampling
+    assert (request.mask, request.cache_salt) == ("french", "salt")
+    assert (sampling.n, sampling.temperature, sampling.top_p) == (2, 0, 0.5)
+    assert (sampling.top_k, sampling.min_p) == (3, 0.25)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1, -1)
+    assert sampling.repetition_penalty == 1.5
+    assert sampling.logit_bias == {3: -100}
+    assert sampling.seed is not None
+    assert sampling.seed >= 0
+    assert (sampling.stop, sampling.stop_token_ids) == (("END",), (4,))
+    assert sampling.include_stop_str_in_output
+    assert sampling.ignore_eos
+    assert (sampling.min_tokens, sampling.max_tokens, sampling.logprobs) == (2, 7, 0)
+    assert sampling.structured.kind == "json_schema"
+    assert json.loads(sampling.structured.value) == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "value"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a", "b"]'),
+        ({"structured_outputs": {"json_object": True}}, "json_object", ""),
+        ({"structured_outputs": {"json": '{"type": "null"}'}}, "json_schema", '{"type": "null"}'),
+        ({"response_format": {"type": "json_object"}}, "json_object", ""),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "json_object",
+            "",
+        ),
+    ],
+)
+async def test_constraints_reach_the_engine(app: App, fields: Any, kind: str, value: str) -> None:
+    status, answer = await post(app, "/v1/chat/completions", {**CHAT, **fields})
+    assert status == 200, answer
+    structured = app.engine.requests[0].sampling.structured
+    assert (structured.kind, structured.value) == (kind, value)
+
+
+async def test_two_masks_in_one_request_contradict_each_other(app: App) -> None:
+    body = {**COMPLETION, "model": "tiny:french", "mask": "general"}
+    check_refused(await post(app, "/v1/completions", body), "mask")
+    status, _ = await post(app, "/v1/completions", {**body, "mask": "french"})
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"a":' + b"[" * 100_000, b"1" * 10_000]
+)
+async def test_bodies_that_are_no_json_object(app: App, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_missing_content_type_is_named(app: App) -> None:
+    answer = await app.client.post("/v1/completions", content=json.dumps(COMPLETION))
+    assert answer.status_code == 400
+    assert "Content-Type" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_numbers_that_are_none(app: App, value: float) -> None:
+    text = json.dumps({**COMPLETION, "temperature": value})
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=text, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "temperature"
+
+
+async def test_a_large_bad_body_gets_a_small_answer(app: App) -> None:
+    body = {"model": "tiny", "prompt": ["x", *([{"a": "b" * 100}] * 10_000)]}
+    answer = await app.client.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]["message"]) <= MAX_MESSAGE_CHARS
+    many = {f"field{i}" * 20: 1 for i in range(1000)}
+    answer = await app.client.post("/v1/completions", json={**COMPLETION, **many})
+    assert len(answer.content) < 4 * MAX_MESSAGE_CHARS
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+async def test_bodies_above_the_limit(app: App, size: int) -> None:
+    limit = app.app.user_middleware[1].kwargs["limit"]
+    chunk = b"x" * size
+
+    async def undeclared():
+        for _ in range(limit // size + 1):
+            yield chunk
+
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=undeclared(), headers=headers)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("POST", "/v1/models/", 405, "method_not_allowed"),
+        ("GET", "/docs", 404, "not_found"),
+        ("POST", "/v1/load_mask", 404, "not_found"),
+    ],
+)
+async def test_routes_that_do_not_exist(
+    app: App, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await app.client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abc-1.2_3", True),
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("a b", False),
+        ("http://10.0.0.1/", False),
+        ("", False),
+    ],
+)
+async def test_request_ids(app: App, given: str, kept: bool) -> None:
+    for path in ("/health", "/nowhere"):
+        answer = await app.client.get(path, headers={"x-request-id": given})
+        assert (answer.headers["x-request-id"] == given) is kept
+        assert answer.headers["x-request-id"]
+
+
+async def test_tokenize_and_back(app: App) -> None:
+    status, answer = await post(app, "/tokenize", {"prompt": "hé", "return_token_strs": True})
+    assert status == 200
+    assert answer["count"] == len(answer["tokens"]) == 3
+    assert answer["max_model_len"] == 256
+    assert answer["token_strs"] == ["h", "\ufffd", "\ufffd"]
+    status, back = await post(app, "/detokenize", {"tokens": answer["tokens"]})
+    assert back == {"prompt": "hé"}
+    status, chat = await post(app, "/tokenize", {"model": "tiny:french", "messages": USER})
+    assert status == 200
+    assert chat["count"] == len("<|user|>hi\n<|assistant|>")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": USER}, "prompt"),
+        ("/tokenize", {"prompt": "a" * 2_000_000}, "prompt"),
+        ("/detokenize", {"tokens": [257]}, "tokens"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
+    ],
+)
+async def test_bad_token_requests(app: App, path: str, body: Any, param: str) -> None:
+    check_refused(await post(app, path, body), param)
