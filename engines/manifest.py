@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from engines.errors import EngineDirectoryError
 
@@ -84,6 +84,7 @@ class Manifest(_Record):
         layout: None when no layer is sparse.
         sealed: whether masks can no longer be added, `complement.safetensors` having been left out.
         files: file name -> bytes; checked when the directory is opened.
+        details: what the target's own builder has to say, in its own form.
         created_by: name and version of the program that wrote the directory.
     """
 
@@ -97,6 +98,7 @@ class Manifest(_Record):
     layout: LayoutRecord | None = None
     sealed: bool = False
     files: dict[str, int] = Field(default_factory=dict)
+    details: dict[str, JsonValue] = Field(default_factory=dict)
     created_by: str = ""
 
     @model_validator(mode="after")
@@ -162,9 +164,11 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write `engine.json`; the last file of a new directory."""
+    """Write `engine.json`, whole or not at all; the last file of a new directory."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
-    (directory / MANIFEST_FILE).write_text(text)
+    temporary = directory / f".{MANIFEST_FILE}"
+    temporary.write_text(text)
+    temporary.replace(directory / MANIFEST_FILE)
 
 
 def file_sizes(directory: Path) -> dict[str, int]:

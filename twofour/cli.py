@@ -26,12 +26,12 @@ app.command("serve")(serve.serve)
 
 
 def main() -> None:
-    """Entry point: errors that the user can mend are one line and exit code 1."""
+    """Entry point: errors that the user can mend are one line and exit code 1, or their own."""
     try:
         app()
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ BUILDERS = {
     "tensorrt-llm": "engines.tensorrt_llm.build:build",
     "reference": "engines.reference:build",
 }
+CONFIGURABLE = ("tensorrt-llm",)
+"""Targets whose builder has settings of its own."""
 
 
 def build(
@@ -37,6 +40,10 @@ def build(
         bool, typer.Option(help="Leave out what masks loaded later would need.")
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an engine directory at --out.")] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE, a setting of the target's own builder; repeat for more."),
+    ] = None,
 ) -> None:
     """Build an engine directory from a model and its masks."""
     from rich.progress import Progress
@@ -61,17 +68,31 @@ def build(
                     task, description=what, completed=done, total=total
                 ),
             ),
+            _settings(target, option or []),
         )
     size = sum(manifest.files.values()) / 2**20
     names = ", ".join(m.name for m in manifest.masks) or "none (dense)"
     typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {size:.0f} MiB")
 
 
-def run_builder(target: str, request: BuildRequest) -> Manifest:
+def run_builder(
+    target: str, request: BuildRequest, settings: Mapping[str, str] | None = None
+) -> Manifest:
     """Build with the target's builder, imported now."""
     module, _, function = BUILDERS[target].partition(":")
-    manifest: Manifest = getattr(importlib.import_module(module), function)(request)
+    builder = getattr(importlib.import_module(module), function)
+    manifest: Manifest = builder(request, **(settings or {}))
     return manifest
+
+
+def _settings(target: str, options: list[str]) -> dict[str, str]:
+    if options and target not in CONFIGURABLE:
+        raise ValueError(f"target {target} takes no --option; {', '.join(CONFIGURABLE)} does")
+    pairs = [option.partition("=") for option in options]
+    for name, found, _ in pairs:
+        if not found:
+            raise ValueError(f"--option {name!r} is not NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _named(spec: str) -> tuple[str, Path]:
