@@ -30,6 +30,18 @@ demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
 test: setup ## all tests that need no optional engine
 	$(BIN)/python -m pytest
 
+# NVIDIA's exporter, the oracle of these tests, brings pins of its own: hence an environment of its own.
+TRTLLM := .venv-trtllm
+test-trtllm: $(TRTLLM)/.ready ## TensorRT-LLM checkpoints against NVIDIA's own exporter
+	$(TRTLLM)/bin/python -m pytest -m trtllm tests/engines/tensorrt_llm
+
+$(TRTLLM)/.ready: pyproject.toml
+	test -x $(TRTLLM)/bin/python || $(PYTHON) -m venv $(TRTLLM)
+	$(TRTLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(TRTLLM)/bin/python -m pip install --quiet $(TORCH)
+	$(TRTLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/trtllm ".[train,dev]" "nvidia-modelopt==0.47.0" requests
+	touch $@
+
 lint: setup ## ruff and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,0 +1,156 @@
+"""Writes a TensorRT-LLM checkpoint: `config.json` and one `rankN.safetensors` per GPU.
+
+Every source tensor is mapped, masked, cut and written before the next one is touched, so memory
+holds one fused tensor at a time however large the model is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from engines.build import Progress
+from engines.checkpoint import Checkpoint
+from engines.errors import EngineDirectoryError
+from engines.tensorfile import TensorSpec, TensorWriter
+from engines.tensorrt_llm.config import (
+    Mapping,
+    ModelShape,
+    check_mapping,
+    checkpoint_config,
+    read_shape,
+)
+from engines.tensorrt_llm.tensors import (
+    Array,
+    Source,
+    Target,
+    local_part,
+    local_shape,
+    source_shape,
+    stage_targets,
+)
+from maskgen.maskfile import Mask
+from maskgen.patterns import keep_from_codes
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def rank_file(rank: int) -> str:
+    """Name of a rank's weights inside a checkpoint directory."""
+    return f"rank{rank}.safetensors"
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    mask: Mask | None,
+    out: Path,
+    *,
+    mapping: Mapping | None = None,
+    dtype: str = "bfloat16",
+    progress: Progress = lambda what, done, total: None,
+) -> None:
+    """Write the checkpoint of `source` with the weights that `mask` drops set to zero.
+
+    Args:
+        source: Hugging Face model directory.
+        mask: None writes the weights as they are.
+        out: existing, empty directory; `config.json` is written last.
+        mapping: over how many GPUs; one by default.
+        dtype: `bfloat16` or `float16`; the weights are rounded to it.
+        progress: told about every tensor.
+
+    Raises:
+        EngineDirectoryError: the model cannot be converted or cut this way, a tensor has another
+            shape than the configuration says, or a value overflows `dtype`.
+    """
+    mapping = mapping or Mapping()
+    if dtype not in DTYPES:
+        raise EngineDirectoryError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+    shape = read_shape(source.config)
+    check_mapping(shape, mapping)
+    metadata = {
+        "format": "pt",
+        "mask_digest": "" if mask is None else mask.digest,
+        "base_digest": "" if mask is None else mask.base_digest,
+    }
+    for stage in range(mapping.pp_size):
+        targets = list(stage_targets(shape, mapping, stage))
+        specs = {t.name: _spec(t, shape, mapping.tp_size, DTYPES[dtype]) for t in targets}
+        with contextlib.ExitStack() as stack:
+            first = stage * mapping.tp_size
+            ranks = [
+                stack.enter_context(TensorWriter(out / rank_file(first + tp), specs, metadata))
+                for tp in range(mapping.tp_size)
+            ]
+            for done, target in enumerate(targets):
+                progress(f"stage {stage}: {target.name}", done, len(targets))
+                _write_target(source, mask, target, shape, DTYPES[dtype], ranks)
+    config = checkpoint_config(shape, dtype, mapping)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _spec(target: Target, shape: ModelShape, tp: int, dtype: np.dtype[Any]) -> TensorSpec:
+    parts = [local_shape(s, source_shape(s.name, shape), shape, tp) for s in target.sources]
+    return TensorSpec(dtype, (sum(part[0] for part in parts), *parts[0][1:]))
+
+
+def _write_target(
+    source: Checkpoint,
+    mask: Mask | None,
+    target: Target,
+    shape: ModelShape,
+    dtype: np.dtype[Any],
+    ranks: list[TensorWriter],
+) -> None:
+    tensors = [_read(source, s, mask, shape, dtype) for s in target.sources]
+    for rank, writer in enumerate(ranks):
+        parts = [
+            local_part(s, tensor, shape, len(ranks), rank)
+            for s, tensor in zip(target.sources, tensors, strict=True)
+        ]
+        writer.write(target.name, parts[0] if len(parts) == 1 else np.concatenate(parts))
+    for s in target.sources:
+        source.release(s.name)
+
+
+def _read(
+    source: Checkpoint, wanted: Source, mask: Mask | None, shape: ModelShape, dtype: np.dtype[Any]
+) -> Array:
+    """The tensor, masked and rounded to `dtype`."""
+    tensor = source.tensor(wanted.name)
+    expected = source_shape(wanted.name, shape)
+    if tensor.shape != expected:
+        raise EngineDirectoryError(
+            f"{source.directory}: {wanted.name} has shape {tensor.shape},"
+            f" config.json says {expected}"
+        )
+    if mask is not None and wanted.name == f"{wanted.layer}.weight" and wanted.layer in mask.codes:
+        tensor = _masked(tensor, mask.codes[wanted.layer])
+    if tensor.dtype == dtype:
+        return tensor
+    with np.errstate(over="ignore"):
+        rounded = tensor.astype(dtype)
+    if not np.isfinite(rounded).all() and np.isfinite(tensor).all():
+        raise EngineDirectoryError(
+            f"{wanted.name} has values beyond the range of {dtype}; use dtype bfloat16"
+        )
+    return rounded
+
+
+def _masked(tensor: Array, codes: Array) -> Array:
+    """Weights with the dropped ones set to +0.0.
+
+    Multiplying the bits by the mask is exact and, unlike multiplying the values, never makes -0.0
+    of a dropped negative weight.
+    """
+    bits = tensor.view(f"u{tensor.dtype.itemsize}")
+    masked: Array = (bits * keep_from_codes(codes)).view(tensor.dtype)
+    return masked
