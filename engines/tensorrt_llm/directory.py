@@ -1,0 +1,132 @@
+"""Writes a TensorRT-LLM engine directory up to the point where a GPU is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from engines.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.errors import MaskError
+from engines.manifest import NAME_PATTERN, Manifest, atomic_directory
+from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
+from engines.tensorrt_llm.commands import BuildOptions
+from engines.tensorrt_llm.config import Mapping, ModelShape, read_shape
+from engines.tensorrt_llm.preflight import Preflight, check_checkpoint, sparse_targets
+from engines.tensorrt_llm.record import (
+    BASE,
+    CHECKPOINTS,
+    ENGINES,
+    BuildRecord,
+    EngineRecord,
+    write_record,
+)
+from engines.tensorrt_llm.script import write_script
+from engines.tensorrt_llm.settings import Settings
+from engines.tensorrt_llm.tensors import stage_targets
+from maskgen.maskfile import Mask, read_mask
+
+
+def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
+    """Write checkpoints, `build.sh` and everything that serving needs but the engines.
+
+    A model that is built without masks must itself be 2:4 already.
+
+    Raises:
+        EngineDirectoryError: the request cannot be met; nothing is left behind.
+        PreflightError: a checkpoint would not give a sparse engine.
+        MaskError: a mask does not belong to the model.
+    """
+    for name in request.masks:
+        check_mask_name(name)
+    inputs = open_inputs(request)
+    shape = read_shape(inputs.checkpoint.config)
+    options = settings.options(shape)
+    masks: dict[str, Mask | None] = dict(inputs.masks) or {BASE: None}
+    with atomic_directory(request.out, overwrite=request.overwrite) as directory:
+        engines: dict[str, EngineRecord] = {}
+        for name, mask in masks.items():
+            folder = directory / CHECKPOINTS / name
+            engines[name] = add_checkpoint(
+                request, inputs, name, mask, folder, settings.mapping, settings.dtype
+            )
+        record = _record(shape, settings, options, engines)
+        write_script(directory, record)
+        manifest = finish(request, inputs, directory, "tensorrt-llm", None)
+        write_record(directory, manifest, record)
+    return record
+
+
+def add_checkpoint(
+    request: BuildRequest,
+    inputs: BuildInputs,
+    name: str,
+    mask: Mask | None,
+    folder: Path,
+    mapping: Mapping,
+    dtype: str,
+) -> EngineRecord:
+    """Write one mask's checkpoint to the new directory `folder`; check it as TensorRT sees it."""
+    folder.mkdir(parents=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        request.progress(f"{name}: {what}", done, total)
+
+    source = inputs.checkpoint
+    write_checkpoint(source, mask, folder, mapping=mapping, dtype=dtype, progress=progress)
+    counts = _check(folder, mask, read_shape(source.config), mapping)
+    return EngineRecord(
+        directory=f"{ENGINES}/{name}", sparse_weights=counts.sparse, dense_weights=counts.dense
+    )
+
+
+def recheck_checkpoint(directory: Path, manifest: Manifest, record: BuildRecord, name: str) -> None:
+    """Check a checkpoint of the directory again, which may have been replaced since.
+
+    Raises:
+        EngineDirectoryError: it is missing or unreadable.
+        PreflightError: its weights are no longer 2:4.
+    """
+    folder = directory / CHECKPOINTS / name
+    mask = read_mask(directory / manifest.mask(name).file) if manifest.masks else None
+    shape = read_shape(json.loads((directory / "config.json").read_text()))
+    _check(folder, mask, shape, record.mapping)
+
+
+def _check(folder: Path, mask: Mask | None, shape: ModelShape, mapping: Mapping) -> Preflight:
+    """Demand 2:4 of the weights that the mask lists, or of all without a mask."""
+    if mask is None:
+        return check_checkpoint(folder)
+    stages = [list(stage_targets(shape, mapping, stage)) for stage in range(mapping.pp_size)]
+    return check_checkpoint(folder, [sparse_targets(stage, mask.codes) for stage in stages])
+
+
+def check_mask_name(name: str) -> None:
+    """Raise MaskError unless `name` may name a mask, and the folders made for it."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise MaskError(
+            f"{name!r} cannot name a mask: letters, digits, '.', '_' and '-', at most 64, the first"
+            " a letter or digit"
+        )
+
+
+def _record(
+    shape: ModelShape, settings: Settings, options: BuildOptions, engines: dict[str, EngineRecord]
+) -> BuildRecord:
+    head_bytes = shape.head_size * DTYPES[settings.dtype].itemsize
+    return BuildRecord(
+        per_mask=settings.per_mask,
+        allow_dense=settings.allow_dense,
+        dtype=settings.dtype,
+        tp_size=settings.tp_size,
+        pp_size=settings.pp_size,
+        max_batch_size=options.max_batch_size,
+        max_num_tokens=options.max_num_tokens,
+        max_seq_len=options.max_seq_len,
+        workers=options.workers,
+        trtllm_args=options.extra,
+        vocab_size=shape.vocab_size,
+        kv_bytes_per_token=2 * shape.num_hidden_layers * shape.num_key_value_heads * head_bytes,
+        prompt_logprobs=options.prompt_logprobs,
+        engines=engines,
+    )

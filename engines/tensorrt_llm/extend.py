@@ -1,0 +1,76 @@
+"""Adds masks to a TensorRT-LLM directory: their checkpoints, and steps in `build.sh`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping as MappingType
+from pathlib import Path
+
+from engines.build import MASK_FOLDER, BuildRequest, changed_share, open_inputs
+from engines.errors import EngineDirectoryError, MaskError
+from engines.manifest import MaskRecord
+from engines.tensorrt_llm.directory import add_checkpoint, check_mask_name
+from engines.tensorrt_llm.record import CHECKPOINTS, read_record, write_record
+from engines.tensorrt_llm.script import write_script
+from maskgen.maskfile import Mask, read_mask, write_mask
+
+
+def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> None:
+    """Write everything that `build.sh` needs to add `masks`.
+
+    Args:
+        directory: a TensorRT-LLM engine directory with masks.
+        model: the model that it was made from.
+        masks: name -> mask file.
+
+    Raises:
+        EngineDirectoryError: the directory has no masks, or the model is another one.
+        MaskError: a name is taken, or a mask does not fit the model or the directory.
+    """
+    manifest, record = read_record(directory)
+    if manifest.default_mask is None:
+        raise EngineDirectoryError(f"{directory} was built without masks; build it anew with them")
+    if not masks:
+        raise EngineDirectoryError("no masks to add; give --mask NAME=FILE")
+    for name in masks:
+        check_mask_name(name)
+        if name in record.engines:
+            raise MaskError(f"{directory} has a mask named {name!r} already")
+    inputs = open_inputs(BuildRequest(model, manifest.model, masks, directory))
+    if inputs.base_digest != manifest.base_digest:
+        raise EngineDirectoryError(
+            f"{directory} was made from the model with base digest {manifest.base_digest[:12]}...,"
+            f" {model} has {inputs.base_digest[:12]}..."
+        )
+    default = read_mask(directory / manifest.mask(manifest.default_mask).file)
+    engines, records = dict(record.engines), list(manifest.masks)
+    for name, mask in inputs.masks.items():
+        if mask.codes.keys() != default.codes.keys():
+            raise MaskError(f"mask {name!r} lists other layers than the directory's default mask")
+        records.append(_mask_record(name, mask, default))
+        with tempfile.TemporaryDirectory(prefix=".adding.", dir=directory) as temporary:
+            folder = Path(temporary) / name
+            request = BuildRequest(model, manifest.model, masks, directory)
+            engines[name] = add_checkpoint(
+                request, inputs, name, mask, folder, record.mapping, record.dtype
+            )
+            # What an extension that never finished left behind has this name, too.
+            shutil.rmtree(directory / CHECKPOINTS / name, ignore_errors=True)
+            folder.replace(directory / CHECKPOINTS / name)
+        write_mask(directory / records[-1].file, mask)
+    record = record.model_copy(update={"engines": engines})
+    write_script(directory, record)
+    write_record(directory, manifest.model_copy(update={"masks": tuple(records)}), record)
+
+
+def _mask_record(name: str, mask: Mask, default: Mask) -> MaskRecord:
+    return MaskRecord(
+        name=name,
+        digest=mask.digest,
+        domain=mask.domain,
+        method=mask.method,
+        layers=len(mask.codes),
+        file=f"{MASK_FOLDER}/{name}.safetensors",
+        changed_share=changed_share(mask, default),
+    )
