@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import build, data, demo, serve
+from twofour.commands import bench, build, data, demo, serve
 
 app = typer.Typer(
     name="twofour",
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("build")(build.build)
 app.command("serve")(serve.serve)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -1,0 +1,92 @@
+"""What a number was measured on, and how much of the machine other processes took meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+_PACKAGES = ("twofour", "numpy", "torch", "transformers", "locust", "uvicorn", "fastapi")
+
+
+class OtherCpu:
+    """Share of the machine's CPU time that other processes took during a `with` block.
+
+    Other means neither this process nor its children, living or waited for.
+
+    Attributes:
+        share: 0 to 1, once the block has ended.
+    """
+
+    def __enter__(self) -> Self:
+        self.share = 0.0
+        self._busy = _busy_seconds()
+        self._own = _own_seconds()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        machine = (time.perf_counter() - self._start) * (psutil.cpu_count() or 1)
+        other = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        self.share = min(max(other / machine, 0.0), 1.0) if machine > 0 else 0.0
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory and system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    counted_twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - idle - counted_twice)
+
+
+def _own_seconds() -> float:
+    """CPU time of this process, its ended children and its living descendants."""
+    ended = os.times()
+    total = ended.user + ended.system + ended.children_user + ended.children_system
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
