@@ -37,6 +37,8 @@ async def load_mask(body: LoadMaskRequest, service: ServiceDep) -> Response:
         except EngineError as error:
             answer = from_engine_error(error)
             answer.param = answer.param or "mask_path"
+            # The message names the file; where the folder lies is nobody's business.
+            answer.detail = answer.detail.replace(str(path), body.mask_path)
             raise answer from error
     return json_response(mask_card(mask))
 
