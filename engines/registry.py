@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ def open_engine(directory: Path, **options: Any) -> Engine:
 
     Raises:
         EngineDirectoryError: the directory cannot be read, or holds what this build cannot run.
+        ValueError: the engine has no such option.
         ModuleNotFoundError: the target's extra is not installed.
     """
     manifest = read_manifest(directory)
     module, _, name = ENGINES[manifest.target].partition(":")
     factory = getattr(importlib.import_module(module), name)
+    known = list(inspect.signature(factory).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"the {manifest.target} engine has no option {option!r}; it has: {', '.join(known)}"
+            )
     engine: Engine = factory(directory, **options)
     return engine

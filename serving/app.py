@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 from engines import registry
 from engines.base import Engine
-from engines.errors import EngineError
+from engines.errors import EngineDirectoryError, EngineError
 from serving.admission import Admission
 from serving.api import admin, chat, completions, health, metrics, models, tokenize
 from serving.auth import ApiRoute, KeyRing
@@ -84,4 +84,10 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 def open_engine(settings: Settings) -> Engine:
     """The engine in `settings.directory`."""
-    return registry.open_engine(settings.directory, **settings.engine_options)
+    try:
+        return registry.open_engine(settings.directory, **settings.engine_options)
+    except ModuleNotFoundError as error:
+        raise EngineDirectoryError(
+            f"{settings.directory} needs {error.name}, which is not installed: install the extra"
+            " of its target (train, vllm or tensorrt-llm)"
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -55,6 +55,7 @@ class Generation:
         receive: Receive,
         retry_after: float,
         request_id: str,
+        check_target: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._requests = requests
@@ -63,6 +64,7 @@ class Generation:
         self._receive = receive
         self._retry_after = retry_after
         self._request_id = request_id
+        self._check_target = check_target
         self._queue: asyncio.Queue[Piece | ApiError | _End] = asyncio.Queue()
         self._batch: list[Piece] = []
         self._ending: ApiError | _End | None = None
@@ -139,6 +141,8 @@ class Generation:
         started: set[int] = set()
         unfinished = request.sampling.n
         try:
+            # No await lies between this check and the engine's own look-up of the mask.
+            self._check_target()
             chunks = self._engine.generate(request)
             # Engines write `generate` as an async generator: closing it aborts the request.
             async with aclosing(chunks):  # type: ignore[type-var]

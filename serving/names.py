@@ -56,6 +56,20 @@ class ModelNames:
             fingerprint=_fingerprint(info, found),
         )
 
+    def check_unchanged(self, target: Target) -> None:
+        """Raise a 404 if the name stands for nothing by now, a 409 if for another mask.
+
+        A mask can be unloaded, and another one loaded under its name, while a request waits for
+        its prompt to be tokenized; it must not be answered under the wrong one.
+        """
+        if self.resolve(target.model) != target:
+            raise ApiError(
+                409,
+                f"the mask of {target.model!r} was replaced while this request waited; send it again",
+                param="model",
+                code="mask_replaced",
+            )
+
     def cards(self) -> list[ModelCard]:
         """The base model's card, then one for each mask."""
         info = self._engine.describe()

@@ -69,6 +69,7 @@ class Service:
             http.receive,
             self.admission.retry_after,
             http.state.request_id,
+            lambda: self.names.check_unchanged(target),
         )
 
     async def close(self) -> None:

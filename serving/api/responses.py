@@ -10,7 +10,7 @@ from starlette.responses import Response
 from engines.base import GenerationChunk
 from serving.schemas.common import ErrorBody
 
-STATUSES = (400, 401, 404, 413, 429, 500, 503)
+STATUSES = (400, 401, 404, 409, 413, 429, 500, 503)
 
 # For the OpenAPI description: every error has the same body.
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,6 +15,7 @@ from serving.api.health import PATHS
 from serving.auth import ApiRoute
 from serving.config import Settings
 from tests.serving.conftest import App, open_app
+from tests.serving.fake_engine import digest_of
 
 KEYS = {"api_key": ("one", "two")}
 BODIES = {
@@ -249,3 +252,30 @@ async def test_the_app_closes_its_engine(tmp_path: Path) -> None:
     async with open_app(tmp_path) as app:
         assert not app.engine.closed
     assert app.engine.closed
+
+
+async def test_no_request_runs_under_a_mask_that_took_its_name(admin_app: App) -> None:
+    """The mask is replaced while the prompt is tokenized."""
+    prompts = admin_app.app.state.service.prompts
+    completion, reached, go_on = prompts.completion, asyncio.Event(), asyncio.Event()
+
+    async def slow_completion(*args, **kwargs):
+        reached.set()
+        await go_on.wait()
+        return await completion(*args, **kwargs)
+
+    prompts.completion = slow_completion
+    body = {**BODIES["/v1/completions"], "model": "tiny:french"}
+    request = asyncio.create_task(admin_app.client.post("/v1/completions", json=body))
+    await reached.wait()
+    unload = {"mask_name": "french"}
+    assert (await admin_app.client.post("/v1/unload_mask", json=unload)).status_code == 200
+    admin_app.engine.masks["french"] = replace(
+        admin_app.engine.masks["general"], name="french", digest=digest_of("another french")
+    )
+    go_on.set()
+    answer = await request
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "mask_replaced"
+    assert not admin_app.engine.requests
+    assert admin_app.app.state.admission.in_flight == 0

@@ -25,6 +25,7 @@ class Served:
     """An engine of one kind behind a real server."""
 
     kind: str
+    directory: Path
     server: ServerProcess
     client: OpenAI
     mask_root: Path
@@ -64,7 +65,7 @@ def served(
     command += ["--admin-api-key", ADMIN_KEY, "--mask-root", str(masks)]
     server = start_process(command)
     client = OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60)
-    yield Served(request.param, server, client, masks)
+    yield Served(request.param, out, server, client, masks)
     client.close()
     assert server.stop() == 0, "".join(server.log)
     log = "".join(server.log)

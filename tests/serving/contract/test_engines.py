@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai.types import Completion
 
+from engines.registry import open_engine
 from tests.serving.contract.conftest import ADMIN_KEY, Served
 
 PROMPT = "The river carried the timber"
@@ -251,3 +252,8 @@ def test_masks_that_do_not_belong_here(served: Served, name: str) -> None:
 def test_the_default_mask_stays(served: Served) -> None:
     assert admin(served, "unload_mask", mask_name="general").status_code == 400
     assert text_of(served)
+
+
+def test_unknown_engine_options_are_named(served: Served) -> None:
+    with pytest.raises(ValueError, match="no option 'no_such_thing'; it has: "):
+        open_engine(served.directory, no_such_thing=1)
