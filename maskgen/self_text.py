@@ -6,15 +6,43 @@ The text is sampled from the model's own distribution, so it needs no data and n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskgen.data import TextSet
+from maskgen.data import DataError, TextSet, load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DOCUMENT_TOKENS = 512
 _BATCH = 16
+
+
+def calibration_texts(
+    data: str, model_dir: Path, *, tokens: int, seed: int, dtype: str = "bf16"
+) -> TextSet:
+    """The texts of a data argument for calibration or learning, `self` included.
+
+    Args:
+        data: see `maskgen.data`; `self` lets the model in `model_dir` write the text.
+        tokens: how many tokens will be needed; only `self` looks at it.
+        seed: of the sampling, for `self`.
+        dtype: of the computation, for `self`.
+
+    Raises:
+        DataError: the argument names nothing readable, or holds no text.
+    """
+    if data != "self":
+        return load_texts(data)
+    from maskgen.hf import load_model, load_tokenizer
+
+    # A tenth more, because text that is tokenised anew may come out shorter than it was written.
+    return write_self_texts(
+        load_model(model_dir, dtype),
+        load_tokenizer(model_dir),
+        tokens=tokens + tokens // 10,
+        seed=seed,
+    )
 
 
 def write_self_texts(
@@ -34,6 +62,8 @@ def write_self_texts(
     starts = (tokenizer.bos_token_id, model.config.bos_token_id, 0)
     start = next(token for token in starts if token is not None)
     prompt = torch.full((_BATCH, 1), start, device=model.device)
+    paddings = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    padding = next(token for token in paddings if token is not None)
     generate: Any = model.generate
     texts: list[str] = []
     written = 0
@@ -48,8 +78,12 @@ def write_self_texts(
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+                pad_token_id=padding,
             )
             texts += tokenizer.batch_decode(batch[:, 1:], skip_special_tokens=True)
-            written += batch.shape[0] * (batch.shape[1] - 1)
+            # A document that ended early is filled up with padding, which is no text.
+            new = int((batch[:, 1:] != padding).sum())
+            if new == 0:
+                raise DataError("the model ends every text at once; it cannot write its own")
+            written += new
     return TextSet.of("self", texts)

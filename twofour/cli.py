@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import bench, build, data, demo, serve
+from twofour.commands import bench, build, data, demo, eval, mask, serve
 
 app = typer.Typer(
     name="twofour",
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.add_typer(mask.app, name="mask")
+app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,76 @@
+"""Pictures of masks. Needs matplotlib (the `load` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskgen.compare import Difference, LayerSummary, decoder_position
+from maskgen.patterns import PATTERNS
+
+
+def plot_difference(path: Path, rows: Sequence[Difference], title: str) -> None:
+    """A grid of changed shares: decoder layers down, their linears across.
+
+    Raises:
+        ValueError: matplotlib is not installed, or cannot write this kind of file.
+    """
+    figure = _figure(width=8, height=7)
+    axes = figure.add_subplot()
+    shares = {row.name: 100 * row.changed_share for row in rows}
+    columns, grid = _grid(shares)
+    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+    _label(axes, columns, title)
+    figure.colorbar(image, label="changed groups, %")
+    _save(figure, path)
+
+
+def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
+    """Six grids, one per pattern: its share in every linear of every decoder layer.
+
+    Raises:
+        ValueError: matplotlib is not installed, or cannot write this kind of file.
+    """
+    figure = _figure(width=14, height=9)
+    for code in range(6):
+        axes = figure.add_subplot(2, 3, code + 1)
+        columns, grid = _grid({row.name: 100 * row.patterns[code] for row in rows})
+        image = axes.imshow(grid, aspect="auto", cmap="RdBu", vmin=0, vmax=100 / 3)
+        text = "".join("1" if kept else "0" for kept in PATTERNS[code])
+        _label(axes, columns, text)
+        figure.colorbar(image)
+    figure.suptitle(f"{title}: share of each pattern, % (even: 16.7)")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError(
+            "pictures need matplotlib: pip install 'twofour[load]' (or leave out --plot)"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+
+
+def _grid(values: Mapping[str, float]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
+    places = {name: decoder_position(name) for name in values}
+    columns = list(dict.fromkeys(inner for _, inner in places.values()))
+    grid = np.full((1 + max(index for index, _ in places.values()), len(columns)), np.nan)
+    for name, (index, inner) in places.items():
+        grid[index, columns.index(inner)] = values[name]
+    return columns, grid
+
+
+def _label(axes: Any, columns: Sequence[str], title: str) -> None:
+    axes.set_title(title)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel("decoder layer")

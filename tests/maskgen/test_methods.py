@@ -1,0 +1,174 @@
+"""One-shot methods against slow, obvious references."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from maskgen.methods.base import NoStatistic, SquaredNorms
+from maskgen.methods.magnitude import Magnitude
+from maskgen.methods.ria import Ria
+from maskgen.methods.sparsegpt import (
+    Hessian,
+    SparseGPT,
+    SparseGPTUpdate,
+    inverse_factor,
+    sparsegpt,
+)
+from maskgen.methods.wanda import Wanda
+from maskgen.patterns import PAIRS, keep_from_codes
+
+CPU = torch.device("cpu")
+
+
+def layer(seed: int, n: int = 24, k: int = 32, tokens: int = 200) -> tuple[torch.Tensor, ...]:
+    """A weight (n, k) and inputs (tokens, k) whose features are correlated and differ in size."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n, k, generator=generator)
+    mix = torch.randn(k, k, generator=generator) / k**0.5 + torch.eye(k)
+    scale = torch.logspace(-1, 1, k)[torch.randperm(k, generator=generator)]
+    return weight, torch.randn(tokens, k, generator=generator) @ mix * scale
+
+
+def best_pairs(scores: np.ndarray) -> np.ndarray:
+    """Codes by trying all six pairs of every group; the first of equal sums wins."""
+    groups = scores.reshape(scores.shape[0], -1, 4)
+    sums = np.stack([groups[..., pair].sum(-1) for pair in PAIRS], axis=-1)
+    return sums.argmax(axis=-1)
+
+
+def test_magnitude() -> None:
+    weight, _ = layer(0)
+    pruned = Magnitude().prune_layer(weight, NoStatistic())
+    assert np.array_equal(pruned.codes, best_pairs(weight.double().abs().numpy()))
+    assert pruned.weight is None
+    with pytest.raises(TypeError):
+        NoStatistic().add(weight)
+
+
+def test_wanda_is_weight_times_input_norm() -> None:
+    weight, inputs = layer(1)
+    statistic = Wanda().statistic(32, CPU)
+    for part in inputs.split(70):
+        statistic.add(part)
+    w, x = weight.double().numpy(), inputs.double().numpy()
+    scores = np.empty_like(w)
+    for i, j in itertools.product(*map(range, w.shape)):
+        scores[i, j] = abs(w[i, j]) * np.sqrt((x[:, j] ** 2).sum())
+    assert np.array_equal(Wanda().prune_layer(weight, statistic).codes, best_pairs(scores))
+    assert not np.array_equal(best_pairs(scores), best_pairs(np.abs(w)))
+
+
+def test_ria_is_relative_importance_times_root_of_input_norm() -> None:
+    weight, inputs = layer(2)
+    statistic = Ria().statistic(32, CPU)
+    statistic.add(inputs)
+    w, x = np.abs(weight.double().numpy()), inputs.double().numpy()
+    scores = np.empty_like(w)
+    for i, j in itertools.product(*map(range, w.shape)):
+        relative = w[i, j] / w[:, j].sum() + w[i, j] / w[i].sum()
+        scores[i, j] = relative * np.linalg.norm(x[:, j]) ** 0.5
+    assert np.array_equal(Ria().prune_layer(weight, statistic).codes, best_pairs(scores))
+
+
+def test_ria_survives_rows_and_columns_of_zeros() -> None:
+    weight, inputs = layer(3)
+    weight[0], weight[:, 5] = 0, 0
+    statistic = Ria().statistic(32, CPU)
+    statistic.add(inputs)
+    codes = Ria().prune_layer(weight, statistic).codes
+    assert not keep_from_codes(codes)[1:, 5].all()
+
+
+def slow_sparsegpt(weight: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """SparseGPT in fp64 without blocks, Cholesky factors or in-place tricks.
+
+    Column by column, the inverse Hessian of the columns not yet visited is computed from scratch
+    (equation 3 of the paper); its first diagonal entry is the saliency's denominator, its first
+    row distributes the error.
+    """
+    weight = weight.copy()
+    rows, k = weight.shape
+    hessian = 2 / len(inputs) * inputs.T @ inputs
+    dead = np.diag(hessian) == 0
+    weight[:, dead] = 0
+    hessian[dead, dead] = 1
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(k)
+    keep = np.zeros(weight.shape, dtype=bool)
+    inverses = [np.linalg.inv(hessian[j:, j:]) for j in range(k)]
+    for j in range(k):
+        if j % 4 == 0:
+            saliency = np.stack(
+                [weight[:, j + i] ** 2 / inverses[j + i][0, 0] for i in range(4)], axis=1
+            )
+            for row in range(rows):
+                best = sorted(range(4), key=lambda i, row=row: -saliency[row, i])[:2]
+                keep[row, [j + i for i in best]] = True
+        error = np.where(keep[:, j], 0, weight[:, j]) / inverses[j][0, 0]
+        weight[:, j:] -= np.outer(error, inverses[j][0])
+        weight[~keep[:, j], j] = 0
+    return keep, weight
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("block", [4, 12, 128])
+def test_sparsegpt_matches_a_slow_fp64_reference(seed: int, block: int) -> None:
+    weight, inputs = layer(seed)
+    if seed == 3:
+        inputs[:, 6] = 0  # an input that is always zero
+        weight[:, 6] = 0
+    keep, updated = slow_sparsegpt(weight.double().numpy(), inputs.double().numpy())
+    moments = inputs.double().T @ inputs.double()
+    codes, fast = sparsegpt(weight.double(), inverse_factor(moments, len(inputs)), block)
+    assert np.array_equal(keep_from_codes(codes), keep)
+    np.testing.assert_allclose(fast.numpy(), updated, rtol=1e-9, atol=1e-12)
+
+
+def test_sparsegpt_in_fp32_decides_as_in_fp64() -> None:
+    weight, inputs = layer(5, n=64, k=64, tokens=500)
+    keep, updated = slow_sparsegpt(weight.double().numpy(), inputs.double().numpy())
+    statistic = SparseGPT().statistic(64, CPU)
+    for part in inputs.split(77):
+        statistic.add(part)
+    mask_only = SparseGPT().prune_layer(weight, statistic)
+    with_update = SparseGPTUpdate().prune_layer(weight, statistic)
+    assert mask_only.weight is None
+    assert np.array_equal(mask_only.codes, with_update.codes)
+    # Where two saliencies are almost equal, fp32 may choose the other one.
+    assert (keep_from_codes(with_update.codes) == keep).mean() > 0.995
+    assert with_update.weight is not None
+    same = (keep_from_codes(with_update.codes) == keep).all(axis=1)
+    assert np.abs(with_update.weight.numpy()[same] - updated[same]).max() < 1e-3
+
+
+def test_the_update_lowers_the_reconstruction_error() -> None:
+    weight, inputs = layer(6)
+    statistic = Hessian(32, CPU)
+    statistic.add(inputs)
+    pruned = SparseGPTUpdate().prune_layer(weight, statistic)
+    assert pruned.weight is not None
+    keep = torch.from_numpy(keep_from_codes(pruned.codes))
+    assert (pruned.weight[~keep] == 0).all()
+
+    def error(candidate: torch.Tensor) -> float:
+        return float(((weight - candidate) @ inputs.T).square().sum())
+
+    magnitude = torch.from_numpy(
+        keep_from_codes(Magnitude().prune_layer(weight, NoStatistic()).codes)
+    )
+    assert error(pruned.weight) < 0.8 * error(weight * keep) < error(weight * magnitude)
+
+
+def test_too_little_text_for_a_hessian_is_refused() -> None:
+    with pytest.raises(ValueError, match="not positive definite"):
+        inverse_factor(torch.full((8, 8), float("nan")), 4)
+
+
+def test_squared_norms_add_up() -> None:
+    statistic = SquaredNorms(3, CPU)
+    statistic.add(torch.tensor([[3.0, 0.0, 1.0]]))
+    statistic.add(torch.tensor([[4.0, 0.0, 1.0]]))
+    assert statistic.norms.tolist() == pytest.approx([5.0, 0.0, 2**0.5])

@@ -1,0 +1,306 @@
+"""`twofour mask`: make, inspect, compare and apply masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from maskgen.maskfile import Mask
+
+app = typer.Typer(no_args_is_help=True, help="Make, inspect, compare and apply masks.")
+
+MaskFile = Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")]
+Parent = Annotated[
+    Path | None,
+    typer.Option(help="File of the parent mask [default: found by digest in the same folder]."),
+]
+Plot = Annotated[Path | None, typer.Option(help="Also draw a picture (.png, .svg, .pdf).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+@app.command("prune")
+def prune(
+    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    out: Annotated[Path, typer.Option(help="The mask file to write.")],
+    method: Annotated[
+        str, typer.Option(help="magnitude, wanda, ria, sparsegpt or sparsegpt-update.")
+    ] = "wanda",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Calibration text: a named set, file, folder, hub:NAME, or self."),
+    ] = None,
+    domain: Annotated[str, typer.Option(help="Label: what kind of text this is for.")] = "general",
+    windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 64,
+    length: Annotated[int, typer.Option(help="Tokens in a window.", min=2)] = 1024,
+    seed: Annotated[int, typer.Option(help="Which windows are drawn.", min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Mask only linears that match this glob (repeat).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Keep linears that match this glob dense (repeat).")
+    ] = None,
+    dense_first: Annotated[int, typer.Option(help="First decoder layers left dense.", min=0)] = 0,
+    dense_last: Annotated[int, typer.Option(help="Last decoder layers left dense.", min=0)] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="New model directory, for methods that change weights."),
+    ] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="Store only the difference to this mask file.")
+    ] = None,
+) -> None:
+    """Compute a mask in one shot."""
+    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.models import resolve_model
+    from maskgen.prune import PruneSettings
+    from maskgen.prune import prune as run
+    from maskgen.registry import load_method
+    from maskgen.selection import LayerChoice
+    from maskgen.self_text import calibration_texts
+
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    if load_method(method, "prune").uses_calibration and data is None:
+        raise ValueError(f"{method} needs calibration text: give --data")
+    settings = PruneSettings(
+        method=method,
+        domain=domain,
+        windows=windows,
+        length=length,
+        seed=seed,
+        dtype=dtype,
+        layers=LayerChoice(include or (), exclude or (), dense_first, dense_last),
+        checkpoint=checkpoint,
+    )
+    console = Console()
+    base = None if parent is None else read_mask(parent)
+    directory = resolve_model(model)
+    texts = None
+    if data is not None:
+        with console.status(f"reading {data}"):
+            texts = calibration_texts(
+                data, directory, tokens=windows * length, seed=seed, dtype=dtype
+            )
+    with _layer_bar(console, f"{method} on {model}") as report:
+        result = run(directory, texts, settings, report)
+    write_mask(out, result.mask, parent=base)
+    for name, reason in result.dense.items():
+        console.print(f"{name} stays dense: {reason}", highlight=False, soft_wrap=True)
+    bits = out.stat().st_size * 8 / result.mask.weights
+    console.print(
+        f"{out}: {method} mask of {len(result.mask.codes)} layers, {bits:.3f} bits per weight, "
+        f"from {result.tokens:,} tokens in {result.seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if checkpoint is not None:
+        console.print(
+            f"{checkpoint}: the model with changed weights, which the mask belongs to",
+            soft_wrap=True,
+        )
+
+
+@app.command("inspect")
+def inspect(
+    file: MaskFile, parent: Parent = None, plot: Plot = None, as_json: Json = False
+) -> None:
+    """Show what a mask file holds, layer by layer, with its density checked."""
+    from rich.table import Table
+
+    from maskgen.compare import summarise
+    from maskgen.maskfile import read_mask
+    from maskgen.patterns import PATTERNS
+
+    mask = read_mask(file, parent)
+    rows = summarise(mask)
+    facts = {
+        **_facts(mask),
+        "layers": len(rows),
+        "weights": mask.weights,
+        "bits_per_weight": file.stat().st_size * 8 / mask.weights,
+        "density": sum(r.density * r.shape[0] * r.shape[1] for r in rows) / mask.weights,
+    }
+    if plot is not None:
+        from maskgen.plots import plot_patterns
+
+        plot_patterns(plot, rows, f"{mask.method} for {mask.domain}")
+    if as_json:
+        layers = [
+            {"name": r.name, "shape": r.shape, "density": r.density, "patterns": r.patterns}
+            for r in rows
+        ]
+        typer.echo(json.dumps({**facts, "per_layer": layers}))
+        return
+    console = Console()
+    names = ["".join("1" if kept else "0" for kept in row) for row in PATTERNS]
+    table = Table(title=str(file), caption="kept: weights, patterns: groups, in %")
+    table.add_column("layer", no_wrap=True)
+    for heading in ("weight", "kept", *names):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shares = [f"{100 * share:.1f}" for share in (row.density, *row.patterns)]
+        table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
+    console.print(table)
+    _print_facts(console, facts)
+
+
+@app.command("diff")
+def diff(
+    file: MaskFile,
+    other: Annotated[Path, typer.Argument(help="The mask to compare with.", metavar="OTHER")],
+    parent: Parent = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Show how a mask differs from another one of the same model.
+
+    `entropy` is the bits per weight that the mask carries given the other; `stored` is what the
+    difference takes on disk when the other is its parent.
+    """
+    from rich.table import Table
+
+    from maskgen.compare import compare
+    from maskgen.maskfile import read_mask
+
+    mask, against = read_mask(file, parent), read_mask(other, parent)
+    rows, total = compare(mask, against)
+    stored = _stored_bits(mask, against) / mask.weights
+    if plot is not None:
+        from maskgen.plots import plot_difference
+
+        plot_difference(plot, rows, f"{file.name} beside {other.name}")
+    if as_json:
+        layers = [_difference_json(row) for row in rows]
+        typer.echo(
+            json.dumps(
+                {**_difference_json(total), "stored_bits_per_weight": stored, "per_layer": layers}
+            )
+        )
+        return
+    table = Table(title=f"{file} beside {other}", caption="entropy in bits per weight")
+    table.add_column("layer", no_wrap=True)
+    for heading in ("groups", "changed", "share", "agreement", "entropy"):
+        table.add_column(heading, justify="right")
+    for row in (*rows, total):
+        if row is total:
+            table.add_section()
+        table.add_row(
+            _short(row.name),
+            f"{row.groups:,}",
+            f"{row.changed:,}",
+            f"{100 * row.changed_share:.2f} %",
+            f"{100 * row.agreement:.1f} %",
+            f"{row.bits_per_weight:.4f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"stored as a difference: {stored:.4f} bits per weight "
+        f"(entropy {total.bits_per_weight:.4f})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("apply")
+def apply(
+    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    mask: Annotated[Path, typer.Option(help="The mask file.")],
+    out: Annotated[Path, typer.Option(help="The model directory to make.")],
+    parent: Parent = None,
+) -> None:
+    """Write a model directory in which the dropped weights are zero, for other tools."""
+    from maskgen.apply import apply_mask
+    from maskgen.maskfile import read_mask
+    from maskgen.models import resolve_model
+
+    loaded = read_mask(mask, parent)
+    console = Console()
+    with console.status("writing weights"):
+        digest = apply_mask(resolve_model(model), loaded, out)
+    console.print(
+        f"{out}: {model} with {mask} applied, base digest {digest}", highlight=False, soft_wrap=True
+    )
+
+
+class _layer_bar:  # noqa: N801 - used like a function
+    """A progress bar over decoder layers; entering gives the callback that moves it."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[layer]}"),
+        )
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task(title, total=None, layer="loading")
+
+    def __enter__(self) -> Any:
+        self._progress.start()
+        return lambda done, count, name: self._progress.update(
+            self._task, completed=done, total=count, layer=name
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+
+def _facts(mask: Mask) -> dict[str, Any]:
+    return {
+        "pattern": mask.pattern,
+        "method": mask.method,
+        "domain": mask.domain,
+        "seed": mask.seed,
+        "mask_digest": mask.digest,
+        "base_digest": mask.base_digest,
+        "calibration_digest": mask.calibration_digest,
+        "parent_digest": mask.parent_digest,
+    }
+
+
+def _print_facts(console: Console, facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        shown = f"{value:.4f}" if isinstance(value, float) else "none" if value is None else value
+        console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False, soft_wrap=True)
+
+
+def _short(name: str) -> str:
+    """`model.layers.3.mlp.up_proj` as `3 mlp.up_proj`."""
+    from maskgen.compare import decoder_position
+
+    index, inner = decoder_position(name)
+    return name if inner == name else f"{index} {inner}"
+
+
+def _difference_json(row: Any) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "groups": row.groups,
+        "changed": row.changed,
+        "changed_share": row.changed_share,
+        "agreement": row.agreement,
+        "entropy_bits_per_weight": row.bits_per_weight,
+    }
+
+
+def _stored_bits(mask: Mask, other: Mask) -> int:
+    from maskgen import delta
+
+    coded = delta.encode(mask.codes, other.codes)
+    return 8 * (coded.words.nbytes + coded.tables.nbytes + coded.table_of_layer.nbytes)
