@@ -29,7 +29,13 @@ description = APIRouter(route_class=ApiRoute, include_in_schema=False)
 @description.get("/openapi.json")
 async def openapi(request: Request) -> JSONResponse:
     """The description of all routes."""
-    return JSONResponse(request.app.openapi())
+    schema = request.app.openapi()
+    if request.app.state.service.settings.api_key:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values() if path not in health.PATHS else ():
+                operation["security"] = [{"key": []}]
+    return JSONResponse(schema)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:

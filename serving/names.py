@@ -65,7 +65,7 @@ class ModelNames:
         if self.resolve(target.model) != target:
             raise ApiError(
                 409,
-                f"the mask of {target.model!r} was replaced while this request waited; send it again",
+                f"the mask of {target.model!r} was replaced while this request waited; try again",
                 param="model",
                 code="mask_replaced",
             )

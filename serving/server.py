@@ -20,6 +20,8 @@ logger = logging.getLogger("serving")
 # How long answers that were ended by a shutdown may take to reach their clients.
 FLUSH_SECONDS = 5.0
 MAX_HEADER_BYTES = 32768
+# Longer than the usual proxies keep idle connections, so that they close them and not we.
+IDLE_CONNECTION_SECONDS = 75
 
 
 class DrainingServer(uvicorn.Server):
@@ -85,6 +87,7 @@ async def _serve(settings: Settings, listener: socket.socket, engine: Engine | N
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=IDLE_CONNECTION_SECONDS,
         timeout_graceful_shutdown=round(FLUSH_SECONDS),
     )
     server = DrainingServer(config, app.state.admission, settings.shutdown_timeout)

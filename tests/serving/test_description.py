@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from serving.api.health import PATHS
 from serving.app import create_app
 from serving.config import Settings
-from tests.serving.conftest import App
+from tests.serving.conftest import App, open_app
 from tests.serving.fake_engine import FakeEngine
 
 CHECKS = [
@@ -78,6 +79,16 @@ def test_generated_requests(schema, method: str, path: str, mode: GenerationMode
         assert answer.headers["x-request-id"]
 
     run()
+
+
+async def test_the_description_says_what_needs_a_key(tmp_path: Path) -> None:
+    async with open_app(tmp_path, api_key=("one",)) as app:
+        headers = {"authorization": "Bearer one"}
+        description = (await app.client.get("/openapi.json", headers=headers)).json()
+    assert description["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert operation.get("security") == (None if path in PATHS else [{"key": []}])
 
 
 async def test_the_description_names_every_status_and_limit(app: App) -> None:

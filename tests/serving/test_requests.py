@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.errors import MAX_MESSAGE_CHARS
-from tests.serving.conftest import App
+from tests.serving.conftest import App, open_app
 
 USER = [{"role": "user", "content": "hi"}]
 COMPLETION = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
@@ -390,3 +392,30 @@ async def test_tokenize_and_back(app: App) -> None:
 )
 async def test_bad_token_requests(app: App, path: str, body: Any, param: str) -> None:
     check_refused(await post(app, path, body), param)
+
+
+async def test_long_texts_are_tokenized_off_the_event_loop(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[int, str] = {}
+    encode = app.engine.codec.encode
+
+    def recording(text: str, **options: bool) -> list[int]:
+        threads[len(text)] = threading.current_thread().name
+        return encode(text, **options)
+
+    monkeypatch.setattr(app.engine.codec, "encode", recording)
+    for size in (10, 5000):
+        await app.client.post("/tokenize", json={"prompt": "x" * size})
+    assert threads[10] == threading.current_thread().name
+    assert threads[5000].startswith("tokenizer")
+
+
+async def test_a_model_name_of_ones_own(tmp_path: Path) -> None:
+    async with open_app(tmp_path, served_model_name="org/Name-1.0") as app:
+        body = {**COMPLETION, "model": "org/Name-1.0:french"}
+        status, answer = await post(app, "/v1/completions", body)
+        assert (status, answer["model"]) == (200, "org/Name-1.0:french")
+        card = (await app.client.get("/v1/models/org/Name-1.0:french")).json()
+        assert (card["parent"], card["root"]) == ("org/Name-1.0", "tiny")
+        assert (await post(app, "/v1/completions", COMPLETION))[0] == 404
