@@ -1,0 +1,79 @@
+"""`twofour eval` gives one number for one model, whatever runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from engines.build import BuildRequest
+from tests.engines.conftest import random_mask
+from tests.serving.conftest import start_process
+from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
+from twofour.cli import app
+from twofour.commands.build import run_builder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model/`, two masks, `text.txt`, and a reference engine of them."""
+    folder = tmp_path_factory.mktemp("eval")
+    model = make_tiny_llama(folder / "model", bos=True)
+    masks = {
+        name: random_mask(model, folder / f"{name}.safetensors", seed=seed)
+        for seed, name in enumerate(("general", "french"))
+    }
+    (folder / "text.txt").write_text(SAMPLE_TEXT * 2)
+    run_builder("reference", BuildRequest(model, "tiny", masks, folder / "engine"))
+    return folder
+
+
+def evaluate(folder: Path, *arguments: str) -> dict[str, object]:
+    command = ["eval", "--data", str(folder / "text.txt"), "--window", "64", "--json", *arguments]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    values: dict[str, object] = json.loads(result.stdout.splitlines()[-1])
+    return values
+
+
+def test_model_engine_and_server_agree(folder: Path) -> None:
+    in_torch = evaluate(
+        folder,
+        *("--model", str(folder / "model"), "--dtype", "fp32"),
+        *("--mask", str(folder / "french.safetensors")),
+    )
+    engine = evaluate(folder, str(folder / "engine"), "--mask", "french")
+    command = [sys.executable, "-m", "twofour.cli", "serve", str(folder / "engine"), "--port", "0"]
+    server = start_process(command)
+    try:
+        served = evaluate(folder, server.url + "/v1", "--mask", "french")
+        default = evaluate(folder, server.url)
+    finally:
+        server.stop()
+    assert in_torch["bos"] is engine["bos"] is served["bos"] is True
+    assert in_torch["tokens"] == engine["tokens"] == served["tokens"]
+    for other in (engine, served):
+        assert other["perplexity"] == pytest.approx(in_torch["perplexity"], rel=1e-4)
+        assert (other["model"], other["mask"]) == ("tiny", "french")
+    assert engine["dtype"] == "fp32"
+    assert default["perplexity"] != pytest.approx(in_torch["perplexity"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --model, an engine directory, or"),
+        (["/no/such/engine"], "engine"),
+        (["http://127.0.0.1:9"], "127.0.0.1:9/v1/models"),
+        (["ENGINE", "--mask", "german"], "no mask 'german'; it has: general, french"),
+        (["ENGINE", "--model", "x"], "leave --model out"),
+    ],
+)
+def test_targets_that_cannot_be_measured(folder: Path, arguments: list[str], message: str) -> None:
+    arguments = [str(folder / "engine") if a == "ENGINE" else a for a in arguments]
+    result = CliRunner().invoke(app, ["eval", "--data", str(folder / "text.txt"), *arguments])
+    assert result.exit_code != 0
+    assert message in str(result.exception)

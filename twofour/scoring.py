@@ -1,0 +1,213 @@
+"""What `twofour eval` can measure: a model in torch, an engine directory, a server.
+
+Each gives a `Subject`: a scorer for `maskgen.evaluate` and the labels of the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskgen.evaluate import Scorer
+
+
+class ServerError(ValueError):
+    """The server cannot be reached, or does not answer as vLLM and twofour do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something that can score text.
+
+    Attributes:
+        score: see `maskgen.evaluate.Scorer`.
+        encode: text to token ids, special tokens added as the model's tokenizer is set to.
+        model: the model's name.
+        mask: the mask's name, None for dense.
+        dtype: number type of the computation.
+        bos_token_id: None if there is none.
+    """
+
+    score: Scorer
+    encode: Callable[[str], Sequence[int]]
+    model: str
+    mask: str | None
+    dtype: str
+    bos_token_id: int | None
+
+
+def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str) -> Subject:
+    """A model in torch, with the weights that `mask` drops set to zero.
+
+    Raises:
+        MaskFileError: the mask file is malformed or belongs to another model.
+        ModelNotFoundError: there is no such model.
+    """
+    from maskgen.hf import (
+        TorchScorer,
+        apply_to_module,
+        check_base,
+        encoder,
+        load_model,
+        load_tokenizer,
+    )
+    from maskgen.maskfile import base_digest, read_mask
+    from maskgen.models import model_name, resolve_model
+
+    directory = resolve_model(model)
+    loaded = None if mask is None else read_mask(mask, parent)
+    if loaded is not None:
+        check_base(loaded, base_digest(directory), model)
+    network, tokenizer = load_model(directory, dtype), load_tokenizer(directory)
+    if loaded is not None:
+        apply_to_module(network, loaded)
+    return Subject(
+        score=TorchScorer(network),
+        encode=encoder(tokenizer),
+        model=model_name(model),
+        mask=None if mask is None else mask.name,
+        dtype=dtype,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+@contextmanager
+def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
+    """An engine directory, run by its own engine in this process.
+
+    Raises:
+        EngineDirectoryError: the directory cannot be opened.
+        UnknownMaskError: it holds no mask of that name.
+    """
+    from engines.base import Engine, GenerationRequest
+    from engines.errors import UnknownMaskError
+    from engines.manifest import read_manifest
+    from engines.registry import open_engine
+    from engines.sampling import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    manifest = read_manifest(directory)
+    names = [record.name for record in manifest.masks]
+    if mask is not None and mask not in names:
+        raise UnknownMaskError(f"{directory} has no mask {mask!r}; it has: {', '.join(names)}")
+
+    async def start() -> Engine:
+        return open_engine(directory)
+
+    async def score(tokens: Sequence[int]) -> float:
+        request = GenerationRequest("eval", tuple(tokens), sampling, mask)
+        found: list[float] = []
+        async for chunk in engine.generate(request):
+            if chunk.error is not None:
+                raise ValueError(f"the engine failed: {chunk.error}")
+            if chunk.prompt_logprobs is not None:
+                found = [entry.logprob for entry in chunk.prompt_logprobs if entry is not None]
+        return _sum(found, len(tokens))
+
+    with asyncio.Runner() as runner:
+        engine = runner.run(start())
+        try:
+            yield Subject(
+                score=lambda tokens: runner.run(score(tokens)),
+                encode=engine.codec.encode,
+                model=manifest.model,
+                mask=mask or manifest.default_mask,
+                dtype="fp32" if manifest.target == "reference" else "bf16",
+                bos_token_id=engine.codec.bos_token_id,
+            )
+        finally:
+            runner.run(engine.close())
+
+
+def server_subject(url: str, model: str | None, mask: str | None, api_key: str | None) -> Subject:
+    """A running server: twofour's, or vLLM's.
+
+    Args:
+        url: `http://host:port`, with or without `/v1`.
+        model: what requests call the model; None for the first one that the server lists.
+        mask: which of a twofour server's masks; None for the default.
+        api_key: sent as a bearer token.
+
+    Raises:
+        ServerError: it cannot be reached, or lacks what this needs.
+    """
+    server = _Server(url.rstrip("/").removesuffix("/v1"), api_key)
+    try:
+        name = model or server.get("/v1/models")["data"][0]["id"]
+    except (LookupError, TypeError):
+        raise ServerError(f"{url} lists no model at /v1/models") from None
+    if mask is not None:
+        name = f"{name.partition(':')[0]}:{mask}"
+
+    def encode(text: str) -> Sequence[int]:
+        body = {"model": name, "prompt": text, "add_special_tokens": True}
+        tokens: Sequence[int] = server.post("/tokenize", body)["tokens"]
+        return tokens
+
+    def score(tokens: Sequence[int]) -> float:
+        body = {
+            "model": name,
+            "prompt": list(tokens),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+        }
+        choice = server.post("/v1/completions", body)["choices"][0]
+        entries = choice.get("prompt_logprobs") or []
+        try:
+            found = [
+                float(entry[str(token)]["logprob"])
+                for token, entry in zip(tokens, entries, strict=True)
+                if entry is not None
+            ]
+        except (KeyError, ValueError, TypeError):
+            raise ServerError(f"{url} does not answer with vLLM's prompt_logprobs") from None
+        return _sum(found, len(tokens))
+
+    first = encode("")
+    return Subject(
+        score=score,
+        encode=encode,
+        model=name.partition(":")[0],
+        mask=name.partition(":")[2] or None,
+        dtype="as served",
+        bos_token_id=first[0] if first else None,
+    )
+
+
+def _sum(logprobs: Sequence[float], tokens: int) -> float:
+    if len(logprobs) != tokens - 1:
+        raise ValueError(f"{tokens} tokens came back with {len(logprobs)} log-probabilities")
+    return sum(logprobs)
+
+
+class _Server:
+    def __init__(self, root: str, api_key: str | None) -> None:
+        self._root = root
+        self._headers = {"content-type": "application/json"}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key}"
+
+    def get(self, path: str) -> Any:
+        return self._send(urllib.request.Request(self._root + path, headers=self._headers))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        data = json.dumps(body).encode()
+        return self._send(urllib.request.Request(self._root + path, data, headers=self._headers))
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=600) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            detail = error.read(500).decode(errors="replace")
+            raise ServerError(f"{request.full_url} answered {error.code}: {detail}") from None
+        except (OSError, ValueError) as error:
+            raise ServerError(f"{request.full_url}: {error}") from None
