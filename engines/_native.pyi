@@ -2,4 +2,5 @@
 
 from typing import Any
 
+decoder: Any
 kernels: Any

@@ -4,8 +4,10 @@
 namespace nb = nanobind;
 
 void bind_kernels(nb::module_ m);
+void bind_decoder(nb::module_ m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of the CPU engine; see engines/kernels.py for the typed interface.";
+  bind_decoder(m.def_submodule("decoder", "One step of a decoder-only transformer."));
   bind_kernels(m.def_submodule("kernels", "Packing and products of 2:4 sparse and dense weights."));
 }

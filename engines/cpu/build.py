@@ -1,0 +1,179 @@
+"""Builds engine directories for the CPU: packs layer by layer, never holding more than one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from engines import kernels
+from engines.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.checkpoint import Checkpoint
+from engines.cpu.config import LINEARS, DecoderConfig, read_config
+from engines.errors import EngineDirectoryError, MaskError
+from engines.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
+from engines.manifest import (
+    COMPLEMENT_FILE,
+    WEIGHTS_FILE,
+    LayoutRecord,
+    Manifest,
+    atomic_directory,
+)
+from engines.tensorfile import TensorSpec, TensorWriter
+from maskgen.patterns import PAIRS
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+HEAD = "lm_head"
+EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+_U8 = np.dtype(np.uint8)
+_F32 = np.dtype(np.float32)
+
+
+def build(request: BuildRequest) -> Manifest:
+    """Build a CPU engine directory; without masks, one whose layers are all dense.
+
+    Raises:
+        EngineDirectoryError: the model is unreadable or of an unsupported architecture.
+        MaskError: see `engines.build.open_inputs`; or a listed layer is none that the engine has.
+        MaskFileError: a mask file is unreadable.
+    """
+    inputs = open_inputs(request)
+    config = read_config(inputs.checkpoint.config)
+    linears = [config.module(layer, name) for layer in range(config.layers) for name in LINEARS]
+    sparse = () if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
+    if foreign := sorted(set(sparse) - set(linears)):
+        raise MaskError(
+            f"the mask lists {foreign[0]}, which the cpu engine keeps dense;"
+            " make a mask of the decoder's linear layers"
+        )
+    _check_shapes(inputs.checkpoint, config)
+    with atomic_directory(request.out, overwrite=request.overwrite) as directory:
+        specs = _weight_specs(inputs.checkpoint, config, set(sparse))
+        dropped = {
+            f"{name}.dropped": TensorSpec(BF16, (shape[0], shape[1] // 2))
+            for name, shape in _linear_shapes(config).items()
+            if name in sparse and not request.sealed
+        }
+        metadata = {"format": "twofour-cpu-weights"}
+        with TensorWriter(directory / WEIGHTS_FILE, specs, metadata) as weights:
+            _write_shared(weights, inputs.checkpoint, config, request)
+            if dropped:
+                with TensorWriter(directory / COMPLEMENT_FILE, dropped, metadata) as complement:
+                    _write_layers(weights, complement, inputs, config, request)
+            else:
+                _write_layers(weights, None, inputs, config, request)
+        layout = LayoutRecord(
+            id=Layout.SPARSE24_BF16.name.lower(),
+            values="bf16",
+            version=VERSION,
+            tuned_for=kernels.isa(),
+        )
+        return finish(request, inputs, directory, "cpu", layout if sparse else None)
+
+
+def as_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """bf16 (nearest even) of bf16, f16 or f32 values; a view where nothing changes."""
+    return values if values.dtype == BF16 else values.astype(BF16)
+
+
+def dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """(n, k) weights and (n, k/4) codes -> (n, k/2): what the mask drops, by rising position."""
+    # The complement of pattern c is pattern 5 - c.
+    positions = PAIRS[5 - codes].astype(np.intp)
+    groups = dense.reshape(*codes.shape, 4)
+    picked = np.take_along_axis(groups.view(np.uint16), positions, axis=-1)
+    return picked.reshape(dense.shape[0], -1).view(BF16)
+
+
+def _linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    return {
+        config.module(layer, name): config.shape(name)
+        for layer in range(config.layers)
+        for name in LINEARS
+    }
+
+
+def _norms(config: DecoderConfig) -> dict[str, int]:
+    sizes = {f"{FINAL_NORM}.weight": config.hidden}
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}"
+        sizes[f"{prefix}.input_layernorm.weight"] = config.hidden
+        sizes[f"{prefix}.post_attention_layernorm.weight"] = config.hidden
+        if config.head_norms:
+            sizes[f"{prefix}.self_attn.q_norm.weight"] = config.head_dim
+            sizes[f"{prefix}.self_attn.k_norm.weight"] = config.head_dim
+        for name in config.biases:
+            sizes[f"{config.module(layer, name)}.bias"] = config.shape(name)[0]
+    return sizes
+
+
+def _check_shapes(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    expected: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": shape for name, shape in _linear_shapes(config).items()
+    }
+    expected |= {name: (size,) for name, size in _norms(config).items()}
+    expected[f"{EMBEDDING}.weight"] = (config.vocab, config.hidden)
+    if not config.tied:
+        expected[f"{HEAD}.weight"] = (config.vocab, config.hidden)
+    for name, shape in expected.items():
+        found = checkpoint.spec(name).shape
+        if found != shape:
+            raise EngineDirectoryError(
+                f"{checkpoint.directory}: {name} has shape {found}, config.json says {shape}"
+            )
+
+
+def _weight_specs(
+    checkpoint: Checkpoint, config: DecoderConfig, sparse: set[str]
+) -> dict[str, TensorSpec]:
+    specs = {}
+    for name, (n, k) in _linear_shapes(config).items():
+        layout = Layout.SPARSE24_BF16 if name in sparse else Layout.DENSE_BF16
+        specs[f"{name}.{layout.name.lower()}"] = TensorSpec(_U8, (packed_bytes(layout, n, k),))
+    head = packed_bytes(Layout.DENSE_BF16, config.vocab, config.hidden)
+    specs[f"{HEAD}.dense_bf16"] = TensorSpec(_U8, (head,))
+    if not config.tied:
+        specs[f"{EMBEDDING}.weight"] = TensorSpec(BF16, (config.vocab, config.hidden))
+    return specs | {name: TensorSpec(_F32, (size,)) for name, size in _norms(config).items()}
+
+
+def _write_shared(
+    weights: TensorWriter, checkpoint: Checkpoint, config: DecoderConfig, request: BuildRequest
+) -> None:
+    request.progress("packing the head", 0, config.layers)
+    for name in _norms(config):
+        weights.write(name, checkpoint.tensor(name).astype(np.float32))
+    source = f"{EMBEDDING if config.tied else HEAD}.weight"
+    weights.write(f"{HEAD}.dense_bf16", pack_dense(as_bf16(checkpoint.tensor(source))).data)
+    checkpoint.release(source)
+    if not config.tied:
+        weights.write(f"{EMBEDDING}.weight", as_bf16(checkpoint.tensor(f"{EMBEDDING}.weight")))
+        checkpoint.release(f"{EMBEDDING}.weight")
+
+
+def _write_layers(
+    weights: TensorWriter,
+    complement: TensorWriter | None,
+    inputs: BuildInputs,
+    config: DecoderConfig,
+    request: BuildRequest,
+) -> None:
+    codes = {} if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
+    for layer in range(config.layers):
+        request.progress("packing layers", layer, config.layers)
+        for linear in LINEARS:
+            name = config.module(layer, linear)
+            dense = as_bf16(inputs.checkpoint.tensor(f"{name}.weight"))
+            if name in codes:
+                packed = pack_sparse(dense, codes[name])
+                if complement is not None:
+                    values = dropped_values(dense, codes[name])
+                    complement.write(f"{name}.dropped", values)
+            else:
+                packed = pack_dense(dense)
+            weights.write(f"{name}.{packed.layout.name.lower()}", packed.data)
+            inputs.checkpoint.release(f"{name}.weight")
+    request.progress("packing layers", config.layers, config.layers)

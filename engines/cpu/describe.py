@@ -1,0 +1,54 @@
+"""Which kernel serves which layer shape, for reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines import kernels
+from engines.cpu.config import LINEARS, read_config
+from engines.layout import Layout
+from engines.manifest import WEIGHTS_FILE
+from engines.tensorfile import TensorFile
+
+if TYPE_CHECKING:
+    from engines.cpu.model import CpuModel
+
+
+def kernels_of(model: CpuModel) -> dict[str, str]:
+    """Layer shape (`n x k`) -> kernel, for a loaded model."""
+    found: dict[str, set[Layout]] = {}
+    for layer in model.base:
+        for weights in layer:
+            found.setdefault(f"{weights.n} x {weights.k}", set()).add(weights.layout)
+    named = {shape: _describe(layouts) for shape, layouts in found.items()}
+    head = f"{model.config.vocab} x {model.config.hidden}"
+    return named | {head: f"{kernels.kernel_name(Layout.DENSE_BF16, 1)}: the output head"}
+
+
+def kernels_of_directory(directory: Path) -> dict[str, str]:
+    """The same for an engine directory that is not loaded.
+
+    Raises:
+        EngineDirectoryError: it is malformed.
+    """
+    config = read_config(json.loads((directory / "config.json").read_text()))
+    file = TensorFile(directory / WEIGHTS_FILE)
+    found: dict[str, set[Layout]] = {}
+    for layer in range(config.layers):
+        for linear in LINEARS:
+            n, k = config.shape(linear)
+            for layout in Layout:
+                if f"{config.module(layer, linear)}.{layout.name.lower()}" in file:
+                    found.setdefault(f"{n} x {k}", set()).add(layout)
+    named = {shape: _describe(layouts) for shape, layouts in found.items()}
+    head = f"{config.vocab} x {config.hidden}"
+    return named | {head: f"{kernels.kernel_name(Layout.DENSE_BF16, 1)}: the output head"}
+
+
+def _describe(layouts: set[Layout]) -> str:
+    parts = [kernels.kernel_name(layout, 1) for layout in sorted(layouts)]
+    if Layout.DENSE_BF16 in layouts:
+        parts[-1] += ": not listed by the mask"
+    return "; ".join(parts)

@@ -1,0 +1,348 @@
+"""The CPU engine: engine directory in, token streams out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from engines import _native
+from engines.admission import check_request, stop_token_ids, token_limit
+from engines.base import (
+    Engine,
+    EngineInfo,
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    MaskInfo,
+)
+from engines.cpu.config import DecoderConfig, read_config
+from engines.cpu.describe import kernels_of
+from engines.cpu.loop import EngineLoop
+from engines.cpu.mask_store import MaskStore
+from engines.cpu.masks import LoadedMask
+from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits
+from engines.cpu.pages import PagePool, prefix_root
+from engines.cpu.runner import Runner
+from engines.cpu.scheduler import Scheduler, SchedulerLimits
+from engines.cpu.sequence import Sequence
+from engines.errors import (
+    EngineDeadError,
+    EngineDirectoryError,
+    EngineOverloadedError,
+)
+from engines.manifest import read_manifest
+from engines.output import ChoiceText
+from engines.sampler import SequenceSampler
+from engines.structured import ConstraintCompiler
+from engines.text import TextCodec
+
+
+@dataclass(frozen=True)
+class CpuOptions:
+    """How to run an engine directory.
+
+    Attributes:
+        kv_bytes: memory for keys and values; taken as it is used. None: a quarter of what is
+            available, at least one context and at most 4 GiB.
+        context_length: most tokens of a sequence; None: what the model was made for, if the
+            key-value cache holds it.
+        threads: OpenMP threads; None: OMP_NUM_THREADS, else the processors of this process.
+        isa: instruction set, instead of the best.
+        max_sequences: most sequences that run at once.
+        max_waiting: most sequences that wait; beyond it requests are refused.
+        step_tokens: most tokens of one step: the size of a prompt's chunks.
+        mixed_prefill_tokens: the same while other sequences generate.
+        prefix_cache: whether requests share the keys and values of equal prefixes.
+        invariant: use only kernels whose results do not depend on batch mates, chunks or order.
+        huge_pages: copy weights to huge pages instead of mapping the file.
+    """
+
+    kv_bytes: int | None = None
+    context_length: int | None = None
+    threads: int | None = None
+    isa: str | None = None
+    max_sequences: int = 64
+    max_waiting: int = 256
+    step_tokens: int = 512
+    mixed_prefill_tokens: int = 256
+    prefix_cache: bool = True
+    invariant: bool = False
+    huge_pages: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "kv_bytes",
+            "context_length",
+            "threads",
+            "max_sequences",
+            "max_waiting",
+            "step_tokens",
+            "mixed_prefill_tokens",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.step_tokens < self.max_sequences:
+            raise ValueError(
+                f"step_tokens ({self.step_tokens}) must be at least max_sequences"
+                f" ({self.max_sequences}): every sequence needs a token a step"
+            )
+
+
+_PROMPT_ROWS = 64  # prompt positions whose logits one step computes; bounds the logits' memory
+
+
+class CpuEngine(Engine):
+    """See `engines.base.Engine`.
+
+    Args:
+        directory: an engine directory of target `cpu`.
+        options: fields of `CpuOptions`.
+
+    Raises:
+        EngineDirectoryError: the directory is malformed, or its key-value cache too small.
+        ValueError: an option is out of range.
+    """
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        self._options = CpuOptions(**options)  # type: ignore[arg-type]
+        self._manifest = read_manifest(directory)
+        if self._manifest.target != "cpu":
+            raise EngineDirectoryError(
+                f"{directory} is for {self._manifest.target}, not for the cpu engine"
+            )
+        self._codec = TextCodec(directory)
+        config = read_config(json.loads((directory / "config.json").read_text()))
+        self._config = config
+        limits = _limits(config, self._options)
+        self._context = limits.context
+        self._model = CpuModel(
+            directory,
+            config,
+            limits,
+            isa=self._options.isa,
+            huge_pages=self._options.huge_pages,
+        )
+        self._masks = MaskStore(directory, self._manifest, self._model)
+        self._pool = PagePool(limits.pages)
+        self._scheduler = Scheduler(
+            self._pool,
+            SchedulerLimits(
+                sequences=self._options.max_sequences,
+                step_tokens=self._options.step_tokens,
+                mixed_prefill_tokens=self._options.mixed_prefill_tokens,
+                prompt_rows=_PROMPT_ROWS,
+            ),
+            prefix_cache=self._options.prefix_cache,
+        )
+        self._constraints = ConstraintCompiler(self._codec, config.vocab)
+        self._runner = Runner(self._model, self._scheduler)
+        self._arrivals = itertools.count()
+        self._live: dict[Sequence, None] = {}
+        self._submitted = 0
+        self._never_admitted = 0
+        self._closed = False
+        self._death: BaseException | None = None
+        self._loop = EngineLoop(self._scheduler, self._runner, self._ended, self._died)
+
+    @property
+    def codec(self) -> TextCodec:
+        return self._codec
+
+    def describe(self) -> EngineInfo:
+        layout = self._manifest.layout
+        return EngineInfo(
+            kind="cpu",
+            model=self._manifest.model,
+            base_digest=self._manifest.base_digest,
+            context_length=self._context,
+            vocab_size=self._config.vocab,
+            masks=self._masks.infos(),
+            default_mask=self._manifest.default_mask,
+            isa=self._model.isa,
+            layout=None if layout is None else f"{layout.id} v{layout.version}",
+            sparse_layers=self._model.sparse_layers(),
+            eligible_layers=self._masks.eligible_layers,
+            kernels=kernels_of(self._model),
+            weight_bytes=self._model.weight_bytes + self._masks.resident_bytes(),
+            version=self._manifest.created_by or "twofour",
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        self._check_alive()
+        check_request(request, self._config.vocab, self._context)
+        mask = self._masks.resolve(request.mask)
+        choices = request.sampling.n
+        waiting = self._submitted - self._never_admitted - self._scheduler.admissions
+        if waiting + choices > self._options.max_waiting:
+            raise EngineOverloadedError(
+                f"{waiting} sequences are waiting, and at most {self._options.max_waiting} may"
+            )
+        # Counted and pinned before the first await, so that neither can be taken away meanwhile.
+        self._submitted += choices
+        mask.pins += choices
+        chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
+        sequences: list[Sequence] = []
+        unfinished = choices
+        try:
+            sequences = await self._sequences(request, mask, chunks.put_nowait)
+            self._check_alive()
+            self._live.update(dict.fromkeys(sequences))
+            self._loop.add(sequences)
+            while unfinished:
+                chunk = await chunks.get()
+                if self._death is not None:
+                    raise EngineDeadError(f"the engine's thread died: {self._death!r}")
+                unfinished -= chunk.finish_reason is not None
+                yield chunk
+        finally:
+            if not sequences:
+                self._never_admitted += choices
+                self._unpin(mask, choices)
+            elif unfinished and self._death is None and not self._closed:
+                self._loop.abort(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        if self._death is None and not self._closed:
+            self._loop.abort(request_id)
+
+    async def load_mask(self, name: str, path: Path) -> MaskInfo:
+        self._check_alive()
+        return await self._masks.load(name, path, self._loop.call)
+
+    async def unload_mask(self, name: str) -> None:
+        self._check_alive()
+        mask = self._masks.unload(name)
+        self._unpin(mask, 0)
+
+    def stats(self) -> EngineStats:
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        counters = self._runner.counters
+        queued = self._submitted - self._never_admitted - self._scheduler.admissions
+        preempted = sum(s.admitted for s in list(waiting))
+        return EngineStats(
+            running=len(running),
+            waiting=max(queued, 0) + preempted,
+            kv_used_share=self._pool.used / self._pool.total,
+            kv_total_bytes=self._pool.total * self._model.native.page_bytes,
+            steps=counters.steps,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            cached_tokens=self._scheduler.cached_tokens,
+            preemptions=self._scheduler.preemptions,
+            mask_switches=counters.mask_switches,
+            running_masks=_names(list(running)),
+            waiting_masks=_names(list(waiting)),
+            seconds_since_step=self._loop.seconds_since_turn(),
+        )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._loop.close)
+
+    async def _sequences(
+        self, request: GenerationRequest, mask: LoadedMask, deliver: object
+    ) -> list[Sequence]:
+        prompt = request.prompt_token_ids
+        eos = self._codec.eos_token_ids
+        stops = stop_token_ids(request, eos)
+        limit = token_limit(request, self._context)
+        root = prefix_root(self._manifest.base_digest, mask.digest, request.cache_salt)
+        sequences: list[Sequence] = []
+        for index in range(request.sampling.n):
+            params = request.sampling.for_choice(index)
+            constraint = None
+            if params.structured is not None:
+                constraint = await asyncio.to_thread(self._constraints.compile, params.structured)
+            sequence = Sequence(
+                request_id=request.request_id,
+                index=index,
+                arrival=next(self._arrivals),
+                tokens=list(prompt),
+                prompt_length=len(prompt),
+                mask=mask,
+                root=root,
+                sampler=SequenceSampler(params, prompt, stops, constraint),
+                text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
+                deliver=deliver,  # type: ignore[arg-type]
+                prompt_logprobs=params.prompt_logprobs,
+                leader=sequences[0] if sequences and self._options.prefix_cache else None,
+            )
+            sequences.append(sequence)
+        return sequences
+
+    def _ended(self, sequence: Sequence) -> None:
+        self._live.pop(sequence, None)
+        if not sequence.admitted:
+            self._never_admitted += 1
+        self._unpin(sequence.mask, 1)
+
+    def _unpin(self, mask: LoadedMask, count: int) -> None:
+        mask.pins -= count
+        if mask.unloaded and mask.pins == 0 and not self._closed:
+            self._loop.call(lambda: self._masks.free(mask))
+
+    def _died(self, error: BaseException) -> None:
+        self._death = error
+        for sequence in list(self._live):
+            sequence.deliver(
+                GenerationChunk(
+                    sequence.index, "", (), finish_reason="error", error="the engine has died"
+                )
+            )
+        self._live.clear()
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(f"the engine's thread died: {self._death!r}")
+        if self._closed:
+            raise EngineDeadError("the engine is closed")
+
+
+def _names(sequences: list[Sequence]) -> tuple[str, ...]:
+    return tuple(sorted({s.mask.name for s in sequences if s.mask.name}))
+
+
+def _limits(config: DecoderConfig, options: CpuOptions) -> Limits:
+    """Turn the options into sizes.
+
+    Raises:
+        EngineDirectoryError: the cache holds less than the context that was asked for.
+    """
+    page = _native.decoder.page_bytes(config.layers, config.kv_heads, config.head_dim)
+    wanted = min(options.context_length or config.context, config.context)
+    one_context = -(-wanted // PAGE_POSITIONS) * page
+    budget = options.kv_bytes
+    if budget is None:
+        share = psutil.virtual_memory().available // 4
+        budget = min(max(share, one_context), max(4 << 30, one_context))
+    pages = budget // page
+    context = min(wanted, pages * PAGE_POSITIONS)
+    if pages < 1 or (options.context_length is not None and context < wanted):
+        raise EngineDirectoryError(
+            f"a key-value cache of {budget} bytes holds {pages * PAGE_POSITIONS} tokens,"
+            f" {wanted} need {one_context} bytes: raise kv_bytes or lower context_length"
+        )
+    return Limits(
+        max_tokens=options.step_tokens,
+        max_logits=options.max_sequences + _PROMPT_ROWS,
+        context=context,
+        pages=pages,
+        threads=options.threads or _default_threads(),
+    )
+
+
+def _default_threads() -> int:
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,92 @@
+// The decoder's work beside the weight products, one table per instruction set: normalisation, rotary
+// embedding, the key-value cache, attention.
+//
+// Cache page (one layer, one page of 16 positions, one key-value head), dim = head size rounded up to 16:
+//   keys    [dim / 2][16 positions][2]   bf16: one load fetches a pair of dimensions of 16 positions
+//   values  [8 position pairs][dim][2]   bf16: one load fetches a pair of positions of 16 dimensions
+// Both are the order in which a bf16 dot-product instruction wants them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../kernels/kernels.h"
+
+namespace twofour {
+
+inline constexpr std::size_t page_positions = 16;
+// Positions whose attention is computed from a fresh start and then merged into what came before, by
+// absolute position, so that the order of additions depends on the position alone.
+inline constexpr std::size_t span_positions = 128;
+
+constexpr std::size_t padded_dim(std::size_t head_dim) { return (head_dim + 15) / 16 * 16; }
+constexpr std::size_t head_page_bytes(std::size_t dim) { return 2 * page_positions * dim * sizeof(std::uint16_t); }
+
+// Rotary embedding of one head, after an optional RMS norm over the head.
+struct Rotary {
+  const float* cos;   // head_dim / 2
+  const float* sin;
+  const float* norm;  // head_dim weights, or none
+  float eps;
+  std::size_t head_dim;
+};
+
+// Attention of `rows` query heads that share one key-value head over positions [begin, end) of one
+// sequence; begin is a multiple of span_positions and end - begin at most that. A row sees positions
+// up to its own, and with window > 0 only the last `window` of them.
+struct Attend {
+  const std::uint16_t* const* q;  // rows pointers to dim bf16 values
+  const std::int32_t* position;   // rows
+  std::size_t rows;
+  const std::int32_t* pages;      // page numbers of the sequence
+  const std::byte* cache;         // the layer's pages, this head's part of page 0
+  std::size_t page_stride;        // bytes
+  std::size_t dim;                // padded
+  float scale;
+  std::int32_t window;
+  std::size_t begin, end;
+};
+
+// Running softmax of one set of rows: maximum, sum of weights, weighted sum of values (rows x dim).
+// A row that has seen nothing has sum 0.
+struct Softmax {
+  float* max;
+  float* sum;
+  float* acc;
+};
+
+struct DecoderOps {
+  // out = x / rms(x) * weight, over n values.
+  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* out);
+  void (*widen)(const std::uint16_t* x, std::size_t n, float* out);
+  // One head (head_dim floats) -> padded_dim(head_dim) bf16 values, the padding zero.
+  void (*rotate)(const float* x, const Rotary& rotary, std::uint16_t* out);
+  // Writes one position of one head; `last` says that no later position of the page holds data.
+  void (*store)(const std::uint16_t* key, const float* value, std::size_t head_dim, std::byte* page,
+                std::size_t slot, bool last);
+  // Starts `out` afresh and runs over one span.
+  void (*attend)(const Attend& a, const Softmax& out);
+  // total = total merged with part, of rows x dim; a fresh total has sum 0.
+  void (*merge)(std::size_t rows, std::size_t dim, const Softmax& part, const Softmax& total);
+  // out = acc / sum, head_dim values of one row.
+  void (*finish)(const float* acc, float sum, std::size_t head_dim, float* out);
+};
+
+const DecoderOps& decoder_ops(Isa isa);
+
+namespace portable {
+extern const DecoderOps decoder_ops;
+}
+#ifdef TWOFOUR_X86
+namespace avx2 {
+extern const DecoderOps decoder_ops;
+}
+namespace avx512 {
+extern const DecoderOps decoder_ops;
+}
+namespace avx512_bf16 {
+extern const DecoderOps decoder_ops;
+}
+#endif
+
+}  // namespace twofour

@@ -1,0 +1,86 @@
+// One step of the decoder, as every thread of the parallel region executes it.
+#pragma once
+
+#include <initializer_list>
+
+#include "../kernels/numeric.h"
+#include "barrier.h"
+#include "decoder.h"
+
+namespace twofour {
+
+// Up to this many tokens every thread prepares all of them for itself: cheaper than a barrier.
+inline constexpr std::size_t few_tokens = 4;
+
+// Rows of query heads that one attention item may have.
+inline constexpr std::size_t item_tokens = 16;
+
+struct Decoder::Scratch {
+  Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes);
+
+  std::vector<float> row;         // one token, the widest input of a product
+  LazyBuffer prepared;            // few_tokens of them
+  std::vector<std::uint16_t> queries, key;
+  std::vector<const std::uint16_t*> query_rows;
+  std::vector<std::int32_t> positions;
+  std::vector<float> part, total;  // maximum, sum and accumulator of an item's rows
+};
+
+class Decoder::Run {
+ public:
+  Run(Decoder& decoder, const StepInput& input, const StepPlan& plan, std::uint32_t threads);
+
+  // Called once by each of `count` threads.
+  void work(std::size_t thread, std::size_t count);
+
+ private:
+  struct Job {
+    LinearId id;
+    OutputKind kind;
+    float* data;
+    std::size_t stride;
+  };
+
+  void embed(std::size_t thread, std::size_t count);
+  void attention_layer(std::size_t layer, std::size_t thread, std::size_t count);
+  void mlp_layer(std::size_t layer, std::size_t thread, std::size_t count);
+  void head(std::size_t thread, std::size_t count);
+
+  // Norm of the residual stream, prepared; returns the buffer that the products of this thread read.
+  const std::byte* prepare_normed(const float* weight, std::size_t thread, std::size_t count);
+  const std::byte* prepare_attention(std::size_t thread, std::size_t count);
+  // Fills in every unit's share of `to` through `fill(token, row)`, which returns k floats.
+  template <class Fill>
+  const std::byte* prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill);
+  void multiply(std::size_t layer, const std::byte* prepared, std::initializer_list<Job> jobs, std::size_t thread,
+                std::size_t count);
+  void patch(const PatchRun& run, std::size_t layer, const Job& job, const std::byte* prepared, std::size_t begin,
+             std::size_t end);
+  void gated(std::size_t layer, const std::byte* prepared, std::size_t thread, std::size_t count);
+  bool patched(std::size_t unit, std::size_t layer, LinearId id) const;
+  std::size_t unit_offset(std::size_t unit, std::size_t k) const;
+
+  void rotate_tokens(std::size_t layer, std::size_t thread, std::size_t count);
+  void store_key_value(std::size_t layer, std::size_t token, std::size_t kv_head, Scratch& scratch);
+  void rotate_query(std::size_t layer, std::size_t token, std::size_t head, std::uint16_t* out);
+  void attend(std::size_t layer, const AttentionItem& item, Scratch& scratch);
+  void attend_single(std::size_t layer, const AttentionItem& item, Scratch& scratch);
+  void collect(std::size_t token, float* row, Scratch& scratch);
+  Rotary rotary(std::size_t token, const float* norm) const;
+  Attend attention_of(std::size_t layer, const AttentionItem& item, Scratch& scratch) const;
+  Softmax partial(std::size_t number) const;
+  std::byte* page(std::size_t layer, std::size_t sequence, std::size_t position, std::size_t kv_head) const;
+
+  Decoder& d_;
+  const Model& m_;
+  const StepInput& in_;
+  const StepPlan& plan_;
+  float* residual_;
+  float* qkv_;
+  float* attention_;
+  std::size_t qkv_width_;
+  bool replicate_;
+  Barrier barrier_;
+};
+
+}  // namespace twofour

@@ -1,0 +1,76 @@
+"""`twofour info`: what this machine runs, and what an engine directory holds."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_PACKAGES = ("twofour", "numpy", "tokenizers", "llguidance", "torch", "transformers", "vllm")
+
+
+def info(
+    directory: Annotated[Path | None, typer.Argument(help="An engine directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON as the last line.")] = False,
+) -> None:
+    """Instruction sets, versions, and the kernel of each layer of an engine directory."""
+    import json
+
+    report: dict[str, Any] = {"machine": _machine(), "versions": _versions()}
+    if directory is not None:
+        report["engine"] = _engine(directory)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for title, facts in report.items():
+        typer.secho(title, bold=True)
+        for key, value in facts.items():
+            typer.echo(f"  {key}: {value}")
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    from engines import kernels
+
+    return {
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "instruction_sets": kernels.supported_isas(),
+        "instruction_set": kernels.isa(),
+        "forced_by_TWOFOUR_ISA": os.environ.get("TWOFOUR_ISA", ""),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _engine(directory: Path) -> dict[str, Any]:
+    from engines.manifest import read_manifest
+
+    manifest = read_manifest(directory)
+    facts: dict[str, Any] = {
+        "target": manifest.target,
+        "model": manifest.model,
+        "base_digest": manifest.base_digest,
+        "default_mask": manifest.default_mask,
+        "masks": {m.name: f"{m.digest} {m.changed_share:.2%} changed" for m in manifest.masks},
+        "layout": manifest.layout.id if manifest.layout else None,
+        "sealed": manifest.sealed,
+        "bytes": sum(manifest.files.values()),
+    }
+    if manifest.target == "cpu":
+        from engines.cpu.describe import kernels_of_directory
+
+        facts["kernels"] = kernels_of_directory(directory)
+    return facts
