@@ -81,10 +81,12 @@ def resume(directory: Path, timing_cache: Path | None = None) -> BuildRecord:
         ) from None
     for name, engine in record.engines.items():
         # Not trusted to be what was written: a dense weight here would silently cost the speed-up.
-        if not (directory / engine.directory).is_dir():
+        if record.sparse and not (directory / engine.directory).is_dir():
             recheck_checkpoint(directory, manifest, record, name)
     _run_script(directory, record, timing_cache)
-    return read_record(directory)[1]
+    record = record_build(directory)
+    typer.echo(summary(directory, record))
+    return record
 
 
 def extend(
@@ -106,14 +108,14 @@ def _run_script(directory: Path, record: BuildRecord, timing_cache: Path | None)
     if timing_cache is not None:
         environment["TIMING_CACHE"] = str(timing_cache.absolute())
     script = directory.absolute() / SCRIPT_FILE
-    result = subprocess.run(["bash", str(script)], env=environment, check=False)
+    command = ["bash", str(script), "--no-record"]
+    result = subprocess.run(command, env=environment, check=False)
     if result.returncode == 0:
         return
     for log, final in engine_steps(record):
         if not (directory / final).is_dir():
             raise EngineDirectoryError(_failure(directory / LOGS / f"{log}.log", log))
-    # Every engine is there, so it was the record that failed: let it say why.
-    record_build(directory)
+    raise EngineDirectoryError(f"{script} ended with {result.returncode}")
 
 
 def _failure(log: Path, name: str) -> str:
@@ -127,10 +129,9 @@ def summary(directory: Path, record: BuildRecord) -> str:
     """What was built, for people."""
     lines = [f"{directory}: built with TensorRT-LLM {record.tensorrt_llm}"]
     for name, engine in record.engines.items():
-        lines.append(
-            f"  {name}: {engine.chosen} of {engine.eligible} eligible layers use a sparse tactic,"
-            f" {engine.bytes / 2**20:.0f} MiB"
-        )
+        tactics = f"{engine.chosen} of {engine.eligible} eligible layers use a sparse tactic"
+        size = f"{engine.bytes / 2**20:.0f} MiB"
+        lines.append(f"  {name}: {tactics if record.sparse else 'dense'}, {size}")
     return "\n".join(lines)
 
 

@@ -47,9 +47,11 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
         engines: dict[str, EngineRecord] = {}
         for name, mask in masks.items():
             folder = directory / CHECKPOINTS / name
-            engines[name] = add_checkpoint(
-                request, inputs, name, mask, folder, settings.mapping, settings.dtype
-            )
+            write_masked(request, inputs, name, mask, folder, settings.mapping, settings.dtype)
+            counts = Preflight(0, 0)
+            if settings.sparse:
+                counts = check_masked(folder, mask, shape, settings.mapping)
+            engines[name] = engine_record(name, counts)
         record = _record(shape, settings, options, engines)
         write_script(directory, record)
         manifest = finish(request, inputs, directory, "tensorrt-llm", None)
@@ -57,7 +59,7 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
     return record
 
 
-def add_checkpoint(
+def write_masked(
     request: BuildRequest,
     inputs: BuildInputs,
     name: str,
@@ -65,8 +67,8 @@ def add_checkpoint(
     folder: Path,
     mapping: Mapping,
     dtype: str,
-) -> EngineRecord:
-    """Write one mask's checkpoint to the new directory `folder`; check it as TensorRT sees it."""
+) -> None:
+    """Write one mask's checkpoint to the new directory `folder`."""
     folder.mkdir(parents=True)
 
     def progress(what: str, done: int, total: int) -> None:
@@ -74,10 +76,18 @@ def add_checkpoint(
 
     source = inputs.checkpoint
     write_checkpoint(source, mask, folder, mapping=mapping, dtype=dtype, progress=progress)
-    counts = _check(folder, mask, read_shape(source.config), mapping)
-    return EngineRecord(
-        directory=f"{ENGINES}/{name}", sparse_weights=counts.sparse, dense_weights=counts.dense
-    )
+
+
+def check_masked(folder: Path, mask: Mask | None, shape: ModelShape, mapping: Mapping) -> Preflight:
+    """Demand 2:4 of the weights that the mask lists, or of all without a mask.
+
+    Raises:
+        PreflightError: TensorRT would take a matrix for dense.
+    """
+    if mask is None:
+        return check_checkpoint(folder)
+    stages = [list(stage_targets(shape, mapping, stage)) for stage in range(mapping.pp_size)]
+    return check_checkpoint(folder, [sparse_targets(stage, mask.codes) for stage in stages])
 
 
 def recheck_checkpoint(directory: Path, manifest: Manifest, record: BuildRecord, name: str) -> None:
@@ -90,15 +100,14 @@ def recheck_checkpoint(directory: Path, manifest: Manifest, record: BuildRecord,
     folder = directory / CHECKPOINTS / name
     mask = read_mask(directory / manifest.mask(name).file) if manifest.masks else None
     shape = read_shape(json.loads((directory / "config.json").read_text()))
-    _check(folder, mask, shape, record.mapping)
+    check_masked(folder, mask, shape, record.mapping)
 
 
-def _check(folder: Path, mask: Mask | None, shape: ModelShape, mapping: Mapping) -> Preflight:
-    """Demand 2:4 of the weights that the mask lists, or of all without a mask."""
-    if mask is None:
-        return check_checkpoint(folder)
-    stages = [list(stage_targets(shape, mapping, stage)) for stage in range(mapping.pp_size)]
-    return check_checkpoint(folder, [sparse_targets(stage, mask.codes) for stage in stages])
+def engine_record(name: str, counts: Preflight) -> EngineRecord:
+    """The record of an engine that is yet to be built."""
+    return EngineRecord(
+        directory=f"{ENGINES}/{name}", sparse_weights=counts.sparse, dense_weights=counts.dense
+    )
 
 
 def check_mask_name(name: str) -> None:
@@ -116,6 +125,8 @@ def _record(
     head_bytes = shape.head_size * DTYPES[settings.dtype].itemsize
     return BuildRecord(
         per_mask=settings.per_mask,
+        sparse=settings.sparse,
+        gemm_plugin=settings.gemm_plugin,
         allow_dense=settings.allow_dense,
         dtype=settings.dtype,
         tp_size=settings.tp_size,

@@ -10,7 +10,13 @@ from pathlib import Path
 from engines.build import MASK_FOLDER, BuildRequest, changed_share, open_inputs
 from engines.errors import EngineDirectoryError, MaskError
 from engines.manifest import MaskRecord
-from engines.tensorrt_llm.directory import add_checkpoint, check_mask_name
+from engines.tensorrt_llm.config import read_shape
+from engines.tensorrt_llm.directory import (
+    check_mask_name,
+    check_masked,
+    engine_record,
+    write_masked,
+)
 from engines.tensorrt_llm.record import CHECKPOINTS, read_record, write_record
 from engines.tensorrt_llm.script import write_script
 from maskgen.maskfile import Mask, read_mask, write_mask
@@ -43,6 +49,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
             f"{directory} was made from the model with base digest {manifest.base_digest[:12]}...,"
             f" {model} has {inputs.base_digest[:12]}..."
         )
+    shape = read_shape(inputs.checkpoint.config)
     default = read_mask(directory / manifest.mask(manifest.default_mask).file)
     engines, records = dict(record.engines), list(manifest.masks)
     for name, mask in inputs.masks.items():
@@ -52,9 +59,8 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
         with tempfile.TemporaryDirectory(prefix=".adding.", dir=directory) as temporary:
             folder = Path(temporary) / name
             request = BuildRequest(model, manifest.model, masks, directory)
-            engines[name] = add_checkpoint(
-                request, inputs, name, mask, folder, record.mapping, record.dtype
-            )
+            write_masked(request, inputs, name, mask, folder, record.mapping, record.dtype)
+            engines[name] = engine_record(name, check_masked(folder, mask, shape, record.mapping))
             # What an extension that never finished left behind has this name, too.
             shutil.rmtree(directory / CHECKPOINTS / name, ignore_errors=True)
             folder.replace(directory / CHECKPOINTS / name)

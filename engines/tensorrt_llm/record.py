@@ -65,6 +65,8 @@ class BuildRecord(_Record):
 
     Attributes:
         per_mask: `engine`: one build per mask; `refit`: one stripped plan, refitted per mask.
+        sparse: whether TensorRT may choose sparse tactics.
+        gemm_plugin: what multiplies in a dense engine.
         allow_dense: whether engines in which no layer uses one are accepted.
         engines: by mask name.
         tensorrt_llm: version that built the engines.
@@ -74,6 +76,8 @@ class BuildRecord(_Record):
     """
 
     per_mask: PerMask = "engine"
+    sparse: bool = True
+    gemm_plugin: str = "disable"
     allow_dense: bool = False
     dtype: str
     tp_size: int = Field(ge=1)
@@ -103,6 +107,8 @@ class BuildRecord(_Record):
             max_num_tokens=self.max_num_tokens,
             max_seq_len=self.max_seq_len,
             workers=self.workers,
+            sparse=self.sparse,
+            gemm_plugin=self.gemm_plugin,
             prompt_logprobs=self.prompt_logprobs,
             extra=self.trtllm_args,
         )
@@ -158,7 +164,7 @@ def record_build(directory: Path) -> BuildRecord:
         name: _finished(directory, engine, record, reports[name])
         for name, engine in record.engines.items()
     }
-    if not record.allow_dense:
+    if record.sparse and not record.allow_dense:
         _demand_sparse(directory, engines, reports)
     update = {
         "engines": engines,
@@ -202,7 +208,7 @@ def _finished(
             raise EngineDirectoryError(
                 f"{path} is missing; run {directory / SCRIPT_FILE} to build it"
             )
-    _check_flags(folder)
+    _check_flags(folder, record)
     return engine.model_copy(
         update={
             "eligible": report.eligible if report.reported else None,
@@ -213,7 +219,7 @@ def _finished(
     )
 
 
-def _check_flags(folder: Path) -> None:
+def _check_flags(folder: Path, record: BuildRecord) -> None:
     """The engine's own configuration must say what the command asked for."""
     path = folder / "config.json"
     try:
@@ -223,8 +229,9 @@ def _check_flags(folder: Path) -> None:
         raise EngineDirectoryError(
             f"{path} is no TensorRT-LLM engine configuration: {error!r}"
         ) from error
-    wrong = [] if sparsity else ["weight_sparsity off"]
-    wrong += [f"{name} {plugins[name]}" for name in _HIDING_PLUGINS if plugins.get(name)]
+    wrong = [] if sparsity == record.sparse else [f"weight_sparsity {sparsity}"]
+    if record.sparse:
+        wrong += [f"{name} {plugins[name]}" for name in _HIDING_PLUGINS if plugins.get(name)]
     if wrong:
         raise EngineDirectoryError(
             f"{folder} was built with {', '.join(wrong)}, not with the flags of {SCRIPT_FILE};"

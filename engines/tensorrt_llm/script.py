@@ -69,6 +69,7 @@ _KEEP_CACHE = """\
 """
 
 _TAIL = """
+if [ "${1:-}" = --no-record ]; then exit 0; fi
 # Reads the logs and writes the eligible and chosen layers into engine.json. (-P: `engines` is also
 # the name of a folder here.)
 if ! "$python" -P -c 'import engines.tensorrt_llm' 2>/dev/null; then

@@ -23,7 +23,9 @@ class Settings(BaseModel):
         dtype: of weights and arithmetic.
         per_mask: `engine`: one build per mask, the fastest engines; `refit`: one stripped plan
             that `trtllm-refit` fills per mask, far fewer builds.
-        allow_dense: accept engines in which no layer uses a sparse tactic.
+        sparse: let TensorRT choose sparse tactics; False builds a dense engine to compare with.
+        gemm_plugin: for dense engines, what multiplies: `disable`, `auto` or a type.
+        allow_dense: accept sparse builds in which no layer uses a sparse tactic.
         max_batch_size: most sequences of one step.
         max_num_tokens: most tokens of one step.
         max_seq_len: most tokens of one sequence; by default 4096, or what the model allows.
@@ -39,6 +41,8 @@ class Settings(BaseModel):
     pp_size: int = Field(default=1, ge=1)
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     per_mask: PerMask = "engine"
+    sparse: bool = True
+    gemm_plugin: str = "disable"
     allow_dense: bool = False
     max_batch_size: int = Field(default=64, ge=1)
     max_num_tokens: int = Field(default=8192, ge=1)
@@ -70,6 +74,8 @@ class Settings(BaseModel):
             max_num_tokens=self.max_num_tokens,
             max_seq_len=length,
             workers=self.workers,
+            sparse=self.sparse,
+            gemm_plugin=self.gemm_plugin,
             prompt_logprobs=self.prompt_logprobs,
             extra=self.trtllm_args,
         )

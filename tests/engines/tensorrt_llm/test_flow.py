@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
 @pytest.fixture
 def request_(model: Path, masks: dict[str, Path], tmp_path: Path) -> BuildRequest:
     return BuildRequest(model, "tiny", masks, tmp_path / "engine")
+
+
+@pytest.fixture
+def single(request_: BuildRequest) -> BuildRequest:
+    """The same with one mask."""
+    return replace(request_, masks={"general": request_.masks["general"]})
 
 
 def _leftovers(directory: Path) -> list[str]:
@@ -161,36 +168,36 @@ def test_a_failed_extension_leaves_the_rest_servable(
 
 @pytest.mark.parametrize("generation", ["8", "10"])
 def test_no_sparse_tactic_is_an_error(
-    tools: StandIns, request_: BuildRequest, generation: str
+    tools: StandIns, single: BuildRequest, generation: str
 ) -> None:
     tools.set("GENERATION", generation)
     tools.set("CHOSEN", "0")
     with pytest.raises(NoSparseTacticsError, match=r"of 8 eligible layers .* none.*--allow-dense"):
-        build(request_)
-    assert not any(e.built for e in read_record(request_.out)[1].engines.values())
+        build(single)
+    assert not any(e.built for e in read_record(single.out)[1].engines.values())
 
 
 @pytest.mark.parametrize("generation", ["8", "10"])
-def test_dense_engines_are_accepted_on_request_and_counted(
-    tools: StandIns, request_: BuildRequest, generation: str
+def test_dense_engines_are_accepted_on_singleand_counted(
+    tools: StandIns, single: BuildRequest, generation: str
 ) -> None:
     tools.set("GENERATION", generation)
     tools.set("CHOSEN", "0")
-    build(request_, allow_dense=True)
-    _, record = read_record(request_.out)
+    build(single, allow_dense=True)
+    _, record = read_record(single.out)
     assert (record.engines["general"].eligible, record.engines["general"].chosen) == (LAYERS, 0)
 
 
 def test_some_sparse_tactics_are_counted_over_all_ranks(
-    tools: StandIns, request_: BuildRequest
+    tools: StandIns, single: BuildRequest
 ) -> None:
     tools.set("GENERATION", "8")
     tools.set("CHOSEN", "3")
-    build(request_, tp_size="2", pp_size="2")
-    _, record = read_record(request_.out)
+    build(single, tp_size="2", pp_size="2")
+    _, record = read_record(single.out)
     # Four ranks of one layer each: four matrices, three of them chosen.
     assert (record.engines["general"].eligible, record.engines["general"].chosen) == (16, 12)
-    assert len(list((request_.out / "engines/general").glob("rank*.engine"))) == 4
+    assert len(list((single.out / "engines/general").glob("rank*.engine"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -206,18 +213,16 @@ def test_some_sparse_tactics_are_counted_over_all_ranks(
     ],
 )
 def test_flags_that_defeat_sparsity_never_reach_the_builder(
-    tools: StandIns, request_: BuildRequest, argument: str, message: str
+    tools: StandIns, single: BuildRequest, argument: str, message: str
 ) -> None:
     with pytest.raises(EngineDirectoryError, match=message):
-        build(request_, trtllm_args=argument)
+        build(single, trtllm_args=argument)
     assert not tools.calls("trtllm-build")
-    assert not request_.out.exists()
+    assert not single.out.exists()
 
 
-def test_harmless_extra_arguments_reach_the_builder(
-    tools: StandIns, request_: BuildRequest
-) -> None:
-    build(request_, trtllm_args=("--opt_num_tokens", "128"))
+def test_harmless_extra_arguments_reach_the_builder(tools: StandIns, single: BuildRequest) -> None:
+    build(single, trtllm_args=("--opt_num_tokens", "128"))
     assert tools.calls("trtllm-build")[0][-6:-4] == ["--opt_num_tokens", "128"]
 
 
@@ -277,20 +282,20 @@ def test_a_failing_build_shows_the_log_and_can_be_resumed(
 
 
 def test_a_build_that_is_killed_leaves_nothing_half_written(
-    tools: StandIns, request_: BuildRequest
+    tools: StandIns, single: BuildRequest
 ) -> None:
     tools.set("FAIL", "general")
     with pytest.raises(EngineDirectoryError):
-        build(request_)
+        build(single)
     tools.set("FAIL", "")
     tools.set("HANG", "1")
     process = subprocess.Popen(
-        ["bash", str(request_.out / "build.sh")],
+        ["bash", str(single.out / "build.sh")],
         env=os.environ | {"PYTHON": sys.executable},
         start_new_session=True,
     )
-    log = request_.out / "logs/general.log"
-    half = request_.out / "engines/.general.partial/rank0.engine"
+    log = single.out / "logs/general.log"
+    half = single.out / "engines/.general.partial/rank0.engine"
     deadline = time.monotonic() + 60
     while not (half.is_file() and "hanging" in log.read_text()):
         assert time.monotonic() < deadline
@@ -299,12 +304,12 @@ def test_a_build_that_is_killed_leaves_nothing_half_written(
     process.wait()
 
     assert half.is_file()  # SIGKILL leaves no time to clean up ...
-    assert not (request_.out / "engines/general").exists()  # ... but nothing bears its real name
-    assert not read_record(request_.out)[1].engines["general"].built
+    assert not (single.out / "engines/general").exists()  # ... but nothing bears its real name
+    assert not read_record(single.out)[1].engines["general"].built
     tools.set("HANG", "")
-    resume(request_.out)
-    assert not _leftovers(request_.out)
-    assert (request_.out / "engines/general/rank0.engine").read_text() != "half"
+    resume(single.out)
+    assert not _leftovers(single.out)
+    assert (single.out / "engines/general/rank0.engine").read_text() != "half"
 
 
 def test_without_tensorrt_llm_everything_is_ready_for_another_machine(
@@ -330,22 +335,22 @@ def test_without_tensorrt_llm_everything_is_ready_for_another_machine(
 
 
 def test_another_version_of_tensorrt_llm_is_refused(
-    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = install(tmp_path / "tools", monkeypatch, version="1.3.0")
     with pytest.raises(ToolsMissingError, match=r"TensorRT-LLM 1\.3\.0 is installed.*1\.2 line"):
-        build(request_)
-    assert _run_script(request_.out).returncode == 3
+        build(single)
+    assert _run_script(single.out).returncode == 3
     assert not tools.calls("trtllm-build")
 
 
 def test_a_gpu_without_sparse_tensor_cores_is_refused(
-    tools: StandIns, request_: BuildRequest
+    tools: StandIns, single: BuildRequest
 ) -> None:
     smi = tools.folder / "bin/nvidia-smi"
     smi.write_text(smi.read_text().replace("A100-SXM4-80GB, 8.0", "T4, 7.5"))
     with pytest.raises(ToolsMissingError, match=r"8\.0 or higher.*T4, 7\.5"):
-        build(request_)
+        build(single)
 
 
 def test_a_model_that_is_2_4_already_needs_no_mask(tools: StandIns, tmp_path: Path) -> None:
@@ -382,10 +387,10 @@ def test_an_engine_built_with_other_flags_is_refused(
 
 @pytest.mark.parametrize("name", ["../../outside", "a/b", "", ".hidden", "_plan"])
 def test_names_of_masks_stay_inside_the_directory(
-    tools: StandIns, request_: BuildRequest, masks: dict[str, Path], name: str
+    tools: StandIns, single: BuildRequest, masks: dict[str, Path], name: str
 ) -> None:
     with pytest.raises(MaskError, match="cannot name a mask"):
-        build(BuildRequest(request_.model, "tiny", {name: masks["general"]}, request_.out))
+        build(BuildRequest(single.model, "tiny", {name: masks["general"]}, single.out))
 
 
 @pytest.mark.parametrize(
@@ -400,14 +405,14 @@ def test_names_of_masks_stay_inside_the_directory(
     ],
 )
 def test_settings_are_checked_before_anything_is_written(
-    tools: StandIns, request_: BuildRequest, setting: dict[str, str], message: str | None
+    tools: StandIns, single: BuildRequest, setting: dict[str, str], message: str | None
 ) -> None:
     if message is None:
-        build(request_, **setting)
+        build(single, **setting)
         return
     with pytest.raises(EngineDirectoryError, match=message):
-        build(request_, **setting)
-    assert not request_.out.exists()
+        build(single, **setting)
+    assert not single.out.exists()
 
 
 def _program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -443,3 +448,22 @@ def test_the_program_ends_with_3_where_it_cannot_build(
     assert done.returncode == 3
     assert "no engine was built: TensorRT-LLM is not installed" in done.stderr
     assert os.access(out / "build.sh", os.X_OK)
+
+
+@pytest.mark.parametrize("plugin", ["disable", "bfloat16"])
+def test_dense_engines_to_compare_with(
+    tools: StandIns, model: Path, tmp_path: Path, plugin: str
+) -> None:
+    build(BuildRequest(model, "tiny", {}, tmp_path / "d"), sparse="false", gemm_plugin=plugin)
+    (call,) = tools.calls("trtllm-build")
+    assert "--weight_sparsity" not in call
+    assert call[call.index("--gemm_plugin") + 1] == plugin
+    _, record = read_record(tmp_path / "d")
+    assert record.engines["base"].built
+    assert record.engines["base"].chosen is None
+
+
+def test_a_plugin_in_a_sparse_build_is_refused(tools: StandIns, single: BuildRequest) -> None:
+    with pytest.raises(PreflightError, match="--gemm_plugin is auto"):
+        build(single, gemm_plugin="auto")
+    assert not single.out.exists()
