@@ -148,6 +148,7 @@ def compare_arms(
     _refuse_busy_machine(plan)
     on_progress("calibrating the load generator")
     calibration = calibrate(folder, max(plan.concurrencies))
+    calibration.check()
     with ExitStack() as stack:
         servers = {}
         for arm, directory in ((BASELINE, dense), ("sparse", sparse)):

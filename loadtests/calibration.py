@@ -7,10 +7,13 @@ over (Locust's `FastHttpUser`) adds more than 100 ms to the first token and repo
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -102,8 +105,10 @@ def bias(samples: Sequence[RequestSample], sent: Mapping[str, Sequence[float]]) 
 def calibrate(folder: Path, concurrency: int = 1, *, rounds: int = 2) -> Bias:
     """Measure the load generator at `concurrency` streams; takes about 6 seconds.
 
+    The caller decides by `Bias.check` whether to go on.
+
     Raises:
-        CalibrationError: it distorts, or the fake server did not start.
+        CalibrationError: the fake server did not start, or a request failed.
         LoadError: locust could not run.
     """
     with fake_server() as host:
@@ -116,9 +121,7 @@ def calibrate(folder: Path, concurrency: int = 1, *, rounds: int = 2) -> Bias:
         )
         result = run_load(load, folder, "calibration", timeout_s=120.0)
         sent: dict[str, list[float]] = _get_json(f"{host}/sent")
-    found = bias([s for s in result.samples if not s.warmup], sent)
-    found.check()
-    return found
+    return bias([s for s in result.samples if not s.warmup], sent)
 
 
 @contextmanager
@@ -166,3 +169,26 @@ def _get_json(url: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=5) as response:
         return json.load(response)
+
+
+def main() -> None:
+    """Print the bias at each concurrency as JSON; exit code 1 when any exceeds the limit."""
+    parser = argparse.ArgumentParser(description="Measure what the load generator itself adds.")
+    parser.add_argument("--concurrency", default="1,8", help="Streams, separated by commas")
+    levels = [int(part) for part in parser.parse_args().concurrency.split(",")]
+    refused = False
+    for level in levels:
+        with tempfile.TemporaryDirectory() as folder:
+            found = calibrate(Path(folder), level)
+        row = {"concurrency": level} | dataclasses.asdict(found)
+        sys.stdout.write(json.dumps({k: round(v, 3) for k, v in row.items()}) + "\n")
+        try:
+            found.check()
+        except CalibrationError as error:
+            sys.stderr.write(f"{error}\n")
+            refused = True
+    sys.exit(1 if refused else 0)
+
+
+if __name__ == "__main__":
+    main()

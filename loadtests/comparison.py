@@ -48,7 +48,8 @@ class Ratio:
 class Row:
     """One arm at one concurrency; latencies in milliseconds, medians over the repeats.
 
-    `ratio` is this arm's throughput over the baseline's; the baseline's own is 1.
+    `ratio` is this arm's throughput over the baseline's; the baseline's own is 1. Token counts are
+    the server's: `prompt_tokens` the median of a request, the others totals of all repeats.
     """
 
     arm: str
@@ -63,6 +64,7 @@ class Row:
     repeats: int
     requests: int
     prompt_tokens: float
+    cached_prompt_tokens: int
     output_tokens: int
     client_cpu_share: float
     other_cpu_share: float
@@ -152,6 +154,7 @@ def _row(blocks: Sequence[Block], baseline: Sequence[Block]) -> Row:
         repeats=len(blocks),
         requests=sum(summary.requests for summary in summaries),
         prompt_tokens=statistics.median(s.prompt_tokens_p50 or 0.0 for s in summaries),
+        cached_prompt_tokens=sum(summary.cached_prompt_tokens for summary in summaries),
         output_tokens=sum(summary.output_tokens for summary in summaries),
         client_cpu_share=round(statistics.median(s.client_cpu_share or 0.0 for s in summaries), 4),
         other_cpu_share=round(max(block.other_cpu_share for block in blocks), 4),

@@ -16,7 +16,7 @@ from benchmarks import serve, serve_process
 from benchmarks.serve import ComparisonError, Plan, compare_arms
 from benchmarks.serve_process import Server, ServerError, ServerReport
 from benchmarks.serve_report import notes, result_fields, table
-from loadtests.calibration import Bias
+from loadtests.calibration import Bias, CalibrationError
 from loadtests.comparison import Block
 from loadtests.samples import read_samples
 from loadtests.summary import summarise
@@ -179,6 +179,14 @@ def test_disturbed_blocks_are_measured_again(
         "sparse-c1-r0.jsonl",
     ]
     assert found.other_cpu_share == 0.0
+
+
+def test_a_load_generator_that_distorts_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "calibrate", lambda folder, concurrency: Bias(164.0, 90.0, 30.0))
+    with pytest.raises(CalibrationError, match=r"164.0 ms on time to first token"):
+        compare_arms(tmp_path, tmp_path, QUICK, tmp_path / "out")
 
 
 def test_raw_samples_need_a_folder_of_their_own(tmp_path: Path) -> None:
