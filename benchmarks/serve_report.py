@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.serve import Plan, ServeComparison
+from benchmarks.serve import BASELINE, Plan, ServeComparison
 from benchmarks.serve_process import ServerReport
 from loadtests.comparison import Row
 
@@ -17,12 +17,12 @@ def table(comparison: ServeComparison) -> Table:
     shown = Table(title="dense and sparse server, measured in turns over HTTP")
     shown.add_column("arm")
     for heading in (
-        "concurrency",
+        "users",
         "tokens/s",
         "TTFT p50 ms",
         "TPOT p50 ms",
         "times dense",
-        "95 % interval",
+        "95 % from - to",
     ):
         shown.add_column(heading, justify="right")
     for row in comparison.rows:
@@ -83,6 +83,6 @@ def _describe(report: ServerReport) -> str:
 
 
 def _interval(row: Row) -> str:
-    if row.ratio_low is None or row.ratio_high is None:
+    if row.arm == BASELINE or row.ratio_low is None or row.ratio_high is None:
         return "-"
     return f"{row.ratio_low:.2f} - {row.ratio_high:.2f}"
