@@ -104,15 +104,42 @@ class CpuEngine(Engine):
 
     Args:
         directory: an engine directory of target `cpu`.
-        options: fields of `CpuOptions`.
+        The others: see `CpuOptions`.
 
     Raises:
         EngineDirectoryError: the directory is malformed, or its key-value cache too small.
         ValueError: an option is out of range.
     """
 
-    def __init__(self, directory: Path, **options: object) -> None:
-        self._options = CpuOptions(**options)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        kv_bytes: int | None = None,
+        context_length: int | None = None,
+        threads: int | None = None,
+        isa: str | None = None,
+        max_sequences: int = 64,
+        max_waiting: int = 256,
+        step_tokens: int = 512,
+        mixed_prefill_tokens: int = 256,
+        prefix_cache: bool = True,
+        invariant: bool = False,
+        huge_pages: bool = False,
+    ) -> None:
+        self._options = CpuOptions(
+            kv_bytes=kv_bytes,
+            context_length=context_length,
+            threads=threads,
+            isa=isa,
+            max_sequences=max_sequences,
+            max_waiting=max_waiting,
+            step_tokens=step_tokens,
+            mixed_prefill_tokens=mixed_prefill_tokens,
+            prefix_cache=prefix_cache,
+            invariant=invariant,
+            huge_pages=huge_pages,
+        )
         self._manifest = read_manifest(directory)
         if self._manifest.target != "cpu":
             raise EngineDirectoryError(

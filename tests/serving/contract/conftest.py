@@ -16,7 +16,7 @@ from tests.serving.conftest import ServerProcess, start_process
 from tests.tiny_model import make_tiny_llama
 from twofour.commands.build import run_builder
 
-KINDS = ("reference",)
+KINDS = ("reference", "cpu")
 ADMIN_KEY = "admin"
 
 
