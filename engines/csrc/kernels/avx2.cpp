@@ -4,6 +4,7 @@
 
 #include "driver.h"
 #include "positions.h"
+#include "prefetch.h"
 #include "tables.h"
 
 namespace twofour {
@@ -14,7 +15,7 @@ constexpr Positions positions = make_positions(8, 4);
 struct Avx2Ops {
   using Activation = float;
   static constexpr std::size_t max_tokens = 4;  // 2 halves x 4 tokens: 8 of 16 registers
-  static constexpr std::size_t prefetch_bytes = 4096;
+  static constexpr bool expands = false;
 
   static __m256i load(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
   static __m256 low(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
@@ -22,9 +23,10 @@ struct Avx2Ops {
     return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
-  template <Layout L, int R, int T>
-  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
-    for (int r = 0; r < R; ++r) one_block<L, T>(w[r], x, tiles, acc + r * T * 16);
+  template <Source S, int R, int T>
+  static void block(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc) {
+    constexpr Layout L = layout_of(S);
+    for (int r = 0; r < R; ++r) one_block<L, T>(part.w[r], x, tiles, acc + r * T * 16);
   }
 
   template <Layout L, int T>
@@ -37,11 +39,7 @@ struct Avx2Ops {
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       const Activation* in = x + tile * T * tile_inputs;
       const std::byte* from = w + tile * tile_bytes(L);
-      if constexpr (T <= 2) {
-        for (std::size_t line = 0; line < tile_bytes(L); line += 64) {
-          _mm_prefetch(reinterpret_cast<const char*>(from + prefetch_bytes + line), _MM_HINT_T0);
-        }
-      }
+      prefetch_tile<L, 1>({{w}, {}, 0}, tile, tiles);
       if constexpr (L == Layout::sparse24_bf16) {
         sparse_tile<T>(from, in, sum);
       } else {

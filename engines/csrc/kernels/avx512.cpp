@@ -4,6 +4,7 @@
 
 #include "driver.h"
 #include "positions.h"
+#include "prefetch.h"
 #include "tables.h"
 
 namespace twofour {
@@ -14,15 +15,16 @@ constexpr Positions positions = make_positions(16, 4);  // vpermps looks at 4 bi
 struct Avx512Ops {
   using Activation = float;
   static constexpr std::size_t max_tokens = 8;
-  static constexpr std::size_t prefetch_bytes = 4096;
+  static constexpr bool expands = false;
 
   static __m512 low(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
   static __m512 high(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
-  template <Layout L, int R, int T>
-  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
+  template <Source S, int R, int T>
+  static void block(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc) {
+    constexpr Layout L = layout_of(S);
     __m512 sum[R][T];
     for (int r = 0; r < R; ++r) {
       for (int t = 0; t < T; ++t) sum[r][t] = _mm512_loadu_ps(acc + (r * T + t) * 16);
@@ -30,17 +32,11 @@ struct Avx512Ops {
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       const Activation* in = x + tile * T * tile_inputs;
       const std::size_t offset = tile * tile_bytes(L);
-      if constexpr (T <= 4) {
-        for (int r = 0; r < R; ++r) {
-          for (std::size_t line = 0; line < tile_bytes(L); line += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(w[r] + offset + prefetch_bytes + line), _MM_HINT_T0);
-          }
-        }
-      }
+      prefetch_tile<L, R>(part, tile, tiles);
       if constexpr (L == Layout::sparse24_bf16) {
-        sparse_tile<R, T>(w, offset, in, sum);
+        sparse_tile<R, T>(part.w, offset, in, sum);
       } else {
-        dense_tile<R, T>(w, offset, in, sum);
+        dense_tile<R, T>(part.w, offset, in, sum);
       }
     }
     for (int r = 0; r < R; ++r) {

@@ -8,6 +8,7 @@
 
 #include "driver.h"
 #include "positions.h"
+#include "prefetch.h"
 #include "tables.h"
 
 namespace twofour {
@@ -17,23 +18,15 @@ constexpr Positions positions = make_positions(32, 16);  // one 16-bit index for
 
 struct Bf16Ops {
   using Activation = std::uint16_t;
-  static constexpr std::size_t max_tokens = 12;  // 2 row blocks x 12 tokens: 24 of 32 registers
-  // Far enough ahead to cover memory's latency at one core's share of its bandwidth.
-  static constexpr std::size_t prefetch_bytes = 4096;
-
+  // 2 row blocks x 8 tokens: 16 sums and 8 inputs of 32 registers. Six cycles of latency at two products a
+  // cycle need 12 sums; more tokens would push the inputs out of the registers.
+  static constexpr std::size_t max_tokens = 8;
+  static constexpr bool expands = true;
   static __m512bh pairs(__m512i v) { return reinterpret_cast<__m512bh>(v); }
 
-  template <int R>
-  static void prefetch(const std::byte* const* w, std::size_t offset, std::size_t bytes) {
-    for (int r = 0; r < R; ++r) {
-      for (std::size_t line = 0; line < bytes; line += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(w[r] + offset + prefetch_bytes + line), _MM_HINT_T0);
-      }
-    }
-  }
-
-  template <Layout L, int R, int T>
-  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
+  template <Source S, int R, int T>
+  static void block(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc) {
+    constexpr Layout L = layout_of(S);
     __m512 sum[R][T];
     for (int r = 0; r < R; ++r) {
       for (int t = 0; t < T; ++t) sum[r][t] = _mm512_loadu_ps(acc + (r * T + t) * 16);
@@ -41,11 +34,15 @@ struct Bf16Ops {
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       const Activation* in = x + tile * T * tile_inputs;
       const std::size_t offset = tile * tile_bytes(L);
-      if constexpr (T <= 4) prefetch<R>(w, offset, tile_bytes(L));
-      if constexpr (L == Layout::sparse24_bf16) {
-        sparse_tile<R, T>(w, offset, in, sum);
+      if constexpr (S != Source::expanded) prefetch_tile<L, R>(part, tile, tiles);
+      if constexpr (S == Source::dense) {
+        dense_tile<R, T>(part.w, offset, in, sum);
       } else {
-        dense_tile<R, T>(w, offset, in, sum);
+        const std::byte* places[R];
+        for (int r = 0; r < R; ++r) {
+          places[r] = S == Source::expanded ? part.expanded[r] + tile * expanded_tile_bytes : part.w[r] + offset;
+        }
+        sparse_tile<S, R, T>(part.w, offset, places, in, sum);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -53,20 +50,43 @@ struct Bf16Ops {
     }
   }
 
-  template <int R, int T>
+  // Positions of the kept inputs of group g, for 16 rows.
+  static __m512i positions_of(__m512i codes, int g) {
+    return _mm512_permutexvar_epi32(_mm512_srli_epi32(codes, static_cast<unsigned>(4 * g)),
+                                    _mm512_load_si512(positions.entry[g]));
+  }
+
+  static void expand(const std::byte* w, std::size_t tiles, std::byte* to) {
+    for (std::size_t tile = 0; tile < tiles; ++tile) {
+      const __m512i codes = _mm512_loadu_si512(w + tile * sparse_tile_bytes);
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        _mm512_store_si512(to + tile * expanded_tile_bytes + 64 * g, positions_of(codes, g));
+      }
+    }
+  }
+
+  // places[r]: the tile's codes or, expanded, its positions.
+  template <Source S, int R, int T>
   static inline __attribute__((always_inline)) void sparse_tile(const std::byte* const* w,
-                                                                std::size_t offset, const Activation* in,
-                                                                __m512 (&sum)[R][T]) {
+                                                                std::size_t offset,
+                                                                const std::byte* const* places,
+                                                                const Activation* in, __m512 (&sum)[R][T]) {
     __m512i codes[R];
-    for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(w[r] + offset);
+    if constexpr (S == Source::codes) {
+      for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(places[r]);
+    }
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
-      const __m512i table = _mm512_load_si512(positions.entry[g]);
       for (int r = 0; r < R; ++r) {
-        const __m512i where =
-            _mm512_permutexvar_epi32(_mm512_srli_epi32(codes[r], static_cast<unsigned>(4 * g)), table);
+        __m512i where;
+        if constexpr (S == Source::codes) {
+          where = positions_of(codes[r], g);
+        } else {
+          where = _mm512_load_si512(places[r] + 64 * g);
+        }
         const __m512i values = _mm512_loadu_si512(w[r] + offset + 64 + 64 * g);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const __m512i inputs = _mm512_loadu_si512(in + 32 * t);
           sum[r][t] = _mm512_dpbf16_ps(sum[r][t], pairs(values),
@@ -115,19 +135,18 @@ struct Bf16Ops {
   }
 
   static std::uint64_t read(const std::byte* data, std::size_t bytes) {
-    __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-    for (std::size_t i = 0; i + 256 <= bytes; i += 256) {
-      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 64), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 128), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(data + i + 4096 + 192), _MM_HINT_T0);
-      a = _mm512_xor_si512(a, _mm512_loadu_si512(data + i));
-      b = _mm512_xor_si512(b, _mm512_loadu_si512(data + i + 64));
-      c = _mm512_xor_si512(c, _mm512_loadu_si512(data + i + 128));
-      d = _mm512_xor_si512(d, _mm512_loadu_si512(data + i + 192));
+    __m512i sum[8];
+    for (__m512i& part : sum) part = _mm512_setzero_si512();
+    for (std::size_t i = 0; i + 512 <= bytes; i += 512) {
+      for (std::size_t j = 0; j < 8; ++j) {
+        _mm_prefetch(reinterpret_cast<const char*>(data + i + 64 * j + prefetch_bytes), _MM_HINT_T0);
+      }
+      for (std::size_t j = 0; j < 8; ++j) {
+        sum[j] = _mm512_xor_si512(sum[j], _mm512_loadu_si512(data + i + 64 * j));
+      }
     }
-    const __m512i all = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-    return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(all));
+    for (std::size_t j = 1; j < 8; ++j) sum[0] = _mm512_xor_si512(sum[0], sum[j]);
+    return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sum[0]));
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {

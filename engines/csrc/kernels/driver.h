@@ -4,8 +4,10 @@
 // everything here (a shared copy would be compiled for whichever file the linker met first). It provides
 //   Activation            element of prepared activations: std::uint16_t (bf16) or float
 //   max_tokens            most tokens of one panel
-//   block<L, R, T>(w, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
-//                         acc[R][T][16] += W x; w[r] is row block r's first tile, x the panel's
+//   expands               whether `expand` is worth calling when several panels share weights
+//   expand(w, tiles, to)  what block needs of the tiles' codes, worked out once: 512 bytes a tile
+//   block<S, R, T>(part, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
+//                         acc[R][T][16] += W x; x is the panel's first tile
 //
 // Prepared activations are panels of up to max_tokens tokens; a panel is stored tile by tile, and in a
 // tile token by token: [panel][tile][token][32 inputs]. One micro-kernel call then reads
@@ -16,6 +18,23 @@
 #include "numeric.h"
 
 namespace twofour {
+namespace {
+
+// Where an inner kernel finds its weights.
+enum class Source { codes, expanded, dense };
+constexpr Layout layout_of(Source source) {
+  return source == Source::dense ? Layout::dense_bf16 : Layout::sparse24_bf16;
+}
+inline constexpr std::size_t expanded_tile_bytes = vector_bytes * tile_groups;
+
+// The weights of one inner call. `skip`: bytes between the end of a row block here and the same row of the
+// next call, so that prefetching looks past a row's end to what will be read.
+template <int R>
+struct Part {
+  const std::byte* w[R];         // each row block's first tile
+  const std::byte* expanded[R];  // with Source::expanded
+  std::size_t skip;
+};
 
 // Panels of nearly equal size: 16 tokens are 8 + 8, not 12 + 4.
 struct Panels {
@@ -31,7 +50,8 @@ struct Panels {
 template <class Ops>
 struct Driver {
   using Activation = typename Ops::Activation;
-  using Block = void (*)(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc);
+  template <int R>
+  using Block = void (*)(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc);
   static constexpr std::size_t max_tokens = Ops::max_tokens;
   static constexpr std::size_t max_rows = 2;  // row blocks per inner kernel
   // Tokens whose accumulators one pass over the weights keeps: the activations of a pass should stay in
@@ -121,33 +141,54 @@ struct Driver {
     }
   }
 
-  template <Layout L, int R>
-  static void block(std::size_t tokens, const std::byte* const* w, const Activation* x, std::size_t tiles,
-                    float* acc) {
+  template <Source S, int R>
+  static Block<R> block(std::size_t tokens) {
     static constexpr auto table = []<std::size_t... T>(Sequence<T...>) {
-      return BlockTable{{&Ops::template block<L, R, static_cast<int>(T) + 1>...}};
+      return BlockTable<R>{{&Ops::template block<S, R, static_cast<int>(T) + 1>...}};
     }(MakeSequence<max_tokens>{});
-    table.entry[tokens - 1](w, x, tiles, acc);
+    return table.entry[tokens - 1];
   }
 
   // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
+  // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
   template <Layout L, int R>
-  static void multiply(const std::byte* const* w, const Activation* x, const Panels& p, std::size_t first,
+  static void multiply(const Part<R>& rows, const Activation* x, const Panels& p, std::size_t first,
                        std::size_t last, std::size_t tiles, float* acc) {
     const std::size_t start = p.first(first);
-    const std::size_t stop = p.first(last);
-    for (std::size_t i = 0; i < (stop - start) * R * tile_rows; ++i) acc[i] = 0.0f;
-    const std::size_t step = last - first == 1 ? tiles : chunk_tiles;
-    for (std::size_t tile = 0; tile < tiles; tile += step) {
-      const std::byte* part[R];
-      for (int r = 0; r < R; ++r) part[r] = w[r] + tile * tile_bytes(L);
-      const std::size_t count = smaller(step, tiles - tile);
+    for (std::size_t i = 0; i < (p.first(last) - start) * R * tile_rows; ++i) acc[i] = 0.0f;
+    if (last - first == 1) {
+      constexpr Source source = L == Layout::dense_bf16 ? Source::dense : Source::codes;
+      block<source, R>(p.size(first))(rows, x + start * tiles * tile_inputs, tiles, acc);
+      return;
+    }
+    constexpr bool expand = L == Layout::sparse24_bf16 && Ops::expands;
+    constexpr Source source =
+        L == Layout::dense_bf16 ? Source::dense : (expand ? Source::expanded : Source::codes);
+    alignas(64) std::byte expanded[expand ? R : 1][expand ? chunk_tiles * expanded_tile_bytes : 1];
+    for (std::size_t tile = 0; tile < tiles; tile += chunk_tiles) {
+      const std::size_t count = smaller(chunk_tiles, tiles - tile);
+      const bool row_ends = tile + count == tiles;
+      Part<R> part = rows;
+      for (int r = 0; r < R; ++r) {
+        part.w[r] += tile * tile_bytes(L);
+        if constexpr (expand) {
+          Ops::expand(part.w[r], count, expanded[r]);
+          part.expanded[r] = expanded[r];
+        }
+        prefetch(part.w[r] + count * tile_bytes(L) + (row_ends ? rows.skip : 0),
+                 smaller(row_ends ? tiles : tiles - tile - count, chunk_tiles) * tile_bytes(L));
+      }
       for (std::size_t panel = first; panel < last; ++panel) {
         const std::size_t size = p.size(panel), token = p.first(panel);
-        block<L, R>(size, part, x + (token * tiles + tile * size) * tile_inputs, count,
-                    acc + (token - start) * R * tile_rows);
+        block<source, R>(size)(part, x + (token * tiles + tile * size) * tile_inputs, count,
+                               acc + (token - start) * R * tile_rows);
       }
     }
+  }
+
+  // Into the second-level cache, to arrive while the panels are multiplied.
+  static void prefetch(const std::byte* from, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; i += vector_bytes) __builtin_prefetch(from + i, 0, 2);
   }
 
   // Panels of one pass over the weights, from `first`.
@@ -160,9 +201,9 @@ struct Driver {
 
   // R row blocks, one after the other or (gated) of two matrices, then `finish(token, r, values)`.
   template <Layout L, int R, class Finish>
-  static void pass(const std::byte* const* w, const Activation* x, const Panels& p, std::size_t first,
+  static void pass(const Part<R>& rows, const Activation* x, const Panels& p, std::size_t first,
                    std::size_t last, std::size_t tiles, float* acc, Finish finish) {
-    multiply<L, R>(w, x, p, first, last, tiles, acc);
+    multiply<L, R>(rows, x, p, first, last, tiles, acc);
     const std::size_t start = p.first(first);
     for (std::size_t panel = first; panel < last; ++panel) {
       const std::size_t size = p.size(panel), token = p.first(panel);
@@ -183,14 +224,14 @@ struct Driver {
       last = pass_end(p, first, tiles);
       std::size_t block = begin;
       for (; block + 2 <= end; block += 2) {
-        const std::byte* rows[2] = {w.data + block * bytes, w.data + (block + 1) * bytes};
+        const Part<2> rows{{w.data + block * bytes, w.data + (block + 1) * bytes}, {}, bytes};
         pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
           write(y, p, w.n, token, block, v);
           write(y, p, w.n, token, block + 1, v + next);
         });
       }
       if (block < end) {
-        const std::byte* rows[1] = {w.data + block * bytes};
+        const Part<1> rows{{w.data + block * bytes}, {}, 0};
         pass<L, 1>(rows, x, p, first, last, tiles, acc,
                    [&](std::size_t token, float* v, std::size_t) { write(y, p, w.n, token, block, v); });
       }
@@ -206,7 +247,7 @@ struct Driver {
     for (std::size_t first = 0, last = 0; first < p.count; first = last) {
       last = pass_end(p, first, tiles);
       for (std::size_t block = begin; block < end; ++block) {
-        const std::byte* rows[2] = {gate.data + block * bytes, up.data + block * bytes};
+        const Part<2> rows{{gate.data + block * bytes, up.data + block * bytes}, {}, 0};
         pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
           for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
           write(y, p, gate.n, token, block, v);
@@ -283,9 +324,11 @@ struct Driver {
   };
   template <std::size_t N>
   using MakeSequence = typename Make<N>::type;
+  template <int R>
   struct BlockTable {
-    Block entry[max_tokens];
+    Block<R> entry[max_tokens];
   };
 };
 
+}  // namespace
 }  // namespace twofour

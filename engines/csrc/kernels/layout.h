@@ -28,15 +28,16 @@ inline constexpr std::size_t pattern_count = 6;
 inline constexpr std::uint8_t pattern_pairs[pattern_count][2] = {{0, 1}, {0, 2}, {0, 3},
                                                                  {1, 2}, {1, 3}, {2, 3}};
 
-constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
-constexpr std::size_t input_tiles(std::size_t k) { return (k + tile_inputs - 1) / tile_inputs; }
-constexpr std::size_t tile_bytes(Layout layout) {
+// `static`: see numeric.h.
+static constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
+static constexpr std::size_t input_tiles(std::size_t k) { return (k + tile_inputs - 1) / tile_inputs; }
+static constexpr std::size_t tile_bytes(Layout layout) {
   return layout == Layout::sparse24_bf16 ? sparse_tile_bytes : dense_tile_bytes;
 }
-constexpr std::size_t block_bytes(Layout layout, std::size_t k) {
+static constexpr std::size_t block_bytes(Layout layout, std::size_t k) {
   return input_tiles(k) * tile_bytes(layout);
 }
-constexpr std::size_t packed_bytes(Layout layout, std::size_t n, std::size_t k) {
+static constexpr std::size_t packed_bytes(Layout layout, std::size_t n, std::size_t k) {
   return row_blocks(n) * block_bytes(layout, k);
 }
 
@@ -46,7 +47,7 @@ struct GroupPlace {
   unsigned code_shift;    // 0 or 4
   std::size_t values;     // byte offset of its two kept bf16 values
 };
-constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::size_t group) {
+static constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::size_t group) {
   const std::size_t tile = (row / tile_rows) * block_bytes(Layout::sparse24_bf16, k) +
                            (group / tile_groups) * sparse_tile_bytes;
   const std::size_t lane = row % tile_rows, in_tile = group % tile_groups;
@@ -55,7 +56,7 @@ constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::size_t gro
 }
 
 // Byte offset of weight (row, input) in the dense layout.
-constexpr std::size_t dense_place(std::size_t k, std::size_t row, std::size_t input) {
+static constexpr std::size_t dense_place(std::size_t k, std::size_t row, std::size_t input) {
   const std::size_t in_tile = input % tile_inputs;
   return (row / tile_rows) * block_bytes(Layout::dense_bf16, k) +
          (input / tile_inputs) * dense_tile_bytes + (in_tile / 2) * vector_bytes +

@@ -8,6 +8,7 @@ namespace {
 struct PortableOps {
   using Activation = std::uint16_t;
   static constexpr std::size_t max_tokens = 8;
+  static constexpr bool expands = false;
 
   static float load(const std::byte* at) {
     std::uint16_t value;
@@ -15,11 +16,12 @@ struct PortableOps {
     return bf16_to_float(value);
   }
 
-  template <Layout L, int R, int T>
-  static void block(const std::byte* const* w, const Activation* x, std::size_t tiles, float* acc) {
+  template <Source S, int R, int T>
+  static void block(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc) {
+    constexpr Layout L = layout_of(S);
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       for (int r = 0; r < R; ++r) {
-        const std::byte* from = w[r] + tile * tile_bytes(L);
+        const std::byte* from = part.w[r] + tile * tile_bytes(L);
         for (int t = 0; t < T; ++t) {
           const Activation* in = x + (tile * T + static_cast<std::size_t>(t)) * tile_inputs;
           float* out = acc + static_cast<std::size_t>(r * T + t) * tile_rows;
