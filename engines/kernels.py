@@ -12,6 +12,8 @@ variable TWOFOUR_ISA names: `avx512_bf16`, `avx512`, `avx2` or `portable`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -80,14 +82,14 @@ def linear(
         if add:
             raise KernelError("add=True needs the array to add to (out=...)")
         out = np.empty((len(x), weights.n), np.float32)
-    with _errors():
+    with native_errors():
         _native.kernels.linear(
             int(weights.layout),
             weights.n,
             weights.k,
             weights.data,
-            _bits(x, "x"),
-            _bits(out, "out"),
+            matrix_bits(x, "x"),
+            matrix_bits(out, "out"),
             bias,
             add,
             threads,
@@ -117,15 +119,15 @@ def gated(
         )
     if out is None:
         out = np.empty((len(x), gate.n), np.float32)
-    with _errors():
+    with native_errors():
         _native.kernels.gated(
             int(gate.layout),
             gate.n,
             gate.k,
             gate.data,
             up.data,
-            _bits(x, "x"),
-            _bits(out, "out"),
+            matrix_bits(x, "x"),
+            matrix_bits(out, "out"),
             threads,
             isa,
         )
@@ -134,11 +136,12 @@ def gated(
 
 def read(data: npt.NDArray[np.uint8], *, threads: int = 0, isa: Isa | None = None) -> None:
     """Reads `data` once with vector loads: what bandwidth shares are measured against."""
-    with _errors():
+    with native_errors():
         _native.kernels.read(data, threads, isa)
 
 
-def _bits(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+def matrix_bits(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """A contiguous float32 matrix as it is, a bf16 one as uint16: what the native module takes."""
     if array.ndim != 2 or not array.flags.c_contiguous:
         raise KernelError(f"{name} must be a contiguous matrix, not {array.shape}")
     if array.dtype == BF16:
@@ -148,12 +151,10 @@ def _bits(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
     return array
 
 
-class _errors:  # noqa: N801
-    """Native errors as KernelError."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, KernelError):
-            raise KernelError(str(error)) from None
+@contextmanager
+def native_errors() -> Iterator[None]:
+    """The native module's errors as KernelError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise KernelError(str(error)) from None

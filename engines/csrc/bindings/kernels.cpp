@@ -149,14 +149,14 @@ std::tuple<int, std::size_t, std::size_t, unsigned> check(std::uint32_t layout, 
   return {static_cast<int>(found.fault), found.row, found.group, found.value};
 }
 
-void patch_apply(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> row_start,
+bool patch_apply(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> row_start,
                  Array<const std::uint32_t, 1> group, Array<const std::uint8_t, 1> codes,
                  Matrix<const std::uint16_t> delta, Array<std::uint8_t, 1> packed, bool revert, int threads) {
   const twofour::Patch p = patch(n, k, row_start, group, codes, delta);
   weights(1, n, k, Bytes(packed));
   auto* to = reinterpret_cast<std::byte*>(packed.data());
   nb::gil_scoped_release release;
-  twofour::patch_apply_team(p, to, revert, threads);
+  return twofour::patch_apply_team(p, to, revert, threads);
 }
 
 void patch_add(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> row_start,

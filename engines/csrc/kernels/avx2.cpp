@@ -118,7 +118,7 @@ struct Avx2Ops {
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-rows-vpermps" : "dense-rows-fma";
+    return layout == Layout::sparse24_bf16 ? "sparse24-ymm-vpermps" : "dense-ymm-fma";
   }
 };
 

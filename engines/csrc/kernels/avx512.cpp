@@ -123,7 +123,7 @@ struct Avx512Ops {
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-rows-vpermps" : "dense-rows-fma";
+    return layout == Layout::sparse24_bf16 ? "sparse24-zmm-vpermps" : "dense-zmm-fma";
   }
 };
 

@@ -150,7 +150,7 @@ struct Bf16Ops {
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-rows-vpermw" : "dense-rows";
+    return layout == Layout::sparse24_bf16 ? "sparse24-zmm-vpermw-vdpbf16ps" : "dense-zmm-vdpbf16ps";
   }
 };
 

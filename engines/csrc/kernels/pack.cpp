@@ -146,10 +146,19 @@ Finding check(const Weights& w, std::size_t begin, std::size_t end) {
   return {Fault::none, 0, 0, 0};
 }
 
-namespace {
+bool patch_fits(const Patch& patch, const std::byte* packed, bool revert, std::size_t begin,
+                std::size_t end) {
+  for (std::size_t row = begin * tile_rows; row < std::min(end * tile_rows, patch.n); ++row) {
+    for (std::uint32_t i = patch.row_start[row]; i < patch.row_start[row + 1]; ++i) {
+      const unsigned from = revert ? patch.codes[i] >> 4 : patch.codes[i] & 15u;
+      if (code_at(packed, group_place(patch.k, row, patch.group[i])) != from) return false;
+    }
+  }
+  return true;
+}
 
 // A position that both masks keep has delta 0 and takes its value from the packed weights.
-void rewrite(const Patch& patch, std::byte* packed, std::size_t begin, std::size_t end, bool revert) {
+void patch_apply(const Patch& patch, std::byte* packed, bool revert, std::size_t begin, std::size_t end) {
   for (std::size_t row = begin * tile_rows; row < std::min(end * tile_rows, patch.n); ++row) {
     for (std::uint32_t i = patch.row_start[row]; i < patch.row_start[row + 1]; ++i) {
       const unsigned base = patch.codes[i] & 15u, changed = patch.codes[i] >> 4;
@@ -169,16 +178,6 @@ void rewrite(const Patch& patch, std::byte* packed, std::size_t begin, std::size
       put(packed + place.values + 2, weights[pattern_pairs[to][1]]);
     }
   }
-}
-
-}  // namespace
-
-void patch_apply(const Patch& patch, std::byte* packed, std::size_t begin, std::size_t end) {
-  rewrite(patch, packed, begin, end, false);
-}
-
-void patch_revert(const Patch& patch, std::byte* packed, std::size_t begin, std::size_t end) {
-  rewrite(patch, packed, begin, end, true);
 }
 
 }  // namespace twofour

@@ -32,8 +32,10 @@ struct Finding {
 };
 Finding check(const Weights& packed, std::size_t begin, std::size_t end);
 
-// Changes the packed base weights to the patch's mask, or back. Both are exact.
-void patch_apply(const Patch& patch, std::byte* packed, std::size_t begin, std::size_t end);
-void patch_revert(const Patch& patch, std::byte* packed, std::size_t begin, std::size_t end);
+// Whether every listed group holds the code that the patch changes from.
+bool patch_fits(const Patch& patch, const std::byte* packed, bool revert, std::size_t begin,
+                std::size_t end);
+// Changes the packed base weights to the patch's mask, or (`revert`) back. Both are exact.
+void patch_apply(const Patch& patch, std::byte* packed, bool revert, std::size_t begin, std::size_t end);
 
 }  // namespace twofour

@@ -78,7 +78,7 @@ struct PortableOps {
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-rows-scalar" : "dense-rows-scalar";
+    return layout == Layout::sparse24_bf16 ? "sparse24-scalar" : "dense-scalar";
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -132,10 +133,16 @@ Finding check_team(const Weights& packed, int threads) {
   return first;
 }
 
-void patch_apply_team(const Patch& patch, std::byte* packed, bool revert, int threads) {
-  over_blocks(patch.n, threads, [&](Range r) {
-    revert ? patch_revert(patch, packed, r.begin, r.end) : patch_apply(patch, packed, r.begin, r.end);
-  });
+bool patch_apply_team(const Patch& patch, std::byte* packed, bool revert, int threads) {
+  std::atomic<bool> fits = true;
+#pragma omp parallel num_threads(team_size(threads))
+  {
+    const Range rows = thread_share(row_blocks(patch.n));
+    if (!patch_fits(patch, packed, revert, rows.begin, rows.end)) fits = false;
+#pragma omp barrier
+    if (fits) patch_apply(patch, packed, revert, rows.begin, rows.end);
+  }
+  return fits;
 }
 
 }  // namespace twofour

@@ -33,6 +33,7 @@ void pack_dense_team(const std::uint16_t* dense, std::size_t stride, std::size_t
 void unpack_team(const Weights& packed, std::uint16_t* dense, std::size_t stride, std::uint8_t* codes,
                  int threads);
 Finding check_team(const Weights& packed, int threads);
-void patch_apply_team(const Patch& patch, std::byte* packed, bool revert, int threads);
+// False, and nothing changed, if the weights do not hold the mask that the patch changes from.
+bool patch_apply_team(const Patch& patch, std::byte* packed, bool revert, int threads);
 
 }  // namespace twofour
