@@ -56,7 +56,8 @@ def prune(
     ] = None,
 ) -> None:
     """Compute a mask in one shot."""
-    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.hf import check_base
+    from maskgen.maskfile import base_digest, read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.prune import PruneSettings
     from maskgen.prune import prune as run
@@ -79,8 +80,10 @@ def prune(
         checkpoint=checkpoint,
     )
     console = Console()
-    base = None if parent is None else read_mask(parent)
     directory = resolve_model(model)
+    base = None if parent is None else read_mask(parent)
+    if base is not None and checkpoint is None:
+        check_base(base, base_digest(directory), model)  # before minutes of work, not after
     texts = None
     if data is not None:
         with console.status(f"reading {data}"):
