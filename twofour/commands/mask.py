@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands import mask_learn
+
 if TYPE_CHECKING:
     from maskgen.maskfile import Mask
 
 app = typer.Typer(no_args_is_help=True, help="Make, inspect, compare and apply masks.")
+app.command("learn")(mask_learn.learn)
 
 MaskFile = Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")]
 Parent = Annotated[
