@@ -7,7 +7,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from engines import kernels  # noqa: E402
 from engines.layout import Layout  # noqa: E402
 from engines.torch_ops import linear, pack_tensor  # noqa: E402
 from maskgen.patterns import keep_from_codes  # noqa: E402
@@ -66,9 +65,9 @@ def test_misfits_are_refused() -> None:
     _, sparse, _ = layer()
     with pytest.raises(ValueError, match="float64"):
         linear(torch.randn(3, 96).double(), sparse, 1, 48, None)
-    with pytest.raises(ValueError, match="uint8 values"):
+    with pytest.raises(ValueError, match=r"take .* bytes"):
         linear(torch.randn(3, 64), sparse, 1, 48, None)
-    with pytest.raises(ValueError, match="9 is not a valid Layout"):
+    with pytest.raises(ValueError, match="layout 9 is unknown"):
         linear(torch.randn(3, 96), sparse, 9, 48, None)
-    with pytest.raises(kernels.KernelError, match="48 values"):
+    with pytest.raises(ValueError, match="48 values"):
         linear(torch.randn(3, 96), sparse, 1, 48, torch.zeros(47))
