@@ -55,6 +55,14 @@ class Checkpoint:
             raise EngineDirectoryError(
                 f"{self.directory}: {name} is {spec.dtype}; bf16, f16 and f32 are supported"
             )
+        return self.raw(name)
+
+    def raw(self, name: str) -> npt.NDArray[Any]:
+        """A view of the mapped tensor, whatever its type.
+
+        Raises:
+            EngineDirectoryError: there is no such tensor.
+        """
         return self._file(name).tensor(name)
 
     def release(self, name: str) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import bench, build, data, demo, eval, info, mask, serve
+from twofour.commands import bench, build, data, demo, eval, import_, info, mask, serve
 
 app = typer.Typer(
     name="twofour",
@@ -24,6 +24,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(mask.app, name="mask")
 app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
+app.command("import")(import_.import_checkpoint)
 app.command("info")(info.info)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,54 @@
+"""`twofour import`: masks and engines from 2:4 checkpoints that other tools wrote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofour.commands.build import BUILDERS, run_builder
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
+    out: Annotated[Path, typer.Option(help="Directory to make: model, mask and engine.")],
+    target: Annotated[
+        str | None, typer.Option(help="Also build an engine: cpu, vllm, tensorrt-llm, reference.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What requests call the model [default: CHECKPOINT's name].")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="What the mask calls its domain.")] = "general",
+) -> None:
+    """Turn a sparse-24-bitmask checkpoint, or a dense one that is 2:4, into model, mask, engine."""
+    from rich.progress import Progress
+
+    from engines.build import BuildRequest
+    from engines.manifest import atomic_directory
+    from engines.orphans import import_checkpoint as run
+
+    if target is not None and target not in BUILDERS:
+        raise ValueError(f"target {target!r} is none of {', '.join(BUILDERS)}")
+    with Progress(transient=True) as bar, atomic_directory(out) as directory:
+        task = bar.add_task("reading", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        found = run(checkpoint, directory, domain=domain, progress=progress)
+        if target is not None:
+            request = BuildRequest(
+                model=found.model,
+                model_name=name or checkpoint.resolve().name,
+                masks={domain: found.mask},
+                out=directory / "engine",
+            )
+            run_builder(target, replace(request, progress=progress))
+    typer.echo(
+        f"{out}: {found.kind} checkpoint with {len(found.sparse_layers)} 2:4 layers"
+        f" ({', '.join(p.name for p in sorted(out.iterdir()))})"
+    )
+    for layer, groups in found.dense_layers.items():
+        typer.echo(f"  stays dense: {layer} ({groups} groups keep more than two of four weights)")
