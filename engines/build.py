@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -167,13 +169,19 @@ def finish(
     directory: Path,
     target: Target,
     layout: LayoutRecord | None,
+    *,
+    config: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Add text files, masks and the manifest: the last step of every builder.
+
+    `config` takes the place of the model's own `config.json`.
 
     Raises:
         EngineDirectoryError: a field is not acceptable, such as the name of a mask.
     """
     copy_text_files(request.model, directory)
+    if config is not None:
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     try:
         manifest = Manifest(
             target=target,

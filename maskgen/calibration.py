@@ -228,9 +228,7 @@ def _layer_arguments(
 
 def _forward(model: nn.Module, window: Windows) -> None:
     device = next(model.parameters()).device
-    # The output head would only cost time: nobody looks at the logits.
-    backbone = getattr(model, "base_model", model)
-    backbone(torch.from_numpy(window).long().to(device), use_cache=False)
+    model(torch.from_numpy(window).long().to(device), use_cache=False)
 
 
 def _same(one: Any, other: Any) -> bool:

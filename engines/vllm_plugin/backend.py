@@ -1,0 +1,94 @@
+"""What the linear method needs of a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engines.errors import EngineDirectoryError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows that are multiplied by one call.
+
+    Attributes:
+        n: outputs on this worker.
+        k: inputs on this worker.
+        sparse: whether a 2:4 kernel multiplies them.
+        tensors: the weights as the device's kernels want them.
+        handle: for the backend's own use.
+    """
+
+    n: int
+    k: int
+    sparse: bool
+    tensors: dict[str, torch.Tensor]
+    handle: int = -1
+
+
+@dataclass(frozen=True)
+class DeviceKernels:
+    """What `EngineInfo` says about a device: instruction set, layout, and the 2:4 kernel."""
+
+    isa: str
+    layout: str
+    sparse: str
+
+
+class Backend(Protocol):
+    """Packs weights for a device and multiplies with them. Holds no state of its own."""
+
+    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> Run:
+        """(n, k/2) bf16 and (n, k/8) uint8 -> a run.
+
+        Raises:
+            EngineDirectoryError: a code is no pattern.
+        """
+
+    def pack_dense(self, weight: torch.Tensor) -> Run:
+        """(n, k) bf16 -> a run."""
+
+    def adopt(self, run: Run) -> Run:
+        """Take a run into service: `multiply` will be called with what this returns."""
+
+    def multiply(self, x: torch.Tensor, run: Run, bias: torch.Tensor | None) -> torch.Tensor:
+        """(..., k) bf16, bias (n,) float32 -> (..., n) bf16; traceable by torch.compile."""
+
+    def describe(self, name: str, run: Run) -> str:
+        """One line for the log: shape, and which kernel serves how many tokens."""
+
+    def kernels(self) -> DeviceKernels:
+        """What runs the sparse layers on this device."""
+
+
+def select_backend() -> Backend:
+    """The products of this process's device.
+
+    Raises:
+        EngineDirectoryError: twofour has no kernels for it.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from engines.vllm_plugin.cpu import CpuBackend
+
+        return CpuBackend()
+    if current_platform.is_cuda():
+        from engines.vllm_plugin.cuda import CudaBackend
+
+        return CudaBackend()
+    raise EngineDirectoryError(
+        f"twofour has no 2:4 kernels for {current_platform.device_name}; it runs on CPU and CUDA"
+    )
+
+
+def device_kernels() -> DeviceKernels:
+    """What runs the sparse layers on this process's device.
+
+    Raises:
+        EngineDirectoryError: twofour has no kernels for it.
+    """
+    return select_backend().kernels()

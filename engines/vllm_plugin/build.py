@@ -1,0 +1,140 @@
+"""Builds vLLM engine directories: a Hugging Face checkpoint that `vllm serve` loads as it is."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.checkpoint import Checkpoint
+from engines.errors import EngineDirectoryError, MaskError
+from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest, atomic_directory
+from engines.tensorfile import TensorSpec, TensorWriter
+from engines.vllm_plugin.format import (
+    BF16,
+    CODES,
+    COLUMN_STEP,
+    DROPPED,
+    FORMAT_VERSION,
+    KEPT,
+    QuantizationSpec,
+    dropped_values,
+    kept_values,
+    pack_nibbles,
+)
+from maskgen.maskfile import Mask
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_U8 = np.dtype(np.uint8)
+
+
+def build(request: BuildRequest) -> Manifest:
+    """Build a vLLM engine directory; without masks, a dense one.
+
+    Raises:
+        EngineDirectoryError: the model is unreadable or quantised already, or several masks were
+            given for a sealed directory.
+        MaskError: see `engines.build.open_inputs`; or a listed layer's width is no multiple of 8.
+        MaskFileError: a mask file is unreadable.
+    """
+    inputs = open_inputs(request)
+    if "quantization_config" in inputs.checkpoint.config:
+        method = inputs.checkpoint.config["quantization_config"].get("quant_method")
+        raise EngineDirectoryError(f"{request.model} is quantised already ({method})")
+    if request.sealed and len(inputs.masks) > 1:
+        raise EngineDirectoryError(
+            "a sealed vLLM engine holds the weights of its default mask only; leave out --sealed,"
+            f" or all masks but {inputs.default_mask!r}"
+        )
+    default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
+    if default is not None:
+        _check_widths(default)
+    with atomic_directory(request.out, overwrite=request.overwrite) as directory:
+        _write_weights(directory, inputs, default, request)
+        layout = LayoutRecord(id="kept_codes", values="bf16", version=FORMAT_VERSION)
+        return finish(
+            request,
+            inputs,
+            directory,
+            "vllm",
+            None if default is None else layout,
+            config=_config(inputs, default),
+        )
+
+
+def _check_widths(mask: Mask) -> None:
+    for name, (_, k) in mask.shapes.items():
+        if k % COLUMN_STEP:
+            raise MaskError(
+                f"{name} has {k} inputs; the vLLM checkpoint needs a multiple of {COLUMN_STEP}."
+                " Make a mask that leaves this layer dense"
+            )
+
+
+def _config(inputs: BuildInputs, default: Mask | None) -> dict[str, Any]:
+    """The model's `config.json`, in bf16 and with a `quantization_config`."""
+    spec = QuantizationSpec(
+        sparse_layers=() if default is None else tuple(default.codes),
+        mask=inputs.default_mask,
+        mask_digest=None if default is None else default.digest,
+    )
+    config = {k: v for k, v in inputs.checkpoint.config.items() if k != "torch_dtype"}
+    return {**config, "dtype": "bfloat16", "quantization_config": spec.model_dump(mode="json")}
+
+
+def _write_weights(
+    directory: Path, inputs: BuildInputs, default: Mask | None, request: BuildRequest
+) -> None:
+    checkpoint = inputs.checkpoint
+    sparse = {f"{name}.weight": name for name in (default.codes if default is not None else ())}
+    specs: dict[str, TensorSpec] = {}
+    for name in checkpoint:
+        spec = checkpoint.spec(name)
+        if name in sparse:
+            n, k = spec.shape
+            specs[f"{sparse[name]}.{KEPT}"] = TensorSpec(BF16, (n, k // 2))
+            specs[f"{sparse[name]}.{CODES}"] = TensorSpec(_U8, (n, k // COLUMN_STEP))
+        else:
+            specs[name] = spec
+    metadata = {"format": "pt"}
+    with TensorWriter(directory / WEIGHTS_FILE, specs, metadata) as weights:
+        for done, name in enumerate(checkpoint):
+            request.progress("writing weights", done, len(specs))
+            if name not in sparse:
+                weights.write(name, checkpoint.tensor(name))
+                checkpoint.release(name)
+        if default is not None:
+            _write_sparse(directory, weights, checkpoint, default, request)
+    # vLLM reads every *.safetensors file unless an index says which ones are the model.
+    index = {
+        "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
+        "weight_map": dict.fromkeys(sorted(specs), WEIGHTS_FILE),
+    }
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_sparse(
+    directory: Path,
+    weights: TensorWriter,
+    checkpoint: Checkpoint,
+    mask: Mask,
+    request: BuildRequest,
+) -> None:
+    specs = {
+        f"{name}.{DROPPED}": TensorSpec(BF16, (n, k // 2)) for name, (n, k) in mask.shapes.items()
+    }
+    path = directory / COMPLEMENT_FILE
+    with nullcontext() if request.sealed else TensorWriter(path, specs, {}) as complement:
+        for done, (name, codes) in enumerate(mask.codes.items()):
+            request.progress("writing sparse layers", done, len(mask.codes))
+            dense = checkpoint.tensor(f"{name}.weight").astype(BF16, copy=False)
+            weights.write(f"{name}.{KEPT}", kept_values(dense, codes))
+            weights.write(f"{name}.{CODES}", pack_nibbles(codes))
+            if complement is not None:
+                complement.write(f"{name}.{DROPPED}", dropped_values(dense, codes))
+            checkpoint.release(f"{name}.weight")

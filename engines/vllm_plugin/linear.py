@@ -1,0 +1,223 @@
+"""The linear method: from the checkpoint's kept values and codes to a product.
+
+vLLM fuses layers that read the same input (query, key and value; gate and up). A fused layer whose
+parts are all sparse, or all dense, is one product; otherwise each run of like parts is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import (
+    LinearMethodBase,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.parameter import ModelWeightParameter
+
+from engines.errors import EngineDirectoryError
+from engines.vllm_plugin.backend import Run, select_backend
+from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT
+
+logger = init_logger("vllm.twofour")
+
+UNLOADED_CODE = 0xFF
+"""No pair of pattern codes: what a byte of codes holds until it is loaded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer of the checkpoint inside a (fused) vLLM layer.
+
+    Attributes:
+        name: its name in the checkpoint.
+        sparse: whether it is stored as kept values and codes.
+        rows: outputs on this worker.
+    """
+
+    name: str
+    sparse: bool
+    rows: int
+
+
+@register_weight_loader_v2_supported_method
+class TwofourLinearMethod(LinearMethodBase):
+    """Multiplies one vLLM linear layer.
+
+    Args:
+        parts: the checkpoint's layers that it consists of, and whether each is sparse.
+    """
+
+    def __init__(self, parts: list[tuple[str, bool]]) -> None:
+        self._named = parts
+        self._backend = select_backend()
+        self.parts: tuple[Part, ...] = ()
+        self._runs: list[Run] = []
+        self._inputs = 0
+        self._bias: torch.Tensor | None = None
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes of this worker's weights that a 2:4 kernel reads."""
+        return sum(t.nbytes for run in self._runs if run.sparse for t in run.tensors.values())
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra: Any,
+    ) -> None:
+        if len(self._named) != len(output_partition_sizes):
+            # A layer that is fused in the checkpoint already: one name for all its partitions.
+            name, sparse = self._named[0]
+            self._named = [(name, sparse)] * len(output_partition_sizes)
+        self.parts = tuple(
+            Part(name, sparse, rows)
+            for (name, sparse), rows in zip(self._named, output_partition_sizes, strict=True)
+        )
+        self._inputs = input_size_per_partition
+        if any(part.sparse for part in self.parts) and self._inputs % COLUMN_STEP:
+            raise EngineDirectoryError(
+                f"{self.parts[0].name}: {input_size} inputs cannot be cut into shards of"
+                f" {self._inputs}; each needs a multiple of {COLUMN_STEP}."
+                " Use a smaller --tensor-parallel-size"
+            )
+        self._create_parameters(layer, extra["weight_loader"])
+
+    def _create_parameters(self, layer: Any, loader: Any) -> None:
+        """Parameters as the checkpoint has them, filled with what no checkpoint holds."""
+        rows, k = sum(part.rows for part in self.parts), self._inputs
+        shapes: dict[str, tuple[torch.dtype, int, float]] = {}
+        if any(part.sparse for part in self.parts):
+            shapes[KEPT] = (torch.bfloat16, k // 2, float("nan"))
+            shapes[CODES] = (torch.uint8, k // COLUMN_STEP, UNLOADED_CODE)
+        if not all(part.sparse for part in self.parts):
+            shapes["weight"] = (torch.bfloat16, k, float("nan"))
+        for name, (dtype, width, fill) in shapes.items():
+            parameter = ModelWeightParameter(
+                data=torch.full((rows, width), fill, dtype=dtype),
+                input_dim=1,
+                output_dim=0,
+                weight_loader=loader,
+            )
+            layer.register_parameter(name, parameter)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        self._runs = []
+        for index, (sparse, begin, end) in enumerate(_runs(self.parts)):
+            names = [part.name for part in self.parts]
+            self._check_loaded(layer, sparse, begin, end, names)
+            run = self._backend.adopt(self._pack(layer, sparse, begin, end))
+            for name, tensor in run.tensors.items():
+                if type(tensor) is torch.Tensor:
+                    layer.register_parameter(
+                        f"twofour_{index}_{name}", Parameter(tensor, requires_grad=False)
+                    )
+            self._runs.append(run)
+            logger.info_once("twofour: %s", self._backend.describe(_short(names), run))
+        self._drop_parameters(layer)
+        bias = getattr(layer, "bias", None)
+        self._bias = None if bias is None else bias.detach().to(torch.float32)
+
+    def refresh(self, layer: Any, values: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Replace the weights of the sparse parts in place, so that captured graphs see them.
+
+        Args:
+            layer: the layer that this method multiplies, its weights processed.
+            values: checkpoint layer name -> {"kept", "codes"}, whole (not sharded).
+        """
+        self._create_parameters(layer, layer.weight_loader_v2)
+        for index, part in enumerate(self.parts):
+            if part.sparse:
+                for name, tensor in values[part.name].items():
+                    parameter = getattr(layer, name)
+                    _load_part(layer, parameter, tensor, index)
+        for (sparse, begin, end), run in zip(_runs(self.parts), self._runs, strict=True):
+            if sparse:
+                fresh = self._pack(layer, sparse, begin, end)
+                for name, tensor in fresh.tensors.items():
+                    _copy(run.tensors[name], tensor)
+        self._drop_parameters(layer)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        # A given bias is always the layer's own; row-parallel ranks above 0 get none.
+        own = None if bias is None else self._bias
+        if len(self._runs) == 1:
+            return self._backend.multiply(x, self._runs[0], own)
+        outputs = []
+        begin = 0
+        for run in self._runs:
+            piece = None if own is None else own[begin : begin + run.n]
+            outputs.append(self._backend.multiply(x, run, piece))
+            begin += run.n
+        return torch.cat(outputs, dim=-1)
+
+    def _pack(self, layer: Any, sparse: bool, begin: int, end: int) -> Run:
+        if sparse:
+            return self._backend.pack_sparse(
+                layer.kept.data[begin:end], layer.codes.data[begin:end]
+            )
+        return self._backend.pack_dense(layer.weight.data[begin:end])
+
+    def _check_loaded(
+        self, layer: Any, sparse: bool, begin: int, end: int, names: list[str]
+    ) -> None:
+        # vLLM does not notice when a part of a fused parameter is missing in the checkpoint.
+        where = " + ".join(dict.fromkeys(names))
+        if sparse and bool((layer.codes.data[begin:end] == UNLOADED_CODE).any()):
+            raise EngineDirectoryError(f"{where}: pattern codes are missing in the checkpoint")
+        values = (layer.kept if sparse else layer.weight).data[begin:end]
+        if bool(values.isnan().any()):
+            raise EngineDirectoryError(f"{where}: weights are missing in the checkpoint, or NaN")
+
+    @staticmethod
+    def _drop_parameters(layer: Any) -> None:
+        for name in (KEPT, CODES, "weight"):
+            if name in layer._parameters:
+                del layer._parameters[name]
+
+
+def _runs(parts: tuple[Part, ...]) -> list[tuple[bool, int, int]]:
+    """(sparse, first row, row after the last) of every run of like parts."""
+    runs: list[tuple[bool, int, int]] = []
+    begin = 0
+    for part in parts:
+        end = begin + part.rows
+        if runs and runs[-1][0] == part.sparse:
+            runs[-1] = (part.sparse, runs[-1][1], end)
+        else:
+            runs.append((part.sparse, begin, end))
+        begin = end
+    return runs
+
+
+def _load_part(layer: Any, parameter: Any, tensor: torch.Tensor, index: int) -> None:
+    """Cut `tensor` for this worker with vLLM's own loaders."""
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
+
+    if isinstance(layer, QKVParallelLinear):
+        layer.weight_loader_v2(parameter, tensor, "qkv"[index])
+    elif isinstance(layer, MergedColumnParallelLinear):
+        layer.weight_loader_v2(parameter, tensor, index)
+    else:
+        parameter.weight_loader(parameter, tensor)
+
+
+def _copy(to: Any, tensor: Any) -> None:
+    """Copy in place; of a tensor that wraps others, each of those."""
+    if type(tensor) is torch.Tensor:
+        to.copy_(tensor)
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        _copy(getattr(to, inner), getattr(tensor, inner))
+
+
+def _short(names: list[str]) -> str:
+    return "+".join(dict.fromkeys(name.rpartition(".")[2] for name in names))

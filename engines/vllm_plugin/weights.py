@@ -1,0 +1,109 @@
+"""Weights of a vLLM engine directory under any of its masks. Numpy until the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engines.errors import MaskError
+from engines.manifest import COMPLEMENT_FILE, read_manifest
+from engines.tensorfile import TensorFile
+from engines.vllm_plugin.build import WEIGHTS_FILE
+from engines.vllm_plugin.format import (
+    CODES,
+    DROPPED,
+    KEPT,
+    dense_values,
+    kept_values,
+    pack_nibbles,
+    unpack_nibbles,
+)
+from maskgen.maskfile import MaskFileError, read_mask
+from maskgen.patterns import Codes
+
+
+class MaskedWeights:
+    """The sparse layers of an engine directory, mapped, to be cut anew for another mask.
+
+    Attributes:
+        active: codes of the mask that the engine runs now.
+
+    Raises:
+        EngineDirectoryError: the directory is no engine directory, or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._manifest = read_manifest(directory)
+        self._kept = TensorFile(directory / WEIGHTS_FILE)
+        self._layers = tuple(
+            name.removesuffix(f".{CODES}") for name in self._kept if name.endswith(f".{CODES}")
+        )
+        self.active: Mapping[str, Codes] = self._default
+
+    def read(self, file: Path, digest: str) -> Mapping[str, Codes]:
+        """Codes of a mask file, checked against this engine.
+
+        Raises:
+            MaskError: the file is unreadable, has another digest than expected, belongs to another
+                model or lists other layers; or the directory is sealed and this is another mask.
+        """
+        try:
+            mask = read_mask(file)
+        except (MaskFileError, OSError) as error:
+            raise MaskError(f"{file}: {error}") from error
+        if mask.digest != digest:
+            raise MaskError(f"{file} has digest {mask.digest[:12]}..., expected {digest[:12]}...")
+        if mask.base_digest != self._manifest.base_digest:
+            raise MaskError(
+                f"{file} was made for the model with base digest {mask.base_digest[:12]}...,"
+                f" this engine's is {self._manifest.base_digest[:12]}..."
+            )
+        if set(mask.codes) != set(self._layers):
+            raise MaskError(f"{file} lists other layers than the engine's default mask")
+        if self._manifest.sealed and self.differ(self._layers, mask.codes):
+            raise MaskError(
+                f"{self._directory} is sealed: the values that its default mask drops were left"
+                " out, so no other mask can be used; build it again without --sealed"
+            )
+        return mask.codes
+
+    def differ(self, names: Iterable[str], codes: Mapping[str, Codes]) -> bool:
+        """Whether `codes` differ from the active mask's in any of the named layers."""
+        return any(not np.array_equal(codes[name], self.active[name]) for name in names)
+
+    def values(
+        self, names: Iterable[str], codes: Mapping[str, Codes]
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Layer name -> its "kept" and "codes" tensors under `codes`, whole, as in a checkpoint."""
+        found = {}
+        for name in names:
+            dense = dense_values(
+                self._kept.tensor(f"{name}.{KEPT}"),
+                self._complement.tensor(f"{name}.{DROPPED}"),
+                self._default[name],
+            )
+            kept = kept_values(dense, codes[name])
+            found[name] = {
+                KEPT: torch.from_numpy(kept.view(np.uint16)).view(torch.bfloat16),
+                CODES: torch.from_numpy(pack_nibbles(codes[name])),
+            }
+            self._kept.release(f"{name}.{KEPT}")
+            self._complement.release(f"{name}.{DROPPED}")
+        return found
+
+    @cached_property
+    def _default(self) -> Mapping[str, Codes]:
+        codes = {}
+        for name in self._layers:
+            packed = self._kept.tensor(f"{name}.{CODES}")
+            codes[name] = unpack_nibbles(packed, packed.shape[1] * 2)
+        return codes
+
+    @cached_property
+    def _complement(self) -> TensorFile:
+        return TensorFile(self._directory / COMPLEMENT_FILE)
