@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ import numpy.typing as npt
 from engines import _native
 from engines.errors import EngineError
 from engines.layout import BF16, Layout, PackedWeights
-
-Isa = Literal["avx512_bf16", "avx512", "avx2", "portable"]
 
 
 class KernelError(EngineError, ValueError):
@@ -48,7 +46,7 @@ def supported_isas() -> tuple[str, ...]:
     return tuple(_native.kernels.supported_isas())
 
 
-def kernel_name(layout: Layout, tokens: int, isa: Isa | None = None) -> str:
+def kernel_name(layout: Layout, tokens: int, isa: str | None = None) -> str:
     """Which kernel multiplies `tokens` tokens, for reports."""
     name: str = _native.kernels.kernel_name(int(layout), tokens, isa)
     return name
@@ -62,7 +60,7 @@ def linear(
     out: npt.NDArray[Any] | None = None,
     add: bool = False,
     threads: int = 0,
-    isa: Isa | None = None,
+    isa: str | None = None,
 ) -> npt.NDArray[Any]:
     """x W^T (+ bias), sparse or dense by the weights' layout.
 
@@ -105,7 +103,7 @@ def gated(
     *,
     out: npt.NDArray[Any] | None = None,
     threads: int = 0,
-    isa: Isa | None = None,
+    isa: str | None = None,
 ) -> npt.NDArray[Any]:
     """silu(x Wgate^T) * (x Wup^T) in one pass; arguments as for `linear`.
 
@@ -134,7 +132,7 @@ def gated(
     return out
 
 
-def read(data: npt.NDArray[np.uint8], *, threads: int = 0, isa: Isa | None = None) -> None:
+def read(data: npt.NDArray[np.uint8], *, threads: int = 0, isa: str | None = None) -> None:
     """Reads `data` once with vector loads: what bandwidth shares are measured against."""
     with native_errors():
         _native.kernels.read(data, threads, isa)

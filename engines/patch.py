@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from engines import _native
 from engines.errors import EngineError
-from engines.kernels import Isa, matrix_bits, native_errors
+from engines.kernels import matrix_bits, native_errors
 from engines.layout import BF16, Layout, PackedWeights
 from maskgen.patterns import PATTERNS
 
@@ -130,7 +130,7 @@ def add_patch_product(
     out: npt.NDArray[np.float32],
     *,
     threads: int = 0,
-    isa: Isa | None = None,
+    isa: str | None = None,
 ) -> None:
     """Adds the patch's product to chosen rows of a product with the base weights.
 

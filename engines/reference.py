@@ -1,7 +1,8 @@
 """The reference engine: transformers with masked dense weights. Slow, and the oracle in tests.
 
 Each sequence runs alone, in float32, with its own cache; nothing is batched, so nothing can leak
-between sequences. Switching the mask rewrites the masked weights.
+between sequences. Switching the mask rewrites the masked weights. On a GPU it runs in bf16 with
+PyTorch's semi-structured tensors instead, and switching copies packed weights in place.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from engines.errors import (
 from engines.manifest import Manifest, atomic_directory, read_manifest
 from engines.output import ChoiceText
 from engines.sampler import SequenceSampler, logprobs_of, sample
+from engines.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
 from maskgen.maskfile import Mask, MaskFileError, read_mask
@@ -78,22 +80,35 @@ class ReferenceEngine(Engine):
     Args:
         directory: a directory that `build` wrote.
         max_requests: requests that may be in progress at once.
+        device: `cpu`, or a GPU with sparse tensor cores (`cuda`, `cuda:1`).
 
     Raises:
-        EngineDirectoryError: the directory is malformed.
+        EngineDirectoryError: the directory is malformed, or the device cannot run it.
     """
 
-    def __init__(self, directory: Path, *, max_requests: int = 64) -> None:
+    def __init__(self, directory: Path, *, max_requests: int = 64, device: str = "cpu") -> None:
         manifest = read_manifest(directory)
         self._manifest = manifest
         self._codec = TextCodec(directory)
+        self._device = checked_device(device)
+        sparse = has_sparse_kernels(self._device)
+        dtype = torch.bfloat16 if sparse else torch.float32
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        ).eval()
+            directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+        torch.nn.Module.to(self._model.eval(), self._device)
         self._modules = dict(self._model.named_modules())
         self._masks = {m.name: read_mask(directory / m.file) for m in manifest.masks}
         layers = () if manifest.default_mask is None else self._masks[manifest.default_mask].codes
-        self._dense = {layer: self._modules[layer].weight.detach().clone() for layer in layers}
+        self._layers = frozenset(layers)
+        self._dense: dict[str, torch.Tensor] = {}
+        self._packed: PackedMasks | None = None
+        if sparse and layers:
+            self._packed = PackedMasks({layer: self._modules[layer] for layer in layers})
+            for name, mask in self._masks.items():
+                self._packed.add(name, mask)
+        else:
+            self._dense = {n: self._modules[n].weight.detach().clone() for n in layers}
         self._active: str | None = None
         self._max_requests = max_requests
         self._running: dict[str, bool] = {}
@@ -121,11 +136,11 @@ class ReferenceEngine(Engine):
             vocab_size=self._vocab_size,
             masks=tuple(self._mask_info(name) for name in self._masks),
             default_mask=self._manifest.default_mask,
-            isa="torch",
-            layout=None,
-            sparse_layers=0,
-            eligible_layers=len(self._dense),
-            kernels={},
+            isa="torch" if self._device.type == "cpu" else str(self._device),
+            layout=None if self._packed is None else "cutlass",
+            sparse_layers=0 if self._packed is None else len(self._packed.sparse_layers),
+            eligible_layers=len(self._layers),
+            kernels={} if self._packed is None else self._packed.kernels(),
             weight_bytes=sum(p.nbytes for p in self._model.parameters()),
             version=f"transformers {transformers.__version__}",
         )
@@ -167,8 +182,12 @@ class ReferenceEngine(Engine):
             raise MaskError(str(error)) from error
         if mask.base_digest != self._manifest.base_digest:
             raise MaskError(f"mask {name!r} was made for another base model")
-        if mask.codes.keys() != self._dense.keys():
+        if mask.codes.keys() != self._layers:
             raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
+        if self._packed is not None:
+            await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._packed.add, name, mask
+            )
         self._masks[name] = mask
         return self._mask_info(name)
 
@@ -180,6 +199,10 @@ class ReferenceEngine(Engine):
         if self._pinned.get(name):
             raise MaskError(f"{name!r} is in use; the reference engine cannot unload it now")
         del self._masks[name]
+        if self._packed is not None:
+            self._packed.remove(name)
+        if self._active == name:
+            self._active = None
 
     def stats(self) -> EngineStats:
         busy = bool(self._running)
@@ -281,16 +304,18 @@ class ReferenceEngine(Engine):
         self._activate(choice.mask)
         if choice.cache is None:
             choice.cache = transformers.DynamicCache(config=self._model.config)
-        ids = torch.tensor([choice.tokens[choice.fed :]])
+        ids = torch.tensor([choice.tokens[choice.fed :]], device=self._device)
         output = self._model(input_ids=ids, past_key_values=choice.cache, use_cache=True)
         choice.fed = len(choice.tokens)
-        logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0].numpy()
+        logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0].float().cpu().numpy()
         return logits
 
     def _activate(self, name: str | None) -> None:
         if name == self._active or name is None:
             return
         mask: Mask = self._masks[name]
+        if self._packed is not None:
+            self._packed.activate(name)
         for layer, dense in self._dense.items():
             keep = torch.from_numpy(keep_from_codes(mask.codes[layer]))
             self._modules[layer].weight.data.copy_(dense * keep)

@@ -228,7 +228,9 @@ def _layer_arguments(
 
 def _forward(model: nn.Module, window: Windows) -> None:
     device = next(model.parameters()).device
-    model(torch.from_numpy(window).long().to(device), use_cache=False)
+    # The output head would only cost time: nobody looks at the logits.
+    backbone = getattr(model, "base_model", model)
+    backbone(torch.from_numpy(window).long().to(device), use_cache=False)
 
 
 def _same(one: Any, other: Any) -> bool:

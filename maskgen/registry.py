@@ -45,6 +45,13 @@ METHODS: dict[str, MethodEntry] = {
         "maskgen.methods.sparsegpt:SparseGPTUpdate",
         "second-order, with changed weights in a new checkpoint",
     ),
+    "maskllm": MethodEntry(
+        "learn", "maskgen.methods.maskllm:MaskLLM", "six logits a group, Gumbel-softmax"
+    ),
+    "roi": MethodEntry("learn", "maskgen.methods.roi:RoI", "a logit a weight, relaxed top-2"),
+    "maskpro": MethodEntry(
+        "learn", "maskgen.methods.maskpro:MaskPro", "a logit a weight, forward passes only"
+    ),
 }
 
 

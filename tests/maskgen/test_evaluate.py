@@ -14,7 +14,7 @@ from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_t
 from maskgen.prune import PruneSettings, prune
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 
-TEXT = TextSet.of("sample", [SAMPLE_TEXT, "A second document.", SAMPLE_TEXT])
+TEXT = TextSet.of("sample", [SAMPLE_TEXT[:200], "A second document.", SAMPLE_TEXT[200:]])
 
 
 def loop(model: torch.nn.Module, ids: list[int], window: int, count: int) -> float:

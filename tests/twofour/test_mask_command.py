@@ -109,6 +109,8 @@ def test_self_calibration(model: str, tmp_path: Path) -> None:
 def test_prune_refuses_bad_input(model: str, text: str, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
+    foreign = tmp_path / "foreign.safetensors"
+    write_mask(foreign, random_mask())
     out = tmp_path / "m.safetensors"
     base = {"--model": model, "--data": text, "--out": out, "--length": 32, "--windows": 2}
     cases = [
@@ -120,6 +122,7 @@ def test_prune_refuses_bad_input(model: str, text: str, tmp_path: Path) -> None:
         ({"--out": tmp_path / "no" / "m.safetensors"}, "does not exist"),
         ({"--exclude": "*"}, "no linear layer is left"),
         ({"--parent": empty}, "is not a mask file"),
+        ({"--parent": foreign}, "belongs to the base model"),
     ]
     for change, message in cases:
         options = [part for pair in {**base, **change}.items() for part in pair]

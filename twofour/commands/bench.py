@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from twofour.commands import bench_serve
+from twofour.commands import bench_kernels, bench_serve, bench_trtllm
 
 app = typer.Typer(help="Measure: every number that the docs quote.", no_args_is_help=True)
+app.command("kernels")(bench_kernels.kernels)
 app.command("serve")(bench_serve.serve)
-
-
-@app.callback()
-def _bench() -> None:
-    """Keeps `serve` a subcommand while it is the only one."""
+app.command("trtllm")(bench_trtllm.trtllm)

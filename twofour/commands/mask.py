@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands import mask_learn
+
 if TYPE_CHECKING:
     from maskgen.maskfile import Mask
 
 app = typer.Typer(no_args_is_help=True, help="Make, inspect, compare and apply masks.")
+app.command("learn")(mask_learn.learn)
 
 MaskFile = Annotated[Path, typer.Argument(help="A mask file.", metavar="FILE")]
 Parent = Annotated[
@@ -56,7 +59,8 @@ def prune(
     ] = None,
 ) -> None:
     """Compute a mask in one shot."""
-    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.hf import check_base
+    from maskgen.maskfile import base_digest, read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.prune import PruneSettings
     from maskgen.prune import prune as run
@@ -79,8 +83,10 @@ def prune(
         checkpoint=checkpoint,
     )
     console = Console()
-    base = None if parent is None else read_mask(parent)
     directory = resolve_model(model)
+    base = None if parent is None else read_mask(parent)
+    if base is not None and checkpoint is None:
+        check_base(base, base_digest(directory), model)  # before minutes of work, not after
     texts = None
     if data is not None:
         with console.status(f"reading {data}"):

@@ -1,0 +1,10 @@
+#include "table.h"
+
+namespace twofour::learning {
+
+const Kernels& avx512_kernels() {
+  static const Kernels table = make_table("avx512");
+  return table;
+}
+
+}  // namespace twofour::learning

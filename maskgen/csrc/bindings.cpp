@@ -1,0 +1,154 @@
+// The Python edge: checks every array, releases the GIL, calls the chosen kernel.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace twofour::learning;
+
+namespace {
+
+using Any = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+bool is_bfloat16(const Any& a) {
+  const nb::dlpack::dtype type = a.dtype();
+  if (type == nb::dtype<float>()) return false;
+  if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16) {
+    return true;
+  }
+  refuse("weights must be bfloat16 or float32");
+}
+
+void same_as_weight(const Any& weight, const Any& other, const char* name) {
+  if (other.shape(0) != weight.shape(0) || other.shape(1) != weight.shape(1) ||
+      other.dtype() != weight.dtype()) {
+    refuse(std::string(name) + " must have the shape and type of the weight");
+  }
+}
+
+Layer make_layer(const Any& weight, const Logits& logits, std::size_t planes) {
+  const std::size_t groups = weight.shape(1) / 4;
+  if (weight.shape(1) % 4 != 0) refuse("the weight's inputs must divide by 4");
+  if (logits.shape(0) != weight.shape(0) || logits.shape(1) != planes ||
+      logits.shape(2) != groups) {
+    refuse("the logits must be (rows, " + std::to_string(planes) + ", inputs / 4)");
+  }
+  return {weight.data(), logits.data(), static_cast<std::int64_t>(weight.shape(0)),
+          static_cast<std::int64_t>(groups), is_bfloat16(weight)};
+}
+
+void same_as_logits(const Logits& logits, const Logits& other) {
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (logits.shape(i) != other.shape(i)) refuse("the gradient must have the logits' shape");
+  }
+}
+
+void positive(float value, const char* name) {
+  if (!(value > 0.0f)) refuse(std::string(name) + " must be above 0");
+}
+
+NoiseKey make_key(std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
+                  std::uint32_t layer) {
+  return {seed, step, micro_batch, layer};
+}
+
+template <auto kKernel, std::size_t kPlanes>
+void relax_forward(const Any& weight, const Logits& logits, const Any& masked, float scale,
+                   float tau, std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
+                   std::uint32_t layer) {
+  const Layer view = make_layer(weight, logits, kPlanes);
+  same_as_weight(weight, masked, "the masked weight");
+  positive(scale, "the logits' scale");
+  positive(tau, "tau");
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  nb::gil_scoped_release released;
+  (kernels().*kKernel)(view, scale, tau, key, masked.data());
+}
+
+template <auto kKernel, std::size_t kPlanes>
+void relax_backward(const Any& weight, const Logits& logits, const Any& masked_gradient,
+                    const Logits& gradient, float scale, float tau, float regularisation,
+                    std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
+                    std::uint32_t layer) {
+  const Layer view = make_layer(weight, logits, kPlanes);
+  same_as_weight(weight, masked_gradient, "the masked weight's gradient");
+  same_as_logits(logits, gradient);
+  positive(scale, "the logits' scale");
+  positive(tau, "tau");
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  const Gradient out{masked_gradient.data(), gradient.data(), regularisation};
+  nb::gil_scoped_release released;
+  (kernels().*kKernel)(view, scale, tau, key, out);
+}
+
+void sample_forward(const Any& weight, const Logits& logits, const Any& masked, std::uint64_t seed,
+                    std::uint32_t step, std::uint32_t micro_batch, std::uint32_t layer) {
+  const Layer view = make_layer(weight, logits, 4);
+  same_as_weight(weight, masked, "the masked weight");
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  nb::gil_scoped_release released;
+  kernels().sample_forward(view, key, masked.data());
+}
+
+Layer logits_alone(const Logits& logits, std::size_t planes) {
+  if (logits.shape(1) != planes) {
+    refuse("the logits must be (rows, " + std::to_string(planes) + ", groups)");
+  }
+  return {nullptr, logits.data(), static_cast<std::int64_t>(logits.shape(0)),
+          static_cast<std::int64_t>(logits.shape(2)), false};
+}
+
+void sample_update(const Logits& logits, float rate, std::uint64_t seed, std::uint32_t step,
+                   std::uint32_t micro_batch, std::uint32_t layer) {
+  const Layer view = logits_alone(logits, 4);
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  nb::gil_scoped_release released;
+  kernels().sample_update(view, key, rate, logits.data());
+}
+
+// (changed groups, summed sharpness); `codes` is written.
+nb::tuple decide(const Logits& logits, const Codes& codes, const Codes& compare, float scale) {
+  positive(scale, "the logits' scale");
+  const std::size_t planes = logits.shape(1);
+  if (planes != 6 && planes != 4) refuse("the logits must have 6 or 4 planes");
+  const Layer view = logits_alone(logits, planes);
+  for (const Codes* c : {&codes, &compare}) {
+    if (c->shape(0) != logits.shape(0) || c->shape(1) != logits.shape(2)) {
+      refuse("the codes must be (rows, groups)");
+    }
+  }
+  Decision decision{codes.data(), compare.data(), 0, 0.0};
+  {
+    nb::gil_scoped_release released;
+    if (planes == 6) {
+      kernels().decide_patterns(view, scale, decision);
+    } else {
+      kernels().decide_weights(view, scale, decision);
+    }
+  }
+  return nb::make_tuple(decision.changed, decision.sharpness);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Fused kernels for learning 2:4 masks; maskgen.learning.native wraps them.";
+  m.def("isa", [] { return std::string(kernels().name); });
+  m.def("gumbel_forward", &relax_forward<&Kernels::gumbel_forward, 6>);
+  m.def("gumbel_backward", &relax_backward<&Kernels::gumbel_backward, 6>);
+  m.def("topk_forward", &relax_forward<&Kernels::topk_forward, 4>);
+  m.def("topk_backward", &relax_backward<&Kernels::topk_backward, 4>);
+  m.def("sample_forward", &sample_forward);
+  m.def("sample_update", &sample_update);
+  m.def("decide", &decide);
+}

@@ -1,0 +1,66 @@
+// The learning kernels' interface, one table of functions per instruction set.
+//
+// A layer has `rows` outputs and 4 * `groups` inputs. Weights, masked weights and their gradients
+// are (rows, 4 * groups); logits are planes per row, (rows, 6, groups) for pattern logits and
+// (rows, 4, groups) for weight logits, so that neighbouring groups lie in neighbouring lanes.
+#pragma once
+
+#include <cstdint>
+
+namespace twofour::learning {
+
+struct NoiseKey {
+  std::uint64_t seed;
+  std::uint32_t step;
+  std::uint32_t micro_batch;  // global index, over all ranks
+  std::uint32_t layer;
+};
+
+struct Layer {
+  const void* weight;
+  const float* logits;
+  std::int64_t rows;
+  std::int64_t groups;
+  bool is_bfloat16;  // else float32; the same type for weight, masked weight and gradient
+};
+
+struct Gradient {
+  const void* masked_weight;  // dL / d(masked weight)
+  float* logits;              // accumulated into
+  float regularisation;       // lambda of -lambda * sum((w * mask)^2)
+};
+
+struct Decision {
+  std::uint8_t* codes;          // (rows, groups)
+  const std::uint8_t* compare;  // the prior's codes
+  std::int64_t changed;         // groups whose code is not the prior's
+  double sharpness;             // summed over groups: probability of the chosen pattern or pair
+};
+
+struct Kernels {
+  const char* name;
+  // y = softmax((kappa * logits + gumbel) / tau) over six patterns; masked = w * sum(y * pattern)
+  void (*gumbel_forward)(const Layer&, float kappa, float tau, const NoiseKey&, void* masked);
+  void (*gumbel_backward)(const Layer&, float kappa, float tau, const NoiseKey&, const Gradient&);
+  // relaxed Gumbel top-2 of logits / lambda, temperature tau
+  void (*topk_forward)(const Layer&, float lambda, float tau, const NoiseKey&, void* masked);
+  void (*topk_backward)(const Layer&, float lambda, float tau, const NoiseKey&, const Gradient&);
+  // two of four without replacement from softmax(logits); the update adds
+  // rate * d(log p(sample)) / d(logits) for the very sample that the same key draws
+  void (*sample_forward)(const Layer&, const NoiseKey&, void* masked);
+  void (*sample_update)(const Layer&, const NoiseKey&, float rate, float* logits);
+  void (*decide_patterns)(const Layer&, float kappa, Decision&);
+  void (*decide_weights)(const Layer&, float lambda, Decision&);
+};
+
+const Kernels& portable_kernels();
+#ifdef TWOFOUR_X86
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+// The best table for this machine, or the one that TWOFOUR_ISA names.
+// Throws std::invalid_argument when the name is unknown or the machine lacks it.
+const Kernels& kernels();
+
+}  // namespace twofour::learning

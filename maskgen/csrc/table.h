@@ -1,0 +1,147 @@
+// Rows to threads, and the table of kernels. Included by one file per instruction set.
+#pragma once
+
+#include "gumbel.h"
+#include "sampling.h"
+#include "topk.h"
+
+namespace twofour::learning {
+namespace {
+
+inline std::uint32_t first_group_of(const Layer& layer, std::int64_t row) {
+  return static_cast<std::uint32_t>(row * layer.groups);
+}
+
+template <int kPlanes>
+const float* logits_of(const Layer& layer, std::int64_t row) {
+  return layer.logits + row * kPlanes * layer.groups;
+}
+
+template <typename Weight>
+void gumbel_forward(const Layer& layer, float kappa, float tau, const NoiseKey& key, void* masked) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  auto* out = static_cast<Weight*>(masked);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * 4 * layer.groups;
+    gumbel_forward_row(weight + at, logits_of<6>(layer, row), layer.groups, kappa, tau, key,
+                       first_group_of(layer, row), out + at);
+  }
+}
+
+template <typename Weight>
+void gumbel_backward(const Layer& layer, float kappa, float tau, const NoiseKey& key,
+                     const Gradient& gradient) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  const auto* dw = static_cast<const Weight*>(gradient.masked_weight);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * 4 * layer.groups;
+    gumbel_backward_row(weight + at, logits_of<6>(layer, row), dw + at, layer.groups, kappa, tau,
+                        key, first_group_of(layer, row), gradient.regularisation,
+                        gradient.logits + row * 6 * layer.groups);
+  }
+}
+
+template <typename Weight>
+void topk_forward(const Layer& layer, float lambda, float tau, const NoiseKey& key, void* masked) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  auto* out = static_cast<Weight*>(masked);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * 4 * layer.groups;
+    topk_forward_row(weight + at, logits_of<4>(layer, row), layer.groups, lambda, tau, key,
+                     first_group_of(layer, row), out + at);
+  }
+}
+
+template <typename Weight>
+void topk_backward(const Layer& layer, float lambda, float tau, const NoiseKey& key,
+                   const Gradient& gradient) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  const auto* dw = static_cast<const Weight*>(gradient.masked_weight);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * 4 * layer.groups;
+    topk_backward_row(weight + at, logits_of<4>(layer, row), dw + at, layer.groups, lambda, tau,
+                      key, first_group_of(layer, row), gradient.regularisation,
+                      gradient.logits + at);
+  }
+}
+
+template <typename Weight>
+void sample_forward(const Layer& layer, const NoiseKey& key, void* masked) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  auto* out = static_cast<Weight*>(masked);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * 4 * layer.groups;
+    sample_forward_row(weight + at, logits_of<4>(layer, row), layer.groups, key,
+                       first_group_of(layer, row), out + at);
+  }
+}
+
+inline void sample_update(const Layer& layer, const NoiseKey& key, float rate, float* logits) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    sample_update_row(logits + row * 4 * layer.groups, layer.groups, key,
+                      first_group_of(layer, row), rate);
+  }
+}
+
+inline void decide_patterns(const Layer& layer, float kappa, Decision& decision) {
+  std::int64_t changed = 0;
+  double sharpness = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : changed, sharpness)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * layer.groups;
+    decide_patterns_row(logits_of<6>(layer, row), layer.groups, kappa, decision.codes + at,
+                        decision.compare + at, changed, sharpness);
+  }
+  decision.changed = changed;
+  decision.sharpness = sharpness;
+}
+
+inline void decide_weights(const Layer& layer, float lambda, Decision& decision) {
+  std::int64_t changed = 0;
+  double sharpness = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : changed, sharpness)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * layer.groups;
+    decide_weights_row(logits_of<4>(layer, row), layer.groups, lambda, decision.codes + at,
+                       decision.compare + at, changed, sharpness);
+  }
+  decision.changed = changed;
+  decision.sharpness = sharpness;
+}
+
+using Bfloat16 = std::uint16_t;
+
+inline Kernels make_table(const char* name) {
+  return {name,
+          [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
+            l.is_bfloat16 ? gumbel_forward<Bfloat16>(l, a, b, k, out)
+                          : gumbel_forward<float>(l, a, b, k, out);
+          },
+          [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
+            l.is_bfloat16 ? gumbel_backward<Bfloat16>(l, a, b, k, g)
+                          : gumbel_backward<float>(l, a, b, k, g);
+          },
+          [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
+            l.is_bfloat16 ? topk_forward<Bfloat16>(l, a, b, k, out)
+                          : topk_forward<float>(l, a, b, k, out);
+          },
+          [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
+            l.is_bfloat16 ? topk_backward<Bfloat16>(l, a, b, k, g)
+                          : topk_backward<float>(l, a, b, k, g);
+          },
+          [](const Layer& l, const NoiseKey& k, void* out) {
+            l.is_bfloat16 ? sample_forward<Bfloat16>(l, k, out) : sample_forward<float>(l, k, out);
+          },
+          sample_update,
+          decide_patterns,
+          decide_weights};
+}
+
+}  // namespace
+}  // namespace twofour::learning

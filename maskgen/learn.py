@@ -1,0 +1,169 @@
+"""Learning a mask: from a model directory, text and a prior to a mask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from maskgen.data import TextSet
+from maskgen.digests import base_digest
+from maskgen.hf import check_base, load_model, load_tokenizer
+from maskgen.learning.attention import use_short_attention
+from maskgen.learning.batches import Batches
+from maskgen.learning.config import GradientConfig, LearnConfig
+from maskgen.learning.distributed import world_from_environment
+from maskgen.learning.loop import RunOptions, run
+from maskgen.learning.method import LearnMethod
+from maskgen.maskfile import Mask, MaskFileError
+from maskgen.registry import load_method
+from maskgen.selection import LayerChoice, select_layers
+from maskgen.windows import token_windows
+
+# Settings that change how a run reports but not what it learns.
+_NOT_IDENTITY = {"checkpoint_every", "log_every"}
+
+
+@dataclass(frozen=True, slots=True)
+class LearnRequest:
+    """What a learning run needs besides model, text and prior.
+
+    Attributes:
+        method: a name of the registry, of kind `learn`.
+        config: an instance of the method's `config`.
+        folder: checkpoints and log.
+        domain: label of the mask.
+        resume: go on from the folder's newest checkpoint.
+        layers: which layers are learned; the others stay dense.
+        dtype: of the frozen weights.
+        device: torch device; by default CUDA if there is one.
+        tensorboard: folder for event files.
+        held_out: text on which the hard masks are evaluated while learning.
+        held_out_every: steps between those evaluations; 0 for never.
+        held_out_windows: windows of that text that are used.
+    """
+
+    method: str
+    config: LearnConfig
+    folder: Path
+    domain: str = "general"
+    resume: bool = False
+    layers: LayerChoice = field(default_factory=LayerChoice)
+    dtype: str = "bf16"
+    device: str | None = None
+    tensorboard: Path | None = None
+    held_out: TextSet | None = None
+    held_out_every: int = 0
+    held_out_windows: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LearnResult:
+    """A finished run.
+
+    Attributes:
+        mask: what was learned.
+        changed: share of groups whose pattern is not the prior's.
+        tokens: tokens learned from.
+        seconds: wall time of this process's part of the run, without loading.
+        state_bytes: bytes of training state per weight, by part.
+        first: whether this rank is the one to write the mask.
+    """
+
+    mask: Mask
+    changed: float
+    tokens: int
+    seconds: float
+    state_bytes: dict[str, float]
+    first: bool
+
+
+def parse_config(method: str, settings: dict[str, Any]) -> LearnConfig:
+    """The method's settings object.
+
+    Raises:
+        UnknownMethodError: no such learned method.
+        pydantic.ValidationError: (a ValueError) unknown or impossible settings.
+    """
+    chosen: type[LearnMethod[Any]] = load_method(method, "learn")
+    return chosen.config.model_validate(settings)
+
+
+def learn(
+    model_dir: Path, texts: TextSet, prior: Mask, request: LearnRequest, console: Console
+) -> LearnResult:
+    """Learn a mask, in this process or as one rank of a torchrun job.
+
+    Raises:
+        MaskFileError: the prior belongs to another model or lacks a layer.
+        LearningStoppedError: NaN or a diverging loss.
+        CheckpointError: the run cannot be resumed from its folder.
+        ValueError: text, settings or layers do not fit.
+    """
+    config = request.config
+    digest = base_digest(model_dir)
+    check_base(prior, digest, str(model_dir))
+    model = load_model(model_dir, request.dtype, request.device)
+    names = list(select_layers(model, request.layers).layers)
+    if missing := [name for name in names if name not in prior.codes]:
+        raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
+    use_short_attention(model, config.sequence_length)
+    tokenizer = load_tokenizer(model_dir)
+    windows = token_windows(tokenizer, texts.texts, config.sequence_length)
+    batches = Batches(windows, config.batch_size, config.seed)
+    method: LearnMethod[Any] = load_method(request.method, "learn")()
+    with world_from_environment(next(model.parameters()).device) as world:
+        learner = method.learner(
+            model, {name: prior.codes[name] for name in names}, config, batches, world
+        )
+        identity = {
+            "method": request.method,
+            "base_digest": digest,
+            "prior_digest": prior.digest,
+            "text_digest": texts.digest,
+            "layers": len(names),
+            **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},
+        }
+        options = RunOptions(
+            request.folder,
+            identity,
+            resume=request.resume,
+            tensorboard=request.tensorboard,
+            held_out=_held_out_windows(tokenizer, request, next(model.parameters()).device),
+            held_out_every=request.held_out_every,
+            divergence=config.divergence if isinstance(config, GradientConfig) else float("inf"),
+        )
+        start = time.perf_counter()
+        run(learner, config, options, world, console)
+        seconds = time.perf_counter() - start
+    return LearnResult(
+        mask=Mask(
+            codes=learner.codes(),
+            base_digest=digest,
+            method=request.method,
+            domain=request.domain,
+            calibration_digest=texts.digest,
+            seed=config.seed,
+        ),
+        changed=learner.movement().changed,
+        tokens=config.steps * config.tokens_per_step,
+        seconds=seconds,
+        state_bytes=learner.state_bytes(),
+        first=world.first,
+    )
+
+
+def _held_out_windows(
+    tokenizer: Any, request: LearnRequest, device: torch.device
+) -> Sequence[torch.Tensor]:
+    if request.held_out is None or not request.held_out_every:
+        return ()
+    length = request.config.sequence_length
+    windows = token_windows(tokenizer, request.held_out.texts, length)
+    chosen = windows[: request.held_out_windows]
+    return [torch.from_numpy(window[None]).long().to(device) for window in chosen]

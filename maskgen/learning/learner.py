@@ -1,0 +1,257 @@
+"""Mask logits learned by gradient: the model, its layers, and one optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from maskgen.learning.batches import Batches
+from maskgen.learning.config import GradientConfig
+from maskgen.learning.distributed import (
+    World,
+    adamw_state,
+    load_adamw_state,
+    make_adamw,
+)
+from maskgen.learning.loss import next_token_loss
+from maskgen.learning.masked_linear import Clock, MaskedLinear, replace_module
+from maskgen.learning.relaxation import Relaxation, Softness
+from maskgen.learning.schedules import cosine
+from maskgen.patterns import Codes
+from maskgen.selection import decoder_layers
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step measured.
+
+    Attributes:
+        loss: language-model loss on this step's text, nats a token, over all ranks.
+        extra: numbers of the method's own, for the log.
+    """
+
+    loss: float
+    extra: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """How far the masks are from the prior, and from a decision.
+
+    Attributes:
+        changed: share of groups whose pattern is not the prior's.
+        sharpness: mean probability, without noise, of what would be decided now.
+    """
+
+    changed: float
+    sharpness: float
+
+
+class Learner(Protocol):
+    """What the loop drives: `maskgen.learning.loop`."""
+
+    def step(self, step: int) -> StepReport:
+        """Do step number `step`, counted from 0."""
+
+    def movement(self) -> Movement:
+        """Measure the masks (walks over all logits)."""
+
+    def codes(self) -> dict[str, Codes]:
+        """The hard masks that the logits stand for now, by layer name."""
+
+    def logits(self) -> dict[str, Tensor]:
+        """All logits, for a checkpoint."""
+
+    def optimiser(self) -> dict[str, Tensor]:
+        """This rank's optimiser state, for a checkpoint."""
+
+    def restore(
+        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Take back what `logits` and `optimiser` gave."""
+
+    def evaluate(self, windows: Sequence[Tensor]) -> float:
+        """Mean loss of the hard masks over windows of token ids, nats a token."""
+
+    def state_bytes(self) -> dict[str, float]:
+        """Bytes of training state per weight: each part, and `total`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How soft the masks are at a step, and where new logits come from."""
+
+    softness: Callable[[int], Softness]
+    initial_logits: Callable[[str, Tensor], Tensor]  # (layer name, prior codes) -> logits
+
+
+def prepare_model(model: nn.Module, activation_checkpointing: bool) -> None:
+    """Freeze everything and switch dropout off; optionally recompute decoder layers backwards."""
+    model.requires_grad_(False)
+    model.eval()
+    if not activation_checkpointing:
+        return
+    for layer in decoder_layers(model)[1]:
+        # All randomness is keyed (`noise.py`), so torch's generators need not be restored.
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+class GradientLearner:
+    """MaskLLM and RoI: relaxed masks, backpropagation, AdamW.
+
+    Args:
+        model: a causal language model of transformers; changed in place.
+        prior: codes of every layer to learn; the layers that it does not list stay dense.
+        relaxation: how logits become masks.
+        schedule: softness over the run, and initial logits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prior: Mapping[str, Codes],
+        relaxation: Relaxation,
+        schedule: Schedule,
+        config: GradientConfig,
+        batches: Batches,
+        world: World,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._batches = batches
+        self._world = world
+        self._schedule = schedule
+        self._mine = world.micro_batches(config.micro_batches)
+        self._device = next(model.parameters()).device
+        prepare_model(model, config.activation_checkpointing)
+        self.clock = Clock(config.seed)
+        self.layers = [
+            self._replace(name, codes, relaxation) for name, codes in sorted(prior.items())
+        ]
+        self._parameters = [layer.mask_logits for layer in self.layers]
+        self._optimizer = make_adamw(
+            self._parameters,
+            world,
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+        )
+
+    def _replace(self, name: str, codes: Codes, relaxation: Relaxation) -> MaskedLinear:
+        linear = self._model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"layer {name} is a {type(linear).__name__}, not a linear layer")
+        prior = torch.from_numpy(np.array(codes)).to(
+            self._device
+        )  # a mask's own codes are read-only
+        if prior.shape != (linear.out_features, linear.in_features // 4):
+            raise ValueError(
+                f"the prior of {name} is {tuple(prior.shape)}, the layer needs "
+                f"{(linear.out_features, linear.in_features // 4)}"
+            )
+        logits = self._schedule.initial_logits(name, prior).to(self._device)
+        layer = MaskedLinear(name, linear, prior, logits, relaxation, self.clock)
+        replace_module(self._model, name, layer)
+        return layer
+
+    def step(self, step: int) -> StepReport:
+        """One optimiser step over this rank's micro-batches."""
+        config = self._config
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        at = self._schedule.softness(step)
+        per_step = config.micro_batches
+        share = Softness(at.scale, at.tau, at.regularisation / per_step)
+        self.clock.step, self.clock.softness = step, share
+        loss = sum(self._micro_batch(step, index) for index in self._mine)
+        self._world.sum_gradients(self._parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.clip))
+        rate = cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return StepReport(
+            self._world.sum(loss / per_step),
+            {"gradient_norm": norm, "learning_rate": rate, "scale": at.scale, "tau": at.tau},
+        )
+
+    def _micro_batch(self, step: int, index: int) -> float:
+        config = self._config
+        self.clock.micro_batch = index
+        batch = self._batches(step * config.micro_batches + index)
+        ids = torch.from_numpy(batch).to(self._device)
+        teacher = self._dense_logits(ids) if config.distillation > 0 else None
+        logits = self._model(input_ids=ids, use_cache=False).logits
+        loss, text_loss = next_token_loss(logits, ids, teacher, config.distillation)
+        (loss / config.micro_batches).backward()  # type: ignore[no-untyped-call]
+        return text_loss
+
+    @torch.no_grad()
+    def _dense_logits(self, ids: Tensor) -> Tensor:
+        self.clock.mask = "dense"
+        try:
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+        finally:
+            self.clock.mask = "relaxed"
+        return logits
+
+    @torch.no_grad()
+    def evaluate(self, windows: Sequence[Tensor]) -> float:
+        """Mean loss of the hard masks, nats a token."""
+        self.clock.mask = "decided"
+        try:
+            losses = [
+                next_token_loss(self._model(input_ids=w, use_cache=False).logits, w)[1]
+                for w in windows
+            ]
+        finally:
+            self.clock.mask = "relaxed"
+        return sum(losses) / len(losses)
+
+    def movement(self) -> Movement:
+        """Share of changed groups and mean sharpness over all layers."""
+        decided = [layer.decide() for layer in self.layers]
+        groups = sum(codes.numel() for codes, _, _ in decided)
+        changed = sum(changed for _, changed, _ in decided)
+        return Movement(changed / groups, sum(sharp for _, _, sharp in decided) / groups)
+
+    def codes(self) -> dict[str, Codes]:
+        """Hard masks by layer name."""
+        return {layer.name: layer.decide()[0].cpu().numpy() for layer in self.layers}
+
+    def logits(self) -> dict[str, Tensor]:
+        """Logits by layer name."""
+        return {layer.name: layer.mask_logits.detach() for layer in self.layers}
+
+    def optimiser(self) -> dict[str, Tensor]:
+        """This rank's AdamW moments."""
+        return adamw_state(self._optimizer, [la.name for la in self.layers], self._parameters)
+
+    def restore(
+        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Logits and AdamW moments from a checkpoint."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.mask_logits.copy_(logits[layer.name])
+        names = [layer.name for layer in self.layers]
+        load_adamw_state(self._optimizer, names, self._parameters, optimiser())
+
+    def state_bytes(self) -> dict[str, float]:
+        """Bytes of training state per weight, by part: logits, gradient, AdamW's two moments."""
+        weights = sum(layer.weight.numel() for layer in self.layers)
+        logits = sum(parameter.numel() for parameter in self._parameters)
+        per_weight = logits * 4 / weights
+        parts = {"logits": per_weight, "gradient": per_weight, "adamw": 2 * per_weight}
+        return {**parts, "total": sum(parts.values())}

@@ -1,0 +1,134 @@
+"""The loop that every learned method runs in: resume, step, watch, report, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from maskgen.learning.checkpoint import CheckpointFolder, RunState
+from maskgen.learning.config import LearnConfig
+from maskgen.learning.distributed import World
+from maskgen.learning.learner import Learner, StepReport
+from maskgen.learning.progress import Reporter
+
+_SMOOTHING = 0.9
+
+
+class LearningStoppedError(ValueError):
+    """The loss became NaN or diverged; the message names the last good checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Where and how a run reports; none of it changes what is learned.
+
+    Attributes:
+        folder: checkpoints and `log.jsonl`.
+        identity: settings and digests that a resumed run must share.
+        resume: go on from the folder's newest checkpoint; otherwise an occupied folder is refused.
+        tensorboard: folder for event files.
+        held_out: windows of token ids on which the hard masks are evaluated while learning.
+        held_out_every: steps between those evaluations; 0 for never.
+        divergence: stop when the smoothed loss is this far above its lowest value, nats.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    resume: bool = False
+    tensorboard: Path | None = None
+    held_out: Sequence[Tensor] = ()
+    held_out_every: int = 0
+    divergence: float = math.inf
+
+
+def run(
+    learner: Learner, config: LearnConfig, options: RunOptions, world: World, console: Console
+) -> None:
+    """Drive `learner` to `config.steps`.
+
+    Raises:
+        LearningStoppedError: NaN or divergence.
+        CheckpointError: the folder holds another run's checkpoint, or one although `resume` is off.
+    """
+    folder = CheckpointFolder(options.folder, world)
+    if not options.resume and folder.latest() is not None:
+        raise ValueError(
+            f"{options.folder} already holds {folder.latest()}; resume it, or name another folder"
+        )
+    state = RunState(0, options.identity)
+    if (loaded := folder.load(options.identity)) is not None:
+        state, logits, optimiser = loaded
+        learner.restore(logits, optimiser)
+        console.print(f"resuming after step {state.step} from {folder.latest()}")
+    watch = _Watch(state.statistics, options.divergence)
+    if not world.first:
+        console = Console(quiet=True)
+    log = options.folder / ("log.jsonl" if world.first else f".log-rank{world.rank}.jsonl")
+    reporter = Reporter(
+        config.steps, state.step, log, console, options.tensorboard if world.first else None
+    )
+    with reporter:
+        begin, start = time.monotonic(), state.step
+        for step in range(state.step, config.steps):
+            report = learner.step(step)
+            done = step + 1
+            watch.check(report, done, folder)
+            rate = (done - start) / (time.monotonic() - begin)
+            record: dict[str, Any] = {
+                "step": done,
+                "loss": report.loss,
+                "tokens": done * config.tokens_per_step,
+                **report.extra,
+                "steps_per_second": round(rate, 4),
+                "eta_seconds": round((config.steps - done) / rate),
+            }
+            last = done == config.steps
+            if last or done % config.log_every == 0:
+                movement = learner.movement()
+                record |= {"changed": movement.changed, "sharpness": movement.sharpness}
+            if options.held_out_every and (last or done % options.held_out_every == 0):
+                record["held_out"] = learner.evaluate(options.held_out)
+            reporter.report(record)
+            if last or done % config.checkpoint_every == 0:
+                state = RunState(done, options.identity, watch.statistics())
+                folder.save(state, learner.logits(), learner.optimiser())
+
+
+class _Watch:
+    """Stops a run that has gone wrong, before it overwrites a good checkpoint."""
+
+    def __init__(self, statistics: dict[str, float], divergence: float) -> None:
+        self._smoothed = statistics.get("smoothed_loss", math.nan)
+        self._lowest = statistics.get("lowest_loss", math.inf)
+        self._divergence = divergence
+
+    def statistics(self) -> dict[str, float]:
+        return {"smoothed_loss": self._smoothed, "lowest_loss": self._lowest}
+
+    def check(self, report: StepReport, step: int, folder: CheckpointFolder) -> None:
+        numbers = {"loss": report.loss, **report.extra}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                self._stop(f"{name} is {value} at step {step}", folder)
+        old = self._smoothed
+        fresh = math.isnan(old)
+        self._smoothed = report.loss if fresh else _SMOOTHING * old + (1 - _SMOOTHING) * report.loss
+        self._lowest = min(self._lowest, self._smoothed)
+        if self._smoothed > self._lowest + self._divergence:
+            self._stop(
+                f"the smoothed loss rose to {self._smoothed:.2f} at step {step}, more than "
+                f"{self._divergence} above its lowest, {self._lowest:.2f}",
+                folder,
+            )
+
+    def _stop(self, what: str, folder: CheckpointFolder) -> None:
+        good = folder.latest()
+        where = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise LearningStoppedError(f"{what}; {where}. Lower the learning rate and resume from it")

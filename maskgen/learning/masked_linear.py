@@ -1,0 +1,137 @@
+"""A linear layer whose frozen weight is masked by learnable logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskgen.learning.gumbel import patterns_like
+from maskgen.learning.noise import NoiseKey, layer_number
+from maskgen.learning.relaxation import Relaxation, Softness
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where the run stands; one object, shared by all layers and set before each micro-batch.
+
+    The backward pass of a micro-batch, recomputed activations included, must end before the clock
+    moves on: that is what makes recomputation draw the same noise.
+    """
+
+    seed: int
+    step: int = 0
+    micro_batch: int = 0
+    softness: Softness = field(default_factory=lambda: Softness(1.0, 1.0))
+    mask: Literal["relaxed", "decided", "dense"] = "relaxed"
+
+    def key(self, layer: int) -> NoiseKey:
+        """The noise of one layer now."""
+        return NoiseKey(self.seed, self.step, self.micro_batch, layer)
+
+
+class _MaskedProduct(torch.autograd.Function):
+    """y = x @ (weight * mask(logits)).T; gradients go to x and, in place, to `logits.grad`.
+
+    The gradient of the logits is added to a buffer that the trainer owns instead of being returned:
+    six floats per group are the largest tensors of a run, and a fresh copy for every micro-batch
+    would cost more than computing it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor, layer: MaskedLinear) -> Tensor:
+        at, key = layer.clock.softness, layer.clock.key(layer.number)
+        masked = layer.relaxation.masked_weight(layer.weight, logits.detach(), at, key)
+        ctx.save_for_backward(x, masked)
+        ctx.layer, ctx.at, ctx.key = layer, at, key
+        return F.linear(x, masked, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        x, masked = ctx.saved_tensors
+        layer: MaskedLinear = ctx.layer
+        gradient = gradients[0]
+        masked_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        layer.relaxation.add_gradient(
+            layer.weight,
+            layer.mask_logits.detach(),
+            masked_gradient.contiguous(),
+            ctx.at,
+            ctx.key,
+            layer.gradient(),
+        )
+        return (gradient @ masked if ctx.needs_input_grad[0] else None), None, None
+
+
+class MaskedLinear(nn.Module):
+    """Replaces an `nn.Linear`: same weight, frozen, times the relaxed mask of `mask_logits`.
+
+    Attributes:
+        mask_logits: fp32 parameter, (out, planes, in / 4).
+        prior: uint8 (out, in / 4), the codes that mask movement is measured against.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    prior: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        linear: nn.Linear,
+        prior: Tensor,
+        logits: Tensor,
+        relaxation: Relaxation,
+        clock: Clock,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.number = layer_number(name)
+        self.relaxation = relaxation
+        self.clock = clock
+        self.register_buffer("weight", linear.weight.detach().contiguous(), persistent=False)
+        bias = None if linear.bias is None else linear.bias.detach()
+        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("prior", prior, persistent=False)
+        self.mask_logits = nn.Parameter(logits)
+
+    def gradient(self) -> Tensor:
+        """`mask_logits.grad`, made on first use."""
+        if self.mask_logits.grad is None:
+            self.mask_logits.grad = torch.zeros_like(self.mask_logits)
+        return self.mask_logits.grad
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.clock.mask == "dense":
+            return F.linear(x, self.weight, self.bias)
+        if self.clock.mask == "decided":
+            return F.linear(x, self.weight * self._keep(), self.bias)
+        apply: Any = _MaskedProduct.apply
+        product: Tensor = apply(x, self.mask_logits, self)
+        return product
+
+    def _keep(self) -> Tensor:
+        pattern = patterns_like(self.weight)[self.decide()[0].long()]
+        return pattern.view_as(self.weight)
+
+    def decide(self) -> tuple[Tensor, int, float]:
+        """Codes now, groups that differ from the prior, summed sharpness."""
+        scale = self.clock.softness.scale
+        return self.relaxation.decide(self.mask_logits.detach(), self.prior, scale)
+
+
+def masked_layers(model: nn.Module) -> Iterator[MaskedLinear]:
+    """The model's masked layers, in module order."""
+    for module in model.modules():
+        if isinstance(module, MaskedLinear):
+            yield module
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,195 @@
+"""Mask logits learned from losses alone: sample a mask, run forward, reward, repeat (MaskPro)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskgen.learning import sampling
+from maskgen.learning.batches import Batches
+from maskgen.learning.learner import Movement, StepReport, prepare_model
+from maskgen.learning.loss import next_token_loss
+from maskgen.learning.noise import NoiseKey, four_gumbels, layer_number
+from maskgen.learning.prior import add_weight_prior
+from maskgen.learning.relaxation import RelaxedTopTwo
+from maskgen.patterns import Codes, keep_from_codes
+
+
+@dataclass(slots=True)
+class SampledLayer:
+    """A linear whose weight is overwritten with a masked copy before each forward pass.
+
+    Attributes:
+        weight: (out, in), the frozen original.
+        logits: (out, 4, in / 4) fp32.
+        prior: (out, in / 4) codes.
+    """
+
+    name: str
+    linear: nn.Linear
+    weight: Tensor
+    logits: Tensor
+    prior: Tensor
+
+    def key(self, seed: int, step: int) -> NoiseKey:
+        """The noise of this layer at a step."""
+        return NoiseKey(seed, step, 0, layer_number(self.name))
+
+    def sample(self, key: NoiseKey, native: ModuleType | None) -> None:
+        """Put weight * (a sampled mask) into the linear."""
+        if native is not None:
+            native.sample_forward(
+                self.weight, self.logits, self.linear.weight.detach(), key.seed, key.step,
+                key.micro_batch, key.layer,
+            )  # fmt: skip
+            return
+        keep = sampling.keep_from_planes(self._draw(key))
+        self.linear.weight.copy_(self.weight * keep)
+
+    def update(self, key: NoiseKey, rate: float, native: ModuleType | None) -> None:
+        """Add rate * d log p(the mask that `key` draws) / d logits; call before logits change."""
+        if native is not None:
+            native.sample_update(self.logits, rate, key.seed, key.step, key.micro_batch, key.layer)
+            return
+        self.logits += rate * sampling.log_probability_gradient(self.logits, self._draw(key))
+
+    def use(self, codes: Tensor) -> None:
+        """Put weight * (a given mask) into the linear."""
+        keep = torch.from_numpy(keep_from_codes(codes.cpu().numpy())).to(self.weight.device)
+        self.linear.weight.copy_(self.weight * keep)
+
+    def _draw(self, key: NoiseKey) -> Tensor:
+        rows, _, groups = self.logits.shape
+        noise = four_gumbels(rows, groups, key, self.logits.device)
+        return sampling.sample_two(self.logits, noise)
+
+
+class PolicyLearner:
+    """One sampled mask a step; logits move along its log-probability's gradient.
+
+        r_t = f(m_t, batch) - f(m_0, batch)
+        tracker = decay * tracker + (1 - decay) * r_t
+        logits -= rate * (r_t - tracker) * d log p(m_t) / d logits
+
+    f(m_0) is measured once for every window, before the first step.
+
+    Args:
+        strength: the prior's kept weights start with this logit, the others with 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prior: Mapping[str, Codes],
+        batches: Batches,
+        *,
+        seed: int,
+        rate: float,
+        strength: float,
+        tracker_decay: float,
+        native: ModuleType | None,
+    ) -> None:
+        prepare_model(model, activation_checkpointing=False)
+        self._model = model
+        self._batches = batches
+        self._seed = seed
+        self._rate = rate
+        self._decay = tracker_decay
+        self._tracker = 0.0
+        self._native = native
+        self._device = next(model.parameters()).device
+        self._decide = RelaxedTopTwo(native).decide
+        self._initial_losses: Tensor | None = None
+        self.layers = [self._layer(name, prior[name], strength) for name in sorted(prior)]
+
+    def _layer(self, name: str, codes: Codes, strength: float) -> SampledLayer:
+        linear = self._model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"layer {name} is a {type(linear).__name__}, not a linear layer")
+        known = torch.from_numpy(np.array(codes)).to(self._device)  # a mask's codes are read-only
+        rows, groups = known.shape
+        logits = torch.zeros(rows, 4, groups, device=self._device)
+        add_weight_prior(logits, known, strength)
+        weight = linear.weight.detach().contiguous()
+        linear.weight = nn.Parameter(torch.empty_like(weight), requires_grad=False)
+        return SampledLayer(name, linear, weight, logits, known)
+
+    @torch.no_grad()
+    def step(self, step: int) -> StepReport:
+        """One sample, one forward pass, one update."""
+        if self._initial_losses is None:
+            self._initial_losses = self._measure_initial_losses()
+        for layer in self.layers:
+            layer.sample(layer.key(self._seed, step), self._native)
+        chosen = self._batches.indices(step)
+        loss = self._loss(self._batches(step))
+        reward = loss - float(self._initial_losses[torch.from_numpy(chosen)].mean())
+        self._tracker = self._decay * self._tracker + (1.0 - self._decay) * reward
+        advantage = reward - self._tracker
+        for layer in self.layers:
+            layer.update(layer.key(self._seed, step), -self._rate * advantage, self._native)
+        return StepReport(loss, {"residual": reward, "tracker": self._tracker})
+
+    def _measure_initial_losses(self) -> Tensor:
+        for layer in self.layers:
+            layer.use(layer.prior)
+        losses = [self._loss(window[None]) for window in self._batches.windows]
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def _loss(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> float:
+        ids = torch.from_numpy(batch.astype(np.int64)).to(self._device)
+        return next_token_loss(self._model(input_ids=ids, use_cache=False).logits, ids)[1]
+
+    @torch.no_grad()
+    def evaluate(self, windows: Sequence[Tensor]) -> float:
+        """Mean loss of the hard masks, nats a token."""
+        for layer in self.layers:
+            layer.use(self._decide(layer.logits, layer.prior, 1.0)[0])
+        losses = [
+            next_token_loss(self._model(input_ids=w, use_cache=False).logits, w)[1] for w in windows
+        ]
+        return sum(losses) / len(losses)
+
+    def movement(self) -> Movement:
+        """Share of changed groups and mean sharpness over all layers."""
+        decided = [self._decide(layer.logits, layer.prior, 1.0) for layer in self.layers]
+        groups = sum(codes.numel() for codes, _, _ in decided)
+        changed = sum(changed for _, changed, _ in decided)
+        return Movement(changed / groups, sum(sharp for _, _, sharp in decided) / groups)
+
+    def codes(self) -> dict[str, Codes]:
+        """Hard masks by layer name."""
+        return {
+            layer.name: self._decide(layer.logits, layer.prior, 1.0)[0].cpu().numpy()
+            for layer in self.layers
+        }
+
+    def logits(self) -> dict[str, Tensor]:
+        """Logits by layer name."""
+        return {layer.name: layer.logits for layer in self.layers}
+
+    def optimiser(self) -> dict[str, Tensor]:
+        """The tracker and the initial mask's losses."""
+        tensors = {"tracker": torch.tensor(self._tracker, dtype=torch.float64)}
+        if self._initial_losses is not None:
+            tensors["initial_losses"] = self._initial_losses
+        return tensors
+
+    def restore(
+        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
+    ) -> None:
+        """Take back what `logits` and `optimiser` gave."""
+        for layer in self.layers:
+            layer.logits.copy_(logits[layer.name])
+        tensors = optimiser()
+        self._tracker = float(tensors["tracker"])
+        self._initial_losses = tensors.get("initial_losses")
+
+    def state_bytes(self) -> dict[str, float]:
+        """Bytes of training state per weight."""
+        return {"logits": 4.0, "total": 4.0}

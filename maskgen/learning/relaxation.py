@@ -1,0 +1,186 @@
+"""A relaxation turns mask logits into a differentiable mask: the two that methods learn with.
+
+Both take the same two numbers, `scale` and `tau`, so the layer and the trainer need not know which
+one they run. The gradient is written by hand because it recomputes the noise from its key instead
+of keeping any of the six planes for the backward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from maskgen.learning import gumbel, relaxed_topk
+from maskgen.learning.noise import NoiseKey, four_gumbels, six_gumbels
+from maskgen.learning.sampling import pair_codes, top_two
+
+
+@dataclass(frozen=True, slots=True)
+class Softness:
+    """Where in its schedule a relaxation stands.
+
+    Attributes:
+        scale: kappa (multiplies pattern logits) or lambda (divides weight logits).
+        tau: temperature.
+        regularisation: lambda of -lambda * sum((weight * mask)^2), already divided by the number
+            of micro-batches in a step.
+    """
+
+    scale: float
+    tau: float
+    regularisation: float = 0.0
+
+
+class Relaxation(ABC):
+    """Mask logits (rows, planes, groups) <-> masked weight (rows, 4 * groups)."""
+
+    planes: ClassVar[int]
+
+    def __init__(self, native: ModuleType | None) -> None:
+        self.native = native
+
+    @abstractmethod
+    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        """weight * soft mask, in the weight's type."""
+
+    @abstractmethod
+    def add_gradient(
+        self,
+        weight: Tensor,
+        logits: Tensor,
+        masked_gradient: Tensor,
+        at: Softness,
+        key: NoiseKey,
+        out: Tensor,
+    ) -> None:
+        """Add dL / d(logits) to `out`, given dL / d(masked weight) and the forward's key."""
+
+    def decide(self, logits: Tensor, prior: Tensor, scale: float) -> tuple[Tensor, int, float]:
+        """Final codes, how many differ from the prior's, and the summed sharpness.
+
+        Sharpness of a group is the probability, without noise, of the pattern that is decided on,
+        or of the two weights.
+        """
+        if self.native is not None:
+            codes = torch.empty_like(prior)
+            changed, sharpness = self.native.decide(logits, codes, prior, scale)
+            return codes, int(changed), float(sharpness)
+        codes = self._codes(logits).to(torch.uint8)
+        changed = int((codes != prior).sum())
+        return codes, changed, self._sharpness(logits, scale)
+
+    @abstractmethod
+    def _codes(self, logits: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sharpness(self, logits: Tensor, scale: float) -> float: ...
+
+
+def _keep_gradient(
+    weight: Tensor, keep: Tensor, masked_gradient: Tensor, regularisation: float
+) -> Tensor:
+    """dL / d(keep), the regularisation -lambda * sum((w * keep)^2) included."""
+    w = weight.float()
+    return w * (masked_gradient.float() - 2.0 * regularisation * w * keep)
+
+
+class GumbelPatterns(Relaxation):
+    """MaskLLM: Gumbel-softmax over six pattern logits per group; `scale` is kappa."""
+
+    planes = 6
+
+    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        if self.native is not None:
+            masked = torch.empty_like(weight)
+            self.native.gumbel_forward(
+                weight, logits, masked, at.scale, at.tau, key.seed, key.step, key.micro_batch,
+                key.layer,
+            )  # fmt: skip
+            return masked
+        keep = gumbel.keep_from_patterns(self._probabilities(logits, at, key))
+        return (weight.float() * keep).to(weight.dtype)
+
+    def add_gradient(
+        self,
+        weight: Tensor,
+        logits: Tensor,
+        masked_gradient: Tensor,
+        at: Softness,
+        key: NoiseKey,
+        out: Tensor,
+    ) -> None:
+        if self.native is not None:
+            self.native.gumbel_backward(
+                weight, logits, masked_gradient, out, at.scale, at.tau, at.regularisation,
+                key.seed, key.step, key.micro_batch, key.layer,
+            )  # fmt: skip
+            return
+        probabilities = self._probabilities(logits, at, key)
+        keep = gumbel.keep_from_patterns(probabilities)
+        gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
+        out += gumbel.pattern_gradient(probabilities, gradient, at.scale / at.tau)
+
+    def _probabilities(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        rows, _, groups = logits.shape
+        noise = six_gumbels(rows, groups, key, logits.device)
+        return gumbel.pattern_probabilities(logits, at.scale, at.tau, noise)
+
+    def _codes(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=1)
+
+    def _sharpness(self, logits: Tensor, scale: float) -> float:
+        return float(torch.softmax(scale * logits, dim=1).amax(dim=1).sum())
+
+
+class RelaxedTopTwo(Relaxation):
+    """RoI: relaxed Gumbel top-2 of four weight logits per group; `scale` is lambda."""
+
+    planes = 4
+
+    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        if self.native is not None:
+            masked = torch.empty_like(weight)
+            self.native.topk_forward(
+                weight, logits, masked, at.scale, at.tau, key.seed, key.step, key.micro_batch,
+                key.layer,
+            )  # fmt: skip
+            return masked
+        keep = relaxed_topk.keep_from_top_two(self._choice(logits, at, key))
+        return (weight.float() * keep).to(weight.dtype)
+
+    def add_gradient(
+        self,
+        weight: Tensor,
+        logits: Tensor,
+        masked_gradient: Tensor,
+        at: Softness,
+        key: NoiseKey,
+        out: Tensor,
+    ) -> None:
+        if self.native is not None:
+            self.native.topk_backward(
+                weight, logits, masked_gradient, out, at.scale, at.tau, at.regularisation,
+                key.seed, key.step, key.micro_batch, key.layer,
+            )  # fmt: skip
+            return
+        choice = self._choice(logits, at, key)
+        keep = relaxed_topk.keep_from_top_two(choice)
+        gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
+        out += relaxed_topk.top_two_gradient(choice, gradient, at.scale, at.tau)
+
+    def _choice(self, logits: Tensor, at: Softness, key: NoiseKey) -> relaxed_topk.TopTwo:
+        rows, _, groups = logits.shape
+        noise = four_gumbels(rows, groups, key, logits.device)
+        return relaxed_topk.relax_top_two(logits, at.scale, at.tau, noise)
+
+    def _codes(self, logits: Tensor) -> Tensor:
+        return pair_codes(top_two(logits))
+
+    def _sharpness(self, logits: Tensor, scale: float) -> float:
+        probabilities = torch.softmax(logits / scale, dim=1)
+        return float((probabilities * top_two(logits)).sum())

@@ -1,0 +1,82 @@
+"""MaskLLM (arXiv 2409.17481, NeurIPS 2024): six pattern logits per group, learned by gradient.
+
+    pi ~ N(0, sigma) + std(pi) * sim(prior, pattern) * alpha          (prior.py)
+    y = softmax((kappa * pi + gumbel) / tau), mask = y @ patterns     (gumbel.py)
+    minimise  L(weight * mask) - lambda_t * sum((weight * mask)^2)
+
+kappa rises and tau falls linearly over the run, lambda_t falls linearly to 0, every micro-batch
+draws fresh noise, and the mask that is kept in the end is the arg-max of pi. Defaults are the
+paper's (its Table 7 and section 4); short runs want a larger learning rate and alpha
+(docs/learning.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from maskgen.learning.batches import Batches
+from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
+from maskgen.learning.distributed import World
+from maskgen.learning.learner import GradientLearner, Schedule
+from maskgen.learning.method import LearnMethod
+from maskgen.learning.native import choose_kernels
+from maskgen.learning.noise import layer_number
+from maskgen.learning.prior import add_pattern_prior, gaussian
+from maskgen.learning.relaxation import GumbelPatterns, Softness
+from maskgen.learning.schedules import linear
+from maskgen.patterns import Codes
+
+
+class MaskLLMConfig(GradientConfig):
+    """MaskLLM's settings."""
+
+    kappa: tuple[Positive, Positive] = (100.0, 500.0)
+    """Scale of the logits, first and last."""
+    tau: tuple[Positive, Positive] = (4.0, 0.05)
+    """Temperature, first and last."""
+    sigma: Positive = 0.01
+    """Standard deviation of the initial logits."""
+    alpha: NotNegative = 3.0
+    """Strength of the prior, in standard deviations; 0 for none."""
+    regularisation: NotNegative = 1e-5
+    """lambda of the sparse-weight regularisation, at the first step."""
+
+
+class MaskLLM(LearnMethod[MaskLLMConfig]):
+    """Gumbel-softmax over patterns."""
+
+    config: ClassVar[type[LearnConfig]] = MaskLLMConfig
+
+    def learner(
+        self,
+        model: nn.Module,
+        prior: Mapping[str, Codes],
+        config: MaskLLMConfig,
+        batches: Batches,
+        world: World,
+    ) -> GradientLearner:
+        """See `LearnMethod.learner`."""
+        first = next(model.parameters())
+        relaxation = GumbelPatterns(choose_kernels(config.kernels, first.device, first.dtype))
+
+        def softness(step: int) -> Softness:
+            progress = step / config.steps
+            return Softness(
+                linear(*config.kappa, progress),
+                linear(*config.tau, progress),
+                config.regularisation * (1.0 - progress),
+            )
+
+        def initial_logits(name: str, codes: Tensor) -> Tensor:
+            rows, groups = codes.shape
+            shape = (rows, relaxation.planes, groups)
+            logits = gaussian(shape, config.sigma, config.seed, layer_number(name))
+            add_pattern_prior(logits, codes.cpu(), config.alpha)
+            return logits
+
+        return GradientLearner(
+            model, prior, relaxation, Schedule(softness, initial_logits), config, batches, world
+        )

@@ -1,0 +1,182 @@
+"""`twofour mask learn`: learn a mask on text, from a prior."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from maskgen.data import TextSet
+    from maskgen.maskfile import Mask
+
+_Option = typer.Option
+
+
+def learn(
+    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")],
+    data: Annotated[
+        list[str], _Option(help="Text to learn on: named set, file, folder or hub:NAME (repeat).")
+    ],
+    out: Annotated[Path, _Option(help="The mask file to write.")],
+    prior: Annotated[
+        str, _Option(help="Where to start: a mask file, or a one-shot method to run first.")
+    ] = "sparsegpt",
+    method: Annotated[str, _Option(help="maskllm, roi or maskpro.")] = "maskllm",
+    domain: Annotated[str, _Option(help="Label: what kind of text this is for.")] = "general",
+    steps: Annotated[int | None, _Option(help="Optimiser steps.")] = None,
+    seed: Annotated[int, _Option(help="Of noise, initial logits and text order.")] = 0,
+    batch_size: Annotated[int | None, _Option(help="Sequences in a micro-batch.")] = None,
+    sequence_length: Annotated[int | None, _Option(help="Tokens in a sequence.")] = None,
+    micro_batches: Annotated[
+        int | None, _Option(help="Micro-batches in a step, over all ranks.")
+    ] = None,
+    learning_rate: Annotated[float | None, _Option(help="Peak learning rate.")] = None,
+    final_learning_rate: Annotated[
+        float | None, _Option(help="Where the cosine ends [default: a tenth of --learning-rate].")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        _Option("--set", help="Any other setting of the method, NAME=VALUE (repeat)."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, _Option(help="Checkpoints and log.jsonl [default: OUT with .run].")
+    ] = None,
+    resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    held_out: Annotated[
+        str | None, _Option(help="Text to evaluate the hard mask on while learning.")
+    ] = None,
+    held_out_every: Annotated[int, _Option(help="Steps between evaluations.", min=1)] = 50,
+    include: Annotated[
+        list[str] | None, _Option(help="Learn only linears that match this glob (repeat).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, _Option(help="Keep linears that match this glob dense (repeat).")
+    ] = None,
+    dense_first: Annotated[int, _Option(help="First decoder layers left dense.", min=0)] = 0,
+    dense_last: Annotated[int, _Option(help="Last decoder layers left dense.", min=0)] = 0,
+    dtype: Annotated[str, _Option(help="Of the frozen weights: bf16 or fp32.")] = "bf16",
+    device: Annotated[str | None, _Option(help="torch device [default: CUDA, if any].")] = None,
+    tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
+    parent: Annotated[
+        Path | None, _Option(help="Store only the difference to this mask file.")
+    ] = None,
+) -> None:
+    """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
+    from maskgen.data import TextSet, load_texts
+    from maskgen.learn import LearnRequest, parse_config
+    from maskgen.learn import learn as run
+    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.models import resolve_model
+    from maskgen.selection import LayerChoice
+
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    given = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "micro_batches": micro_batches,
+        "learning_rate": learning_rate,
+        "final_learning_rate": final_learning_rate,
+    }
+    if learning_rate is not None and final_learning_rate is None and method != "maskpro":
+        given["final_learning_rate"] = learning_rate / 10
+    chosen = {name: value for name, value in given.items() if value is not None}
+    config = parse_config(method, {**chosen, "seed": seed, **parse_settings(settings or [])})
+    console = Console()
+    base = None if parent is None else read_mask(parent)
+    directory = resolve_model(model)
+    texts = TextSet.of("+".join(data), [text for name in data for text in load_texts(name).texts])
+    request = LearnRequest(
+        method=method,
+        config=config,
+        folder=run_dir or out.with_suffix(".run"),
+        domain=domain,
+        resume=resume,
+        layers=LayerChoice(include or (), exclude or (), dense_first, dense_last),
+        dtype=dtype,
+        device=device,
+        tensorboard=tensorboard,
+        held_out=None if held_out is None else load_texts(held_out),
+        held_out_every=0 if held_out is None else held_out_every,
+    )
+    start = prior_mask(prior, directory, texts, request.folder, request.layers, console)
+    result = run(directory, texts, start, request, console)
+    if not result.first:
+        return
+    write_mask(out, result.mask, parent=base)
+    bits = out.stat().st_size * 8 / result.mask.weights
+    console.print(
+        f"{out}: {method} mask of {len(result.mask.codes)} layers, "
+        f"{100 * result.changed:.2f} % of groups changed, {bits:.3f} bits per weight, from "
+        f"{result.tokens:,} tokens in {result.seconds:.1f} s; training state "
+        f"{result.state_bytes['total']:.0f} bytes per weight",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; commas make a tuple.
+
+    Raises:
+        ValueError: a pair without `=`.
+    """
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r} is not NAME=VALUE")
+        parsed[name] = tuple(value.split(",")) if "," in value else value
+    return parsed
+
+
+def prior_mask(
+    prior: str,
+    directory: Path,
+    texts: TextSet,
+    folder: Path,
+    layers: Any,
+    console: Console,
+) -> Mask:
+    """The mask that learning starts from: a file's, or what a one-shot method makes of the text.
+
+    A computed prior is kept in the run's folder, so that a resumed run starts from the same one.
+
+    Raises:
+        ValueError: neither a file nor a one-shot method, or a method under torchrun.
+    """
+    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.prune import PruneSettings, prune
+    from maskgen.registry import load_method, method_names
+
+    if Path(prior).is_file():
+        return read_mask(Path(prior))
+    if prior not in method_names("prune"):
+        raise ValueError(
+            f"prior {prior!r} is neither a mask file nor one of {', '.join(method_names('prune'))}"
+        )
+    kept = folder / f"prior-{prior}.safetensors"
+    if kept.is_file():
+        return read_mask(kept)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"several ranks cannot each compute the prior: `twofour mask prune --method {prior}`"
+            " first and give its file as --prior"
+        )
+    chosen = load_method(prior, "prune")
+    if chosen.updates_weights:
+        raise ValueError(f"{prior} changes weights; learning needs a mask of the original ones")
+    console.print(f"computing the prior with {prior}")
+    result = prune(
+        directory,
+        texts if chosen.uses_calibration else None,
+        PruneSettings(method=prior, layers=layers),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_mask(kept, result.mask)
+    return result.mask
