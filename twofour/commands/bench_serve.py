@@ -48,7 +48,7 @@ def serve(
     out: Annotated[
         Path | None, _Option(help="New folder for raw samples. [results/serve-TIME]")
     ] = None,
-    force: Annotated[bool, _Option(help="Measure although other processes are busy.")] = False,
+    force: Annotated[bool, _Option(help="Measure on a busy machine all the same.")] = False,
     json_: Annotated[
         bool, _Option("--json", help="Print the result as JSON, as the last line.")
     ] = False,

@@ -2,7 +2,246 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-def demo() -> None:
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from benchmarks.serve import ServeComparison
+
+MODEL = "smollm2-135m"
+LEARNED_MASK = Path(__file__).parents[2] / "masks" / MODEL / "general.safetensors"
+CALIBRATION_WINDOWS, CALIBRATION_LENGTH = 32, 512
+
+
+class StageError(typer.Exit):
+    """A stage failed; its name and reason have been printed."""
+
+    def __init__(self) -> None:
+        super().__init__(code=1)
+
+
+@dataclass
+class DemoRun:
+    """What the stages hand on to each other.
+
+    Attributes:
+        out: the folder that everything is written to.
+        eval_windows: windows of held-out text for perplexity.
+        model: the model's directory.
+        masks: name -> mask file; the first one is served.
+        perplexities: `dense` or a mask's name -> perplexity.
+        subset: which windows the perplexities are of.
+        comparison: the dense and the sparse server, measured.
+    """
+
+    out: Path
+    eval_windows: int
+    console: Console
+    model: Path = Path()
+    masks: dict[str, Path] = field(default_factory=dict)
+    perplexities: dict[str, float] = field(default_factory=dict)
+    subset: str = ""
+    comparison: ServeComparison | None = None
+
+    def engine(self, arm: str) -> Path:
+        """Engine directory of an arm."""
+        return self.out / "engines" / arm
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where masks, engines and samples go.")] = Path("demo"),
+    eval_windows: Annotated[
+        int, typer.Option(help="Windows of 2048 tokens for perplexity.", min=1)
+    ] = 6,
+) -> None:
     """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
-    raise ValueError("the demo is not part of this build")
+    console = Console()
+    run = DemoRun(out=out, eval_windows=eval_windows, console=console)
+    out.mkdir(parents=True, exist_ok=True)
+    stages = (
+        ("data", "model and text", _fetch),
+        ("mask", "2:4 mask", _make_masks),
+        ("quality", "perplexity", _measure_quality),
+        ("build", "engine directories", _build_engines),
+        ("serve", "dense and sparse server under load", _serve),
+    )
+    for number, (name, what, stage) in enumerate(stages, start=1):
+        with _stage(console, f"{number}/{len(stages)} {what}", name):
+            stage(run)
+    _print_results(run)
+
+
+@contextmanager
+def _stage(console: Console, title: str, name: str) -> Iterator[None]:
+    """Show progress; name the stage when it fails."""
+    console.rule(title, align="left")
+    start = time.monotonic()
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        console.print(f"[red]stage {name!r} failed:[/] {error}", highlight=False, soft_wrap=True)
+        raise StageError from error
+    console.print(f"[dim]{time.monotonic() - start:.0f} s[/]")
+
+
+def _fetch(run: DemoRun) -> None:
+    from maskgen.data import load_texts
+    from maskgen.models import resolve_model
+
+    with run.console.status("fetching the text"):
+        texts = load_texts("wikipedia")
+    with run.console.status("fetching the model and dequantising it (once, about half a minute)"):
+        run.model = resolve_model(MODEL)
+    run.console.print(f"{MODEL}, dequantised from Q4_1: {run.model}", soft_wrap=True)
+    run.console.print(
+        f"text: {len(texts.texts)} Wikipedia articles, SHA-256 {texts.digest[:16]}..."
+    )
+
+
+def _make_masks(run: DemoRun) -> None:
+    from rich.progress import Progress
+
+    from maskgen.data import load_texts
+    from maskgen.maskfile import write_mask
+    from maskgen.prune import PruneSettings, prune
+
+    if LEARNED_MASK.is_file():
+        run.masks["learned"] = LEARNED_MASK
+        run.console.print(f"learned mask that comes with twofour: {LEARNED_MASK}", soft_wrap=True)
+    file = run.out / "wanda.safetensors"
+    settings = PruneSettings(method="wanda", windows=CALIBRATION_WINDOWS, length=CALIBRATION_LENGTH)
+    with Progress(console=run.console, transient=True) as bar:
+        task = bar.add_task("Wanda, layer by layer", total=None)
+        result = prune(
+            run.model,
+            load_texts("wikipedia:train"),
+            settings,
+            lambda done, count, name: bar.update(task, completed=done, total=count),
+        )
+    write_mask(file, result.mask)
+    run.masks["wanda"] = file
+    bits = file.stat().st_size * 8 / result.mask.weights
+    run.console.print(
+        f"{file}: {len(result.mask.codes)} layers from {result.tokens:,} tokens, "
+        f"{bits:.2f} bits per weight",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _measure_quality(run: DemoRun) -> None:
+    for name, file in [("dense", None), *run.masks.items()]:
+        with run.console.status(f"perplexity, {name}"):
+            result = _perplexity(run, file)
+        run.perplexities[name], run.subset = result.perplexity, result.subset
+        run.console.print(f"{name}: perplexity {result.perplexity:.2f}", highlight=False)
+    run.console.print(f"held-out Wikipedia, {run.subset} of 2048 tokens, bf16", highlight=False)
+
+
+def _perplexity(run: DemoRun, file: Path | None) -> Any:
+    from maskgen.data import load_texts
+    from maskgen.evaluate import evaluate
+    from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_tokenizer
+    from maskgen.maskfile import read_mask
+
+    network, tokenizer = load_model(run.model, "bf16"), load_tokenizer(run.model)
+    if file is not None:
+        apply_to_module(network, read_mask(file))
+    return evaluate(
+        TorchScorer(network),
+        encoder(tokenizer),
+        load_texts("wikipedia:test"),
+        model=MODEL,
+        mask=None if file is None else file.stem,
+        dtype="bf16",
+        bos_token_id=tokenizer.bos_token_id,
+        windows=run.eval_windows,
+    )
+
+
+def _build_engines(run: DemoRun) -> None:
+    from engines.build import BuildRequest
+    from twofour.commands.build import run_builder
+
+    for arm, masks in (("dense", {}), ("sparse", run.masks)):
+        with run.console.status(f"packing the {arm} weights"):
+            manifest = run_builder(
+                "cpu",
+                BuildRequest(
+                    model=run.model,
+                    model_name=MODEL,
+                    masks=masks,
+                    out=run.engine(arm),
+                    overwrite=True,
+                ),
+            )
+        names = ", ".join(mask.name for mask in manifest.masks) or "none"
+        run.console.print(f"{run.engine(arm)}: masks {names}", soft_wrap=True)
+
+
+def _serve(run: DemoRun) -> None:
+    from benchmarks.serve import Plan, compare_arms
+    from benchmarks.serve_report import notes
+
+    # A demo also runs on a machine with other work on it, and then says so; `bench serve` refuses.
+    plan = Plan(concurrencies=(1, 8), requests=8, repeats=3, max_tokens=64, force=True)
+    folder = run.out / "load" / time.strftime("%Y%m%d-%H%M%S")
+    with run.console.status("starting") as status:
+        run.comparison = compare_arms(
+            run.engine("dense"), run.engine("sparse"), plan, folder, status.update
+        )
+    for note in notes(run.comparison):
+        run.console.print(note, highlight=False, soft_wrap=True)
+
+
+def _print_results(run: DemoRun) -> None:
+    from benchmarks.serve import BUSY_SHARE
+
+    comparison = run.comparison
+    if comparison is None:
+        raise RuntimeError("the serve stage left no comparison")
+    served = next(iter(run.masks))
+    table = Table(title=f"{MODEL} (dequantised from Q4_1), one machine, one run")
+    table.add_column("")
+    for heading in ("dense", "2:4 sparse", "sparse / dense"):
+        table.add_column(heading, justify="right")
+    quality = [run.perplexities["dense"], run.perplexities[served]]
+    table.add_row(f"perplexity ({run.subset})", *_pair(quality, "{:.2f}"))
+    for name in list(run.masks)[1:]:
+        other = [run.perplexities["dense"], run.perplexities[name]]
+        table.add_row(f"  with the {name} mask instead", *_pair(other, "{:.2f}"))
+    servers = [comparison.servers[arm] for arm in ("dense", "sparse")]
+    mib = 2**20
+    table.add_row("weights, MiB", *_pair([s.weight_bytes / mib for s in servers], "{:.0f}"))
+    table.add_row("server memory, MiB", *_pair([s.rss_bytes / mib for s in servers], "{:.0f}"))
+    for level in sorted({row.concurrency for row in comparison.rows}):
+        arms = {row.arm: row for row in comparison.rows if row.concurrency == level}
+        rows = [arms["dense"], arms["sparse"]]
+        at_a_time = f"{level} request{'s' if level > 1 else ''} at a time"
+        table.add_row(f"tokens/s, {at_a_time}", *_pair([r.tokens_per_s for r in rows], "{:.0f}"))
+        table.add_row(
+            f"time to first token, ms, {at_a_time}", *_pair([r.ttft_p50_ms for r in rows], "{:.1f}")
+        )
+    run.console.print(table)
+    if comparison.other_cpu_share > BUSY_SHARE:
+        run.console.print(
+            f"[yellow]other processes took up to {comparison.other_cpu_share:.0%} of the CPU: "
+            "the speeds are rough; twofour bench serve measures on a quiet machine[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    run.console.print(f"served with the {served} mask; everything is in {run.out}/", soft_wrap=True)
+    run.console.print(f"try it: twofour serve {run.engine('sparse')}", soft_wrap=True)
+
+
+def _pair(values: list[float], form: str) -> tuple[str, str, str]:
+    dense, sparse = values
+    return form.format(dense), form.format(sparse), f"{sparse / dense:.2f}"
