@@ -26,11 +26,14 @@ struct Avx2Ops {
   template <Source S, int R, int T>
   static void block(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc) {
     constexpr Layout L = layout_of(S);
-    for (int r = 0; r < R; ++r) one_block<L, T>(part.w[r], x, tiles, acc + r * T * 16);
+    for (int r = 0; r < R; ++r) {
+      const Part<1> one{{part.w[r]}, {}, part.skip, {part.next[r]}, part.next_lines};
+      one_block<L, T>(one, x, tiles, acc + r * T * 16);
+    }
   }
 
   template <Layout L, int T>
-  static inline __attribute__((always_inline)) void one_block(const std::byte* w, const Activation* x,
+  static inline __attribute__((always_inline)) void one_block(const Part<1>& one, const Activation* x,
                                                               std::size_t tiles, float* acc) {
     __m256 sum[2][T];
     for (int h = 0; h < 2; ++h) {
@@ -38,8 +41,8 @@ struct Avx2Ops {
     }
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       const Activation* in = x + tile * T * tile_inputs;
-      const std::byte* from = w + tile * tile_bytes(L);
-      prefetch_tile<L, 1>({{w}, {}, 0}, tile, tiles);
+      const std::byte* from = one.w[0] + tile * tile_bytes(L);
+      prefetch_tile<L, 1>(one, tile, tiles);
       if constexpr (L == Layout::sparse24_bf16) {
         sparse_tile<T>(from, in, sum);
       } else {

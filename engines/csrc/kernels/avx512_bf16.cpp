@@ -34,7 +34,7 @@ struct Bf16Ops {
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       const Activation* in = x + tile * T * tile_inputs;
       const std::size_t offset = tile * tile_bytes(L);
-      if constexpr (S != Source::expanded) prefetch_tile<L, R>(part, tile, tiles);
+      prefetch_tile<L, R>(part, tile, tiles);
       if constexpr (S == Source::dense) {
         dense_tile<R, T>(part.w, offset, in, sum);
       } else {

@@ -34,6 +34,10 @@ struct Part {
   const std::byte* w[R];         // each row block's first tile
   const std::byte* expanded[R];  // with Source::expanded
   std::size_t skip;
+  // When several panels share the weights: what to fetch for the next chunk, so many lines a tile. Each panel
+  // fetches its part of it, since a burst would only wait for memory.
+  const std::byte* next[R];
+  std::size_t next_lines;
 };
 
 // Panels of nearly equal size: 16 tokens are 8 + 8, not 12 + 4.
@@ -56,8 +60,8 @@ struct Driver {
   static constexpr std::size_t max_rows = 2;  // row blocks per inner kernel
   // Tokens whose accumulators one pass over the weights keeps: the activations of a pass should stay in
   // the second-level cache (half of 1 MiB, the smallest that AVX-512 server cores have).
-  static constexpr std::size_t pass_tokens = 8 * max_tokens;
-  static constexpr std::size_t pass_bytes = 768 * 1024;
+  static constexpr std::size_t pass_tokens = 12 * max_tokens;
+  static constexpr std::size_t pass_bytes = 2048 * 1024;
   // Input tiles per inner call when several panels share the weights: 16 tiles of two row blocks are
   // 18 KiB (sparse), which stay in the first-level cache while the panels pass.
   static constexpr std::size_t chunk_tiles = 16;
@@ -100,8 +104,9 @@ struct Driver {
     Activation* out = static_cast<Activation*>(prepared);
     for (std::size_t token = begin; token < end; ++token) {
       const Source* row = x + token * stride;
-      for (std::size_t tile = 0; tile < tiles; ++tile) {
-        Activation* to = out + place(p, tiles, token, tile);
+      const std::size_t step = p.size(p.of(token)) * tile_inputs;
+      Activation* to = out + place(p, tiles, token, 0);
+      for (std::size_t tile = 0; tile < tiles; ++tile, to += step) {
         const Source* from = row + tile * tile_inputs;
         const std::size_t valid = smaller(tile_inputs, k - tile * tile_inputs);
         if (valid == tile_inputs) {
@@ -168,27 +173,24 @@ struct Driver {
     for (std::size_t tile = 0; tile < tiles; tile += chunk_tiles) {
       const std::size_t count = smaller(chunk_tiles, tiles - tile);
       const bool row_ends = tile + count == tiles;
+      const std::size_t lines_of_tile = tile_bytes(L) / vector_bytes;
       Part<R> part = rows;
+      part.next_lines = (lines_of_tile + last - first - 1) / (last - first);
       for (int r = 0; r < R; ++r) {
         part.w[r] += tile * tile_bytes(L);
+        part.next[r] = part.w[r] + count * tile_bytes(L) + (row_ends ? rows.skip : 0);
         if constexpr (expand) {
           Ops::expand(part.w[r], count, expanded[r]);
           part.expanded[r] = expanded[r];
         }
-        prefetch(part.w[r] + count * tile_bytes(L) + (row_ends ? rows.skip : 0),
-                 smaller(row_ends ? tiles : tiles - tile - count, chunk_tiles) * tile_bytes(L));
       }
       for (std::size_t panel = first; panel < last; ++panel) {
         const std::size_t size = p.size(panel), token = p.first(panel);
         block<source, R>(size)(part, x + (token * tiles + tile * size) * tile_inputs, count,
                                acc + (token - start) * R * tile_rows);
+        for (int r = 0; r < R; ++r) part.next[r] += count * part.next_lines * vector_bytes;
       }
     }
-  }
-
-  // Into the second-level cache, to arrive while the panels are multiplied.
-  static void prefetch(const std::byte* from, std::size_t bytes) {
-    for (std::size_t i = 0; i < bytes; i += vector_bytes) __builtin_prefetch(from + i, 0, 2);
   }
 
   // Panels of one pass over the weights, from `first`.
@@ -224,14 +226,14 @@ struct Driver {
       last = pass_end(p, first, tiles);
       std::size_t block = begin;
       for (; block + 2 <= end; block += 2) {
-        const Part<2> rows{{w.data + block * bytes, w.data + (block + 1) * bytes}, {}, bytes};
+        const Part<2> rows{{w.data + block * bytes, w.data + (block + 1) * bytes}, {}, bytes, {}, 0};
         pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
           write(y, p, w.n, token, block, v);
           write(y, p, w.n, token, block + 1, v + next);
         });
       }
       if (block < end) {
-        const Part<1> rows{{w.data + block * bytes}, {}, 0};
+        const Part<1> rows{{w.data + block * bytes}, {}, 0, {}, 0};
         pass<L, 1>(rows, x, p, first, last, tiles, acc,
                    [&](std::size_t token, float* v, std::size_t) { write(y, p, w.n, token, block, v); });
       }
@@ -247,7 +249,7 @@ struct Driver {
     for (std::size_t first = 0, last = 0; first < p.count; first = last) {
       last = pass_end(p, first, tiles);
       for (std::size_t block = begin; block < end; ++block) {
-        const Part<2> rows{{gate.data + block * bytes, up.data + block * bytes}, {}, 0};
+        const Part<2> rows{{gate.data + block * bytes, up.data + block * bytes}, {}, 0, {}, 0};
         pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
           for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
           write(y, p, gate.n, token, block, v);

@@ -1,0 +1,29 @@
+#!/bin/sh
+# The kernel tests under the address and undefined-behaviour sanitizers, and a run of the fuzzer. Builds the
+# native module in a copy of the sources, because the checkout's own must stay loadable without sanitizers.
+#   tests/engines/sanitize.sh [PYTHON] [FUZZ_SECONDS]
+set -eu
+python=${1:-python3}
+seconds=${2:-30}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=$root/build/sanitize
+mkdir -p "$work/tree"
+for part in engines maskgen tests benchmarks twofour CMakeLists.txt pyproject.toml; do
+  rm -rf "$work/tree/$part"
+  cp -R "$root/$part" "$work/tree/$part"
+done
+rm -f "$work"/tree/engines/*.so
+cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_SANITIZE=ON -DPython_EXECUTABLE="$(command -v "$python")"
+cmake --build "$work/build" --parallel 2
+
+cd "$work/tree"
+# Python is not built with the sanitizer, so its run time comes first; what Python itself never frees is
+# no leak of ours. OpenMP workers stay alive at exit.
+LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"
+ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
+UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+PYTHONPATH=.
+export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS PYTHONPATH
+"$python" -m pytest -p no:cacheprovider --timeout 1200 \
+  tests/engines/test_layout.py tests/engines/test_kernels.py tests/engines/test_patch.py
+"$python" tests/fuzz/fuzz_unpack.py --seconds "$seconds"
