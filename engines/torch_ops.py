@@ -13,6 +13,7 @@ A decode step makes hundreds of calls, so the operator is registered through `to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -60,7 +61,7 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear_fake, "Meta")  # type: ignore[no-untyped-call]
 
-linear = torch.ops.twofour.linear.default
+linear: Callable[..., torch.Tensor] = torch.ops.twofour.linear.default
 """x (..., k) bf16 or float32; packed uint8, `engines.layout.packed_bytes(layout, n, k)` of them;
 layout an `engines.layout.Layout`; n outputs; bias (n,) of any floating dtype, or None.
 

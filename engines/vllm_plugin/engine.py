@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class VllmEngine(Engine):
         tensor_parallel_size: workers that share each layer.
         max_model_len: most tokens of one sequence; None is what the model allows.
         kv_cache_bytes: memory for the KV cache of each worker; None leaves it to vLLM.
-        options: further arguments of vLLM's `AsyncEngineArgs`.
+        vllm_options: further arguments of vLLM's `AsyncEngineArgs`.
 
     Raises:
         VllmVersionError: vLLM is missing or of an untested version.
@@ -66,7 +66,7 @@ class VllmEngine(Engine):
         tensor_parallel_size: int = 1,
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = 1 << 30,
-        **options: Any,
+        vllm_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._version = vllm_version()
         check_version(self._version)
@@ -92,7 +92,7 @@ class VllmEngine(Engine):
             "enable_prefix_caching": True,
             "disable_log_stats": True,  # vLLM's own loggers; ours is given below
             "seed": 0,
-            **options,
+            **(vllm_options or {}),
         }
         self._llm: Any = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[lambda config, index=0: self._counter]

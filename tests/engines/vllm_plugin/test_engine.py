@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from engines.base import Engine, GenerationChunk, GenerationRequest
-from engines.build import BuildRequest
+from engines.base import Engine, GenerationRequest
 from engines.errors import InvalidRequestError, MaskError, UnknownMaskError
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
-from tests.engines.conftest import random_mask
-from tests.tiny_model import make_tiny_llama
+from tests.engines.vllm_plugin.cases import (
+    assert_agree,
+    greedy,
+    make_directories,
+    prompt_of,
+    run,
+    tokens_of,
+)
 
 pytestmark = [
     pytest.mark.vllm,
@@ -25,40 +30,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
 ]
 
-# Log-prob. vLLM computes in bf16, the reference in float32; with random weights that is far apart.
-MARGIN = 0.15
-
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One model and two masks, as vLLM and as reference engine directories."""
-    folder = tmp_path_factory.mktemp("vllm")
-    model = make_tiny_llama(
-        folder / "model",
-        hidden_size=256,
-        intermediate_size=512,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        initializer_range=0.1,
-    )
-    masks = {
-        name: random_mask(model, folder / f"{name}.safetensors", seed=seed, domain=name)
-        for seed, name in enumerate(("general", "french", "late"))
-    }
-    from engines import reference
-    from engines.vllm_plugin import build as vllm_build
-
-    carried = {name: masks[name] for name in ("general", "french")}
-    request = BuildRequest(model=model, model_name="tiny", masks=carried, out=folder / "vllm")
-    vllm_build.build(request)
-    reference.build(
-        BuildRequest(model=model, model_name="tiny", masks=masks, out=folder / "reference")
-    )
-    return {
-        "vllm": folder / "vllm",
-        "reference": folder / "reference",
-        "late": masks["late"],
-    }
+    return make_directories(tmp_path_factory.mktemp("vllm"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,7 +43,7 @@ async def engine(directories: dict[str, Path]) -> AsyncIterator[Engine]:
         enforce_eager=True,
         kv_cache_bytes=64 << 20,
         max_model_len=256,
-        block_size=32,
+        vllm_options={"block_size": 32},
     )
     yield engine
     await engine.close()
@@ -79,37 +54,6 @@ async def reference(directories: dict[str, Path]) -> AsyncIterator[Engine]:
     engine = open_engine(directories["reference"])
     yield engine
     await engine.close()
-
-
-def prompt_of(seed: int, length: int = 40) -> tuple[int, ...]:
-    return tuple(int(t) for t in np.random.default_rng(seed).integers(3, 250, length))
-
-
-async def run(engine: Engine, request: GenerationRequest) -> list[GenerationChunk]:
-    return [chunk async for chunk in engine.generate(request)]
-
-
-async def greedy(
-    engine: Engine, key: str, prompt: tuple[int, ...], mask: str | None, tokens: int = 24
-) -> list[GenerationChunk]:
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=2)
-    return await run(engine, GenerationRequest(key, prompt, sampling, mask=mask))
-
-
-def tokens_of(chunks: list[GenerationChunk]) -> list[int]:
-    return [token for chunk in chunks for token in chunk.token_ids]
-
-
-def assert_agree(ours: list[GenerationChunk], oracle: list[GenerationChunk]) -> None:
-    """Same tokens until the oracle's own choice is a toss-up; same log-probs until then."""
-    mine = [lp for chunk in ours for lp in chunk.logprobs or ()]
-    theirs = [lp for chunk in oracle for lp in chunk.logprobs or ()]
-    assert len(mine) == len(theirs)
-    for a, b in zip(mine, theirs, strict=True):
-        if a.token_id != b.token_id:
-            assert b.top[0][1] - b.top[1][1] < MARGIN
-            return
-        assert abs(a.logprob - b.logprob) < MARGIN
 
 
 @pytest.mark.parametrize("mask", [None, "general", "french"])

@@ -1,0 +1,50 @@
+"""Other ways to run vLLM, same answers: two workers, compiled, fused layers of both kinds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.registry import open_engine
+from tests.engines.vllm_plugin.cases import assert_agree, greedy, make_directories, prompt_of
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
+]
+
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "tensor-parallel": ({"tensor_parallel_size": 2, "enforce_eager": True}, ""),
+    "partly-dense": ({"enforce_eager": True}, "k_proj"),
+    "compiled": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_both_masks_agree_with_the_reference(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, leave_out = CASES[case]
+    cores = sorted(os.sched_getaffinity(0))
+    if "tensor_parallel_size" in options:
+        if len(cores) < 2:
+            pytest.skip("two workers need two cores")
+        # All cores are on one NUMA node here, so vLLM must be told which worker gets which.
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[1]}")
+    directories = make_directories(tmp_path, leave_out=leave_out)
+    reference = open_engine(directories["reference"])
+    engine = open_engine(directories["vllm"], kv_cache_bytes=64 << 20, max_model_len=256, **options)
+    try:
+        for mask in ("general", "french", "general"):
+            for seed in range(2):
+                prompt = prompt_of(seed)
+                ours = await greedy(engine, f"{mask}-{seed}", prompt, mask, 16)
+                assert_agree(ours, await greedy(reference, f"{mask}-{seed}", prompt, mask, 16))
+        assert engine.stats().mask_switches == 2
+    finally:
+        await engine.close()
+        await reference.close()
