@@ -30,6 +30,7 @@ from engines.tensorrt_llm.record import (
     LOGS,
     SCRIPT_FILE,
     BuildRecord,
+    describe_engine,
     read_record,
     record_build,
 )
@@ -128,10 +129,7 @@ def _failure(log: Path, name: str) -> str:
 def summary(directory: Path, record: BuildRecord) -> str:
     """What was built, for people."""
     lines = [f"{directory}: built with TensorRT-LLM {record.tensorrt_llm}"]
-    for name, engine in record.engines.items():
-        tactics = f"{engine.chosen} of {engine.eligible} eligible layers use a sparse tactic"
-        size = f"{engine.bytes / 2**20:.0f} MiB"
-        lines.append(f"  {name}: {tactics if record.sparse else 'dense'}, {size}")
+    lines += [f"  {n}: {describe_engine(engine, record)}" for n, engine in record.engines.items()]
     return "\n".join(lines)
 
 

@@ -34,7 +34,13 @@ from engines.errors import (
 from engines.tensorrt_llm import llm_api
 from engines.tensorrt_llm.choice import run_choice
 from engines.tensorrt_llm.pool import EnginePool
-from engines.tensorrt_llm.record import BASE, SCRIPT_FILE, EngineRecord, read_record
+from engines.tensorrt_llm.record import (
+    BASE,
+    SCRIPT_FILE,
+    EngineRecord,
+    describe_engine,
+    read_record,
+)
 from engines.text import TextCodec
 from maskgen.maskfile import MaskFileError, read_mask
 
@@ -117,7 +123,7 @@ class TensorRtLlmEngine(Engine):
             sparse_layers=default.chosen or 0,
             eligible_layers=default.eligible or 0,
             kernels={
-                name: f"TensorRT: {engine.chosen} of {engine.eligible} eligible layers sparse"
+                name: f"TensorRT: {describe_engine(engine, self._record)}"
                 for name, engine in engines.items()
             },
             weight_bytes=sum(self._record.engines[n].bytes for n in self._pool.resident),

@@ -134,6 +134,20 @@ def read_record(directory: Path) -> tuple[Manifest, BuildRecord]:
     return manifest, record
 
 
+def describe_engines(directory: Path) -> dict[str, str]:
+    """By mask: what TensorRT chose, in words."""
+    _, record = read_record(directory)
+    return {name: describe_engine(engine, record) for name, engine in record.engines.items()}
+
+
+def describe_engine(engine: EngineRecord, record: BuildRecord) -> str:
+    """What TensorRT chose for one engine, in words."""
+    if not engine.built:
+        return f"not built yet; run {SCRIPT_FILE}"
+    tactics = f"{engine.chosen} of {engine.eligible} eligible layers use a sparse tactic"
+    return f"{tactics if record.sparse else 'dense'}, {engine.bytes / 2**20:.0f} MiB"
+
+
 def write_record(directory: Path, manifest: Manifest, record: BuildRecord) -> None:
     """Write `engine.json` anew, with the sizes of the files that serving needs."""
     update = {"details": record.model_dump(mode="json"), "files": serving_files(directory)}

@@ -73,4 +73,8 @@ def _engine(directory: Path) -> dict[str, Any]:
         from engines.cpu.describe import kernels_of_directory
 
         facts["kernels"] = kernels_of_directory(directory)
+    if manifest.target == "tensorrt-llm":
+        from engines.tensorrt_llm.record import describe_engines
+
+        facts["engines"] = describe_engines(directory)
     return facts

@@ -20,7 +20,7 @@ from engines.errors import EngineDirectoryError, MaskError
 from engines.manifest import read_manifest
 from engines.tensorrt_llm.build import build, extend, resume
 from engines.tensorrt_llm.preflight import PreflightError
-from engines.tensorrt_llm.record import NoSparseTacticsError, read_record
+from engines.tensorrt_llm.record import NoSparseTacticsError, describe_engines, read_record
 from engines.tensorrt_llm.version import ToolsMissingError
 from tests.engines.tensorrt_llm.helpers import mask_file, sparse_model
 from tests.engines.tensorrt_llm.standins import ROOT, StandIns, install
@@ -322,6 +322,8 @@ def test_without_tensorrt_llm_everything_is_ready_for_another_machine(
     assert str(request_.out / "build.sh") in str(e.value)
     assert _run_script(request_.out).returncode == 3
 
+    assert describe_engines(request_.out)["french"] == "not built yet; run build.sh"
+
     # The other machine: the directory was copied there, and has the tools.
     moved = tmp_path / "elsewhere"
     shutil.move(request_.out, moved)
@@ -330,6 +332,7 @@ def test_without_tensorrt_llm_everything_is_ready_for_another_machine(
     assert done.returncode == 0, done.stderr
     assert f"general: {LAYERS} of {LAYERS} eligible layers use a sparse tactic" in done.stdout
     assert read_record(moved)[1].engines["french"].built
+    assert describe_engines(moved)["french"].startswith(f"{LAYERS} of {LAYERS} eligible layers")
     # A second run has nothing to do.
     assert "building" not in _run_script(moved).stdout
 
