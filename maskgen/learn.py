@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +69,7 @@ class LearnResult:
         mask: what was learned.
         changed: share of groups whose pattern is not the prior's.
         tokens: tokens learned from.
-        seconds: wall time of this process's part of the run, without loading.
+        seconds: wall time of all steps, without loading; those before a resumption included.
         state_bytes: bytes of training state per weight, by part.
         first: whether this rank is the one to write the mask.
     """
@@ -138,9 +137,7 @@ def learn(
             held_out_every=request.held_out_every,
             divergence=config.divergence if isinstance(config, GradientConfig) else float("inf"),
         )
-        start = time.perf_counter()
-        run(learner, config, options, world, console)
-        seconds = time.perf_counter() - start
+        seconds = run(learner, config, options, world, console)
     return LearnResult(
         mask=Mask(
             codes=learner.codes(),

@@ -50,8 +50,11 @@ class RunOptions:
 
 def run(
     learner: Learner, config: LearnConfig, options: RunOptions, world: World, console: Console
-) -> None:
+) -> float:
     """Drive `learner` to `config.steps`.
+
+    Returns:
+        Seconds that all steps took, those before a resumption included.
 
     Raises:
         LearningStoppedError: NaN or divergence.
@@ -76,16 +79,19 @@ def run(
     )
     with reporter:
         begin, start = time.monotonic(), state.step
+        before = seconds = state.statistics.get("seconds", 0.0)
         for step in range(state.step, config.steps):
             report = learner.step(step)
             done = step + 1
             watch.check(report, done, folder)
-            rate = (done - start) / (time.monotonic() - begin)
+            spent = time.monotonic() - begin
+            seconds, rate = before + spent, (done - start) / spent
             record: dict[str, Any] = {
                 "step": done,
                 "loss": report.loss,
                 "tokens": done * config.tokens_per_step,
                 **report.extra,
+                "seconds": round(seconds, 2),
                 "steps_per_second": round(rate, 4),
                 "eta_seconds": round((config.steps - done) / rate),
             }
@@ -97,8 +103,10 @@ def run(
                 record["held_out"] = learner.evaluate(options.held_out)
             reporter.report(record)
             if last or done % config.checkpoint_every == 0:
-                state = RunState(done, options.identity, watch.statistics())
+                statistics = {**watch.statistics(), "seconds": seconds}
+                state = RunState(done, options.identity, statistics)
                 folder.save(state, learner.logits(), learner.optimiser())
+    return seconds
 
 
 class _Watch:
