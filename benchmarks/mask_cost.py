@@ -1,0 +1,107 @@
+"""What sampling masks costs beside the matrix products of the same step.
+
+For every linear of a model: the three products of a training step (forward, and both gradients) in
+bfloat16, and the masked weight with its gradient to the logits, by implementation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from maskgen.learning.native import native_module
+from maskgen.learning.noise import NoiseKey
+from maskgen.learning.relaxation import GumbelPatterns, Relaxation, RelaxedTopTwo, Softness
+
+Shape = tuple[int, int]
+
+
+def measure_cost(
+    shapes: Iterable[Shape], tokens: int, repeats: int, with_torch: bool
+) -> list[dict[str, Any]]:
+    """Seconds of one step over all layers, by part.
+
+    Args:
+        shapes: (outputs, inputs) of every masked linear.
+        tokens: tokens in a step.
+        repeats: of each measurement; the fastest counts.
+        with_torch: also measure the torch functions, which take minutes on a large model.
+
+    Returns:
+        Rows with `part`, `implementation`, `threads`, `tokens`, `seconds`.
+    """
+    counts = Counter(shapes)
+    arms: dict[tuple[str, str], Callable[[Shape], Callable[[], None]]] = {
+        ("products", "torch"): partial(_products, tokens)
+    }
+    for name, native in _implementations(with_torch):
+        arms["maskllm", name] = partial(_masks, GumbelPatterns(native), 100.0, 4.0)
+        arms["roi", name] = partial(_masks, RelaxedTopTwo(native), 0.5, 0.5)
+    rows = []
+    for (part, implementation), make in arms.items():
+        seconds = sum(_fastest(make(shape), repeats) * n for shape, n in counts.items())
+        rows.append(
+            {
+                "part": part,
+                "implementation": implementation,
+                "threads": torch.get_num_threads(),
+                "tokens": tokens,
+                "seconds": round(seconds, 4),
+            }
+        )
+    return rows
+
+
+def _implementations(with_torch: bool) -> list[tuple[str, ModuleType | None]]:
+    native = native_module()
+    found: list[tuple[str, ModuleType | None]] = []
+    if native is not None:
+        found.append((f"native-{native.isa()}", native))
+    if with_torch or native is None:
+        found.append(("torch", None))
+    return found
+
+
+def _products(tokens: int, shape: Shape) -> Callable[[], None]:
+    n, k = shape
+    x = torch.randn(tokens, k).bfloat16()
+    weight = torch.randn(n, k).bfloat16()
+    gradient = torch.randn(tokens, n).bfloat16()
+
+    def run() -> None:
+        torch.nn.functional.linear(x, weight)
+        gradient @ weight
+        gradient.T @ x
+
+    return run
+
+
+def _masks(relaxation: Relaxation, scale: float, tau: float, shape: Shape) -> Callable[[], None]:
+    n, k = shape
+    weight = torch.randn(n, k).bfloat16()
+    logits = torch.randn(n, relaxation.planes, k // 4) * 0.01
+    gradient = torch.randn(n, k).bfloat16()
+    out = torch.zeros_like(logits)
+    at, key = Softness(scale, tau, 1e-5), NoiseKey(0, 0, 0, 0)
+
+    def run() -> None:
+        relaxation.masked_weight(weight, logits, at, key)
+        relaxation.add_gradient(weight, logits, gradient, at, key, out)
+
+    return run
+
+
+def _fastest(run: Callable[[], None], repeats: int) -> float:
+    run()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best

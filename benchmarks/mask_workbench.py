@@ -1,0 +1,148 @@
+"""What the mask benchmarks share: the model, its texts, and making and scoring masks on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maskgen.data import TextSet
+from maskgen.digests import base_digest
+from maskgen.evaluate import evaluate
+from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_tokenizer
+from maskgen.learn import LearnRequest, learn, parse_config
+from maskgen.maskfile import Mask, read_mask, write_mask
+from maskgen.prune import PruneSettings, prune
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A mask (none for the dense model), and what making it took.
+
+    Attributes:
+        model: the directory that it belongs to.
+        row: fields for the result file.
+    """
+
+    model: Path
+    mask: Mask | None
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """One model and a work folder in which unfinished runs, priors and masks are kept.
+
+    Attributes:
+        windows: calibration windows of one-shot methods.
+        length: tokens in one of them.
+        limit: windows that are evaluated; None for all.
+    """
+
+    name: str
+    directory: Path
+    folder: Path
+    console: Console
+    windows: int = 64
+    length: int = 1024
+    limit: int | None = None
+
+    def digest(self) -> str:
+        """Base digest of the model."""
+        return base_digest(self.directory)
+
+    def dense(self) -> Made:
+        """The model as it is."""
+        return Made(self.directory, None, {"tokens_seen": 0, "seconds": 0.0})
+
+    def pruned(self, method: str, texts: TextSet, label: str) -> Made:
+        """A one-shot mask of the text; kept in the work folder under `label`."""
+        calibrated = method != "magnitude"
+        checkpoint = None
+        if method == "sparsegpt-update":
+            checkpoint = self.folder / f"{label}-model"
+        path = self.folder / f"{label}.safetensors"
+        facts = path.with_suffix(".json")
+        if not facts.is_file():
+            self.console.print(f"{label}: pruning with {method}")
+            result = prune(
+                self.directory,
+                texts if calibrated else None,
+                PruneSettings(
+                    method=method, windows=self.windows, length=self.length, checkpoint=checkpoint
+                ),
+            )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_mask(path, result.mask)
+            bits = 8 * path.stat().st_size / result.mask.weights
+            row = {
+                "bits_per_weight": None if checkpoint else round(bits, 4),
+                "tokens_seen": result.tokens,
+                "seconds": round(result.seconds, 1),
+                "state_bytes_per_weight": None,
+                "mask_digest": result.mask.digest,
+            }
+            facts.write_text(json.dumps(row), encoding="utf-8")
+        return Made(
+            checkpoint or self.directory, read_mask(path), json.loads(facts.read_text("utf-8"))
+        )
+
+    def learned(
+        self,
+        method: str,
+        texts: TextSet,
+        prior: Mask,
+        settings: dict[str, Any],
+        label: str,
+        held_out: TextSet | None = None,
+        parent: Mask | None = None,
+    ) -> Made:
+        """A learned mask; an interrupted run of the same label goes on where it was."""
+        config = parse_config(method, settings)
+        request = LearnRequest(
+            method,
+            config,
+            self.folder / f"{label}.run",
+            resume=True,
+            held_out=held_out,
+            held_out_every=max(config.steps // 10, 1) if held_out else 0,
+        )
+        self.console.print(f"{label}: learning with {method}, {config.steps} steps")
+        result = learn(self.directory, texts, prior, request, self.console)
+        path = self.folder / f"{label}.safetensors"
+        write_mask(path, result.mask, parent=parent)
+        log = [json.loads(line) for line in (request.folder / "log.jsonl").read_text().splitlines()]
+        curve = [[r["tokens"], round(r["held_out"], 4)] for r in log if "held_out" in r]
+        row = {
+            "bits_per_weight": round(8 * path.stat().st_size / result.mask.weights, 4),
+            "tokens_seen": result.tokens,
+            "seconds": round(result.seconds, 1),
+            "state_bytes_per_weight": result.state_bytes["total"],
+            "changed_groups": round(result.changed, 5),
+            "settings": config.model_dump(mode="json"),
+            "mask_digest": result.mask.digest,
+            "prior_digest": prior.digest,
+            "held_out_curve": curve,
+        }
+        return Made(self.directory, result.mask, row)
+
+    def perplexity(self, made: Made, texts: TextSet) -> float:
+        """Standard protocol, windows of 2048."""
+        model = load_model(made.model, "bf16")
+        if made.mask is not None:
+            apply_to_module(model, made.mask)
+        tokenizer = load_tokenizer(made.model)
+        result = evaluate(
+            TorchScorer(model),
+            encoder(tokenizer),
+            texts,
+            model=self.name,
+            mask=None if made.mask is None else made.mask.method,
+            dtype="bf16",
+            bos_token_id=tokenizer.bos_token_id,
+            windows=self.limit,
+        )
+        return round(result.perplexity, 3)

@@ -1,0 +1,168 @@
+"""`twofour bench masks`: quality of masks by method, by domain, and by setting, row by row.
+
+Learning and calibration see the learning text alone; perplexity is measured on other texts. Every
+finished row is in the result file before the next begins, and an interrupted learning run goes on
+from its last checkpoint, so the command can be stopped and started at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from benchmarks.mask_workbench import Made, Workbench
+from benchmarks.resumable import Row, Table
+from maskgen.data import TextSet
+from maskgen.maskfile import Mask
+
+PRUNED = ("magnitude", "wanda", "ria", "sparsegpt", "sparsegpt-update")
+SHORT = {"sequence_length": 512, "batch_size": 4}
+MASKLLM = {**SHORT, "alpha": 10.0, "learning_rate": 2e-3, "final_learning_rate": 2e-4}
+LEARNED: dict[str, dict[str, Any]] = {
+    "maskllm": {**MASKLLM, "steps": 500},
+    "roi": {
+        **SHORT,
+        "steps": 500,
+        "learning_rate": 2e-3,
+        "final_learning_rate": 2e-4,
+        "scale": (0.04, 0.002),
+        "margin": 0.1,
+    },
+    "maskpro": {"steps": 1500, "sequence_length": 128, "batch_size": 16},
+}
+"""The league's budgets: 2,048 tokens a step; short runs want a larger alpha and learning rate."""
+
+DOMAIN_STEPS = 100
+ABLATION_STEPS = 50
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "prior": {"none": {"alpha": 0.0}, "magnitude": {}, "wanda": {}, "sparsegpt": {}},
+    "alpha": {str(a): {"alpha": a} for a in (1.0, 3.0, 10.0, 20.0)},
+    "kappa": {f"{k:g}": {"kappa": (k, 5 * k)} for k in (10.0, 100.0, 1000.0)},
+    "regularisation": {f"{r:g}": {"regularisation": r} for r in (0.0, 1e-5, 1e-4)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Text of one domain, and how many seeds its row is repeated with."""
+
+    name: str
+    train: TextSet
+    test: TextSet
+    seeds: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is learned on and what is measured on."""
+
+    learn: TextSet
+    wikitext2: TextSet
+    c4: TextSet
+    domains: tuple[Domain, ...] = field(default=())
+
+    def digests(self) -> dict[str, str]:
+        """Of every text, by the name that rows use."""
+        found = {t.name: t.digest for t in (self.learn, self.wikitext2, self.c4)}
+        for domain in self.domains:
+            found |= {f"{domain.name}:train": domain.train.digest}
+            found |= {f"{domain.name}:test": domain.test.digest}
+        return found
+
+
+def league(
+    bench: Workbench, texts: Texts, table: Table, steps: Mapping[str, int], only: set[str]
+) -> None:
+    """One row a method: dense, one-shot, learned. `steps` overrides budgets by method."""
+    for method in ("dense", *PRUNED, *LEARNED):
+        if only and method not in only:
+            continue
+
+        def measure(method: str = method) -> Row:
+            made = _make(bench, texts, method, steps)
+            wikitext2 = bench.perplexity(made, texts.wikitext2)
+            return {**made.row, "wikitext2": wikitext2, "c4": bench.perplexity(made, texts.c4)}
+
+        if table.measure((method,), measure):
+            row = table[(method,)]
+            bench.console.print(f"{method}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
+
+
+def _make(bench: Workbench, texts: Texts, method: str, steps: Mapping[str, int]) -> Made:
+    if method == "dense":
+        return bench.dense()
+    if method in PRUNED:
+        return bench.pruned(method, texts.learn, f"general-{method}")
+    settings = {**LEARNED[method]}
+    settings["steps"] = steps.get(method, settings["steps"])
+    prior = _prior(bench, texts.learn, "sparsegpt", "general")
+    return bench.learned(method, texts.learn, prior, settings, f"general-{method}", texts.wikitext2)
+
+
+def _prior(bench: Workbench, text: TextSet, method: str, domain: str) -> Mask:
+    mask = bench.pruned(method, text, f"{domain}-{method}").mask
+    if mask is None:
+        raise ValueError(f"{method} gave no mask to start from")
+    return mask
+
+
+def domains(bench: Workbench, texts: Texts, table: Table, general: Mask, steps: int) -> None:
+    """Dense, general mask, learned from scratch, and learned from the general mask, by domain.
+
+    Scratch starts from the same one-shot prior computed on the domain's own text.
+    """
+    for domain in texts.domains:
+        for seed in range(domain.seeds):
+            measure = partial(_domain_row, bench, domain, seed, general, steps)
+            table.measure((domain.name, seed), measure)
+            bench.console.print(str(table[(domain.name, seed)]))
+
+
+def _domain_row(bench: Workbench, domain: Domain, seed: int, general: Mask, steps: int) -> Row:
+    settings = {**MASKLLM, "steps": steps, "seed": seed}
+    label = f"{domain.name}-{seed}"
+    prior = _prior(bench, domain.train, "sparsegpt", domain.name)
+    scratch = bench.learned("maskllm", domain.train, prior, settings, f"{label}-scratch")
+    transfer = bench.learned(
+        "maskllm", domain.train, general, settings, f"{label}-transfer", parent=general
+    )
+    arms = {
+        "dense": bench.dense(),
+        "general": Made(bench.directory, general, {}),
+        "scratch": scratch,
+        "transfer": transfer,
+    }
+    scores = {arm: bench.perplexity(made, domain.test) for arm, made in arms.items()}
+    kept = ("changed_groups", "bits_per_weight", "tokens_seen", "seconds", "mask_digest")
+    return {**scores, **{name: transfer.row[name] for name in kept}, "steps": steps}
+
+
+def ablations(bench: Workbench, texts: Texts, table: Table, steps: int) -> None:
+    """MaskLLM with one setting changed at a time."""
+    for what, values in ABLATIONS.items():
+        for value, changed in values.items():
+
+            def measure(
+                what: str = what, value: str = value, changed: dict[str, Any] = changed
+            ) -> Row:
+                method = value if what == "prior" and value != "none" else "sparsegpt"
+                prior = _prior(bench, texts.learn, method, "general")
+                settings = {**MASKLLM, "steps": steps, **changed}
+                made = bench.learned(
+                    "maskllm", texts.learn, prior, settings, f"ablation-{what}-{value}"
+                )
+                scores = {t: bench.perplexity(made, getattr(texts, t)) for t in ("wikitext2", "c4")}
+                return {**made.row, **scores}
+
+            if table.measure((what, value), measure):
+                bench.console.print(f"{what} {value}: {table[(what, value)]}")
+
+
+def gap_closed(rows: list[Row], method: str, text: str) -> float:
+    """Share of the log-perplexity gap from sparsegpt-update to dense that a method closes."""
+    by_method = {row["method"]: math.log(row[text]) for row in rows}
+    gap = by_method["sparsegpt-update"] - by_method["dense"]
+    return (by_method["sparsegpt-update"] - by_method[method]) / gap

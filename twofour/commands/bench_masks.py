@@ -1,0 +1,170 @@
+"""`twofour bench masks`: mask quality by method, domain and setting; what learning costs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from benchmarks.mask_workbench import Workbench
+    from benchmarks.masks import Domain, Texts
+
+_Option = typer.Option
+
+
+def masks(
+    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")] = "smollm2-135m",
+    learn: Annotated[
+        list[str] | None, _Option(help="Text to learn and calibrate on (repeat). [wikipedia:train]")
+    ] = None,
+    wikitext2: Annotated[str, _Option(help="First evaluation text.")] = "wikipedia:test",
+    c4: Annotated[str, _Option(help="Second evaluation text.")] = "c4",
+    domain: Annotated[
+        list[str] | None,
+        _Option(help="NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS, for --domains (repeat)."),
+    ] = None,
+    general: Annotated[Path | None, _Option(help="The general mask, for --domains.")] = None,
+    domains: Annotated[bool, _Option("--domains", help="Measure the domain table.")] = False,
+    ablations: Annotated[bool, _Option("--ablations", help="Measure the ablations.")] = False,
+    cost: Annotated[bool, _Option("--cost", help="Measure what sampling masks costs.")] = False,
+    only: Annotated[
+        list[str] | None, _Option(help="Only this method of the league (repeat).")
+    ] = None,
+    steps: Annotated[
+        list[str] | None,
+        _Option(help="METHOD=N for the league, or N for domains and ablations (repeat)."),
+    ] = None,
+    windows: Annotated[
+        int | None, _Option(help="Evaluate on the first N windows only.", min=1)
+    ] = None,
+    calibration_windows: Annotated[int, _Option(help="For one-shot methods.", min=1)] = 64,
+    calibration_length: Annotated[int, _Option(help="Tokens in one of them.", min=2)] = 1024,
+    work: Annotated[Path, _Option(help="Unfinished runs and masks.")] = Path("runs/masks"),
+    redo: Annotated[bool, _Option("--redo", help="Measure rows that are there again.")] = False,
+    json_: Annotated[
+        bool, _Option("--json", help="Print the result as JSON, as the last line.")
+    ] = False,
+) -> None:
+    """Measure masks row by row; what is in the result file already is not measured again."""
+    from benchmarks.mask_workbench import Workbench
+    from benchmarks.masks import ABLATION_STEPS, DOMAIN_STEPS, Texts
+    from benchmarks.masks import ablations as run_ablations
+    from benchmarks.masks import domains as run_domains
+    from benchmarks.masks import league as run_league
+    from benchmarks.resumable import Table
+    from maskgen.data import TextSet, load_texts
+    from maskgen.maskfile import read_mask
+    from maskgen.models import model_name, resolve_model
+
+    console = Console(stderr=json_)
+    directory = resolve_model(model)
+    if cost:
+        _cost(directory, json_, console)
+        return
+    if domains and (general is None or not domain):
+        raise ValueError("--domains needs --general MASK and at least one --domain NAME=TRAIN,TEST")
+    bench = Workbench(
+        model_name(model),
+        directory,
+        work,
+        console,
+        windows=calibration_windows,
+        length=calibration_length,
+        limit=windows,
+    )
+    named = learn or ["wikipedia:train"]
+    texts = Texts(
+        TextSet.of("learn", [text for name in named for text in load_texts(name).texts]),
+        TextSet.of("wikitext2", load_texts(wikitext2).texts),
+        TextSet.of("c4", load_texts(c4).texts),
+        tuple(_domain(spec) for spec in domain or ()),
+    )
+    by_method, number = _steps(steps or [])
+    name = "domains" if domains else "mask-ablations" if ablations else "masks"
+    key = {"domains": ("domain", "seed"), "mask-ablations": ("what", "value"), "masks": ("method",)}
+    inputs = _inputs(bench, texts, name)
+    start = None if general is None else read_mask(general)
+    if domains and start is not None:
+        inputs["general mask"] = start.digest
+    table = Table(name, key[name], shlex.join(["twofour", *sys.argv[1:]]), inputs, redo)
+    if domains and start is not None:
+        run_domains(bench, texts, table, start, number or DOMAIN_STEPS)
+    elif ablations:
+        run_ablations(bench, texts, table, number or ABLATION_STEPS)
+    else:
+        run_league(bench, texts, table, by_method, set(only or ()))
+    _show(console, table.rows())
+    if json_:
+        typer.echo((Path("docs/results") / f"{name}.json").read_text().replace("\n", ""))
+
+
+def _inputs(bench: Workbench, texts: Texts, name: str) -> dict[str, str]:
+    digests = texts.digests()
+    if name != "domains":
+        return {"model": bench.digest(), **digests}
+    # The domain table learns and measures on the domains' own texts alone.
+    return {
+        "model": bench.digest(),
+        **{what: digest for what, digest in digests.items() if ":" in what},
+    }
+
+
+def _domain(spec: str) -> Domain:
+    from benchmarks.masks import Domain
+    from maskgen.data import load_texts
+
+    name, _, rest = spec.partition("=")
+    parts = rest.split(",")
+    if not name or len(parts) not in (2, 3) or not (parts[2:] or ["1"])[0].isdigit():
+        raise ValueError(f"--domain {spec!r} is not NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS")
+    seeds = int(parts[2]) if len(parts) == 3 else 1
+    return Domain(name, load_texts(parts[0]), load_texts(parts[1]), seeds)
+
+
+def _steps(given: list[str]) -> tuple[dict[str, int], int | None]:
+    by_method: dict[str, int] = {}
+    number = None
+    for spec in given:
+        method, equals, count = spec.rpartition("=")
+        if not count.isdigit() or int(count) < 1:
+            raise ValueError(f"--steps {spec!r} is not METHOD=N or N, with N at least 1")
+        if equals:
+            by_method[method] = int(count)
+        else:
+            number = int(count)
+    return by_method, number
+
+
+def _cost(directory: Path, json_: bool, console: Console) -> None:
+    from benchmarks.machine import OtherCpu
+    from benchmarks.mask_cost import measure_cost
+    from benchmarks.result_file import write_result
+    from maskgen.hf import load_model
+    from maskgen.selection import select_layers
+
+    model = load_model(directory, "bf16", "cpu")
+    shapes = [(la.out_features, la.in_features) for la in select_layers(model).layers.values()]
+    with OtherCpu() as other:
+        rows = measure_cost(shapes, tokens=2048, repeats=8, with_torch=True)
+    command = shlex.join(["twofour", *sys.argv[1:]])
+    path = write_result("mask-cost", command, rows, other_cpu_share=round(other.share, 3))
+    _show(console, rows)
+    if json_:
+        typer.echo(json.dumps(json.loads(path.read_text())))
+
+
+def _show(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+    names = list(dict.fromkeys(name for row in plain for name in row if "digest" not in name))
+    table = Table(*names)
+    for row in plain:
+        table.add_row(*(str(row.get(name, "")) for name in names))
+    console.print(table)
