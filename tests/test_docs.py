@@ -1,0 +1,63 @@
+"""README and docs name only commands, options, make targets and files that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from twofour.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def _blocks(page: Path) -> str:
+    """The shell blocks of a page, continued lines joined."""
+    fenced = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
+    indented = re.findall(r"^    (twofour .*)$", page.read_text(), re.M)
+    return "\n".join([*fenced, *indented]).replace("\\\n", " ")
+
+
+def _commands(page: Path) -> list[str]:
+    lines = (line.strip() for line in _blocks(page).splitlines())
+    found = (re.match(r"(?:\$ )?(?:\.venv/bin/)?(twofour [a-z].*)", line) for line in lines)
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [pytest.param(page, line, id=line) for page in PAGES for line in _commands(page)],
+)
+def test_commands_and_options_exist(page: Path, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words, f"{page.name}: {line!r} names no command"
+        name = words.pop(0).split("|")[0]
+        assert name in command.commands, f"{page.name}: {line!r}: no command {name!r}"
+        command = command.commands[name]
+    known = {option for param in command.params for option in param.opts + param.secondary_opts}
+    used = {word.split("=")[0].strip("[]") for word in words if word.strip("[").startswith("--")}
+    assert used <= known | {"--help"}, f"{page.name}: {line!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_and_linked_files_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    used = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M))
+    assert used <= targets, f"{page.name} names make targets that do not exist"
+    for link in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", text):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    for path in re.findall(
+        r"`((?:maskgen|engines|serving|loadtests|benchmarks|tests)/[\w./-]*)`", text
+    ):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
