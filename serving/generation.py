@@ -11,10 +11,9 @@ from typing import NamedTuple, Self
 
 from starlette.types import Receive
 
-from engines.base import Engine, GenerationChunk, GenerationRequest
-from engines.errors import EngineError
+from engines.base import GenerationChunk, GenerationRequest
 from serving.admission import Ticket
-from serving.errors import ApiError, from_engine_error, internal_error
+from serving.errors import ApiError, internal_error
 from serving.metrics import RequestMeter
 
 logger = logging.getLogger("serving")
@@ -41,6 +40,15 @@ class ClientGoneError(ApiError):
 class Generation:
     """Runs the engine requests of one HTTP request; an async context manager.
 
+    Args:
+        requests: one for each prompt.
+        start: runs one of them.
+        explain: what an exception of the engine is over HTTP.
+        ticket: the request's slots.
+        meter: is shown every chunk.
+        receive: tells when the client is gone.
+        request_id: for the log.
+
     Leaving it aborts whatever still runs and gives the slots back. A client that disconnects, a
     server that shuts down and an engine that fails all end it through `cancel`, after the chunks
     that were already there.
@@ -48,23 +56,21 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
         requests: Sequence[GenerationRequest],
+        start: Callable[[GenerationRequest], AsyncIterator[GenerationChunk]],
+        explain: Callable[[Exception], ApiError],
         ticket: Ticket,
         meter: RequestMeter,
         receive: Receive,
-        retry_after: float,
         request_id: str,
-        check_target: Callable[[], None],
     ) -> None:
-        self._engine = engine
         self._requests = requests
+        self._start = start
+        self._explain = explain
         self._ticket = ticket
         self._meter = meter
         self._receive = receive
-        self._retry_after = retry_after
         self._request_id = request_id
-        self._check_target = check_target
         self._queue: asyncio.Queue[Piece | ApiError | _End] = asyncio.Queue()
         self._batch: list[Piece] = []
         self._ending: ApiError | _End | None = None
@@ -141,9 +147,7 @@ class Generation:
         started: set[int] = set()
         unfinished = request.sampling.n
         try:
-            # No await lies between this check and the engine's own look-up of the mask.
-            self._check_target()
-            chunks = self._engine.generate(request)
+            chunks = self._start(request)
             # Engines write `generate` as an async generator: closing it aborts the request.
             async with aclosing(chunks):  # type: ignore[type-var]
                 async for chunk in chunks:
@@ -160,13 +164,11 @@ class Generation:
             if unfinished:
                 logger.error("request %s ended without a finish reason", self._request_id)
                 raise internal_error()
-        except ApiError as error:
-            self.cancel(error)
-        except EngineError as error:
-            self.cancel(from_engine_error(error, self._retry_after))
-        except Exception:
-            logger.exception("request %s failed in the engine", self._request_id)
-            self.cancel(internal_error())
+        except Exception as error:
+            answer = self._explain(error)
+            if answer is not error and answer.status_code >= 500:
+                logger.exception("request %s failed in the engine", self._request_id)
+            self.cancel(answer)
         self._running -= 1
         if not self._running:
             self._queue.put_nowait(_End())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from engines.base import Engine, GenerationRequest
+from engines.base import Engine, GenerationChunk, GenerationRequest
+from engines.errors import EngineDeadError, EngineError
 from engines.sampling import SamplingParams
 from serving.admission import Admission, Ticket
 from serving.config import Settings
 from serving.engine_metrics import EngineCollector
+from serving.errors import ApiError, as_api_error, from_engine_error
 from serving.generation import Generation
 from serving.metrics import Metrics, RequestMeter
 from serving.names import ModelNames, Target
@@ -40,6 +42,7 @@ class Service:
         self.prompts = Prompts(engine.codec, info.context_length, info.vocab_size)
         self.tokens = TokenTexts(engine.codec)
         self.mask_lock = asyncio.Lock()
+        self.engine_died = False
         metrics.registry.register(EngineCollector(engine, self.names, admission))
 
     def generation(
@@ -61,16 +64,22 @@ class Service:
             for index, prompt in enumerate(prompts)
         ]
         meter = RequestMeter(self.metrics, target.model, [len(prompt) for prompt in prompts])
+
+        def start(request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+            # No await lies between this check and the engine's own look-up of the mask.
+            self.names.check_unchanged(target)
+            return self.engine.generate(request)
+
         return Generation(
-            self.engine,
-            requests,
-            ticket,
-            meter,
-            http.receive,
-            self.admission.retry_after,
-            http.state.request_id,
-            lambda: self.names.check_unchanged(target),
+            requests, start, self._explain, ticket, meter, http.receive, http.state.request_id
         )
+
+    def _explain(self, error: Exception) -> ApiError:
+        if isinstance(error, EngineDeadError):
+            self.engine_died = True
+        if isinstance(error, EngineError):
+            return from_engine_error(error, self.admission.retry_after)
+        return as_api_error(error)
 
     async def close(self) -> None:
         """Close the engine and what was made for it."""

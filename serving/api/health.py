@@ -47,6 +47,8 @@ async def ready(service: ServiceDep) -> JSONResponse:
 
 
 def _check_engine(service: Service) -> None:
+    if service.engine_died:
+        raise ApiError(503, "the engine has stopped", code="engine_dead")
     try:
         age = service.engine.stats().seconds_since_step
     except EngineError as error:

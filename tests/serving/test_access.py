@@ -237,6 +237,14 @@ async def test_probes_tell_a_dead_or_stalled_engine(app: App) -> None:
     assert "twofour:engine_up" in (await app.client.get("/metrics")).text
 
 
+async def test_probes_tell_what_a_request_found_out(app: App) -> None:
+    """An engine need not know that it is dead until it is asked to work."""
+    body = {**BODIES["/v1/completions"], "prompt": "DEAD"}
+    assert (await app.client.post("/v1/completions", json=body)).status_code == 503
+    for path in PATHS:
+        assert (await app.client.get(path)).json()["error"]["code"] == "engine_dead"
+
+
 async def test_draining_is_unready_but_alive(app: App) -> None:
     app.app.state.admission.draining = True
     assert (await app.client.get("/readyz")).status_code == 503

@@ -210,16 +210,19 @@ def test_prompts_longer_than_the_context(served: Served) -> None:
 
 
 def test_a_client_that_leaves_frees_the_engine(served: Served) -> None:
+    before = metric(served, "generation_tokens_total")
     stream = served.client.completions.create(
-        **{**GREEDY, "max_tokens": 450}, stream=True, extra_body=IGNORE_EOS
+        **{**GREEDY, "max_tokens": 450}, n=64, stream=True, extra_body=IGNORE_EOS
     )
     next(stream)
-    assert metric(served, "num_requests_running") == 1
     stream.close()
     deadline = time.monotonic() + 10
     while metric(served, "num_requests_running") or metric(served, "http_generations_in_flight"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    made = metric(served, "generation_tokens_total") - before
+    assert 0 < made < 64 * 450 / 2, "generation must stop when nobody listens"
+    assert metric(served, "num_requests_waiting") == 0
 
 
 def admin(served: Served, route: str, **body: str) -> httpx.Response:
