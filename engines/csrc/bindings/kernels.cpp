@@ -83,14 +83,17 @@ twofour::Patch patch(std::size_t n, std::size_t k, const Array<const std::uint32
               delta.shape(1) == 4,
           "the patch's arrays do not fit together");
   require(row_start(0) == 0 && row_start(n) == count, "the patch's rows do not cover its groups");
-  for (std::size_t row = 0; row < n; ++row) {
-    require(row_start(row) <= row_start(row + 1), "the patch's rows do not rise");
-  }
+  bool rising = true, inside = true, patterns = true;
+  const std::uint32_t *starts = row_start.data(), *groups = group.data();
+  const std::uint8_t* both = codes.data();
+  for (std::size_t row = 0; row < n; ++row) rising &= starts[row] <= starts[row + 1];
   for (std::size_t i = 0; i < count; ++i) {
-    require(group(i) < k / 4, "the patch names a group beyond the layer's width");
-    require((codes(i) & 15u) < twofour::pattern_count && (codes(i) >> 4) < twofour::pattern_count,
-            "the patch holds a code that is no pattern");
+    inside &= groups[i] < k / 4;
+    patterns &= (both[i] & 15u) < twofour::pattern_count && (both[i] >> 4) < twofour::pattern_count;
   }
+  require(rising, "the patch's rows do not rise");
+  require(inside, "the patch names a group beyond the layer's width");
+  require(patterns, "the patch holds a code that is no pattern");
   return {n, k, row_start.data(), group.data(), codes.data(), delta.data()};
 }
 
