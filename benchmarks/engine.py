@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -69,8 +70,16 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.ready: dict[str, Any] = self._read()
         self.rss_mib = 0.0
+        self.ready: dict[str, Any] = {}
+
+    def wait_ready(self) -> None:
+        """Wait until the engine is loaded.
+
+        Raises:
+            BenchError: the process ended instead.
+        """
+        self.ready = self._read()
 
     def ask(self, command: object) -> dict[str, Any]:
         """Send one command and wait for its answer.
@@ -86,8 +95,15 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -211,6 +227,7 @@ def _wave(prompt: int, output: int, concurrency: int, seed: int) -> dict[str, in
 def _worker(arm: str, command: list[str]) -> Iterator[Worker]:
     worker = Worker(arm, command)
     try:
+        worker.wait_ready()
         yield worker
     finally:
         worker.close()

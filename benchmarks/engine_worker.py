@@ -61,7 +61,7 @@ async def run_wave(
 def _decode_rate(first: list[float], last: list[float], later: int, decode: float) -> float:
     start = max(first)
     tokens = sum(
-        later * (end - start) / (end - begin)
+        later * max(end - start, 0.0) / (end - begin)
         for begin, end in zip(first, last, strict=True)
         if end > begin
     )

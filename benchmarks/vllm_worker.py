@@ -42,7 +42,9 @@ async def run_wave(
     await asyncio.gather(*(one(i) for i in range(concurrency)))
     wall, later = max(last), max(output_tokens - 1, 1)
     start = max(first)
-    decoded = sum(later * (b - start) / (b - a) for a, b in zip(first, last, strict=True) if b > a)
+    decoded = sum(
+        later * max(b - start, 0.0) / max(b - a, 1e-9) for a, b in zip(first, last, strict=True)
+    )
     return {
         "tokens_per_s": concurrency * output_tokens / wall,
         "prompt_tokens_per_s": concurrency * prompt_tokens / start,

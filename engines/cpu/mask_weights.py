@@ -16,16 +16,17 @@ import numpy.typing as npt
 from engines.cpu.build import BF16
 from engines.cpu.config import LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
-from engines.layout import Layout, PackedWeights, pack_sparse, unpack
+from engines.layout import PackedWeights, pack_sparse, unpack
 from engines.manifest import COMPLEMENT_FILE
+from engines.patch import make_patch
 from engines.tensorfile import TensorFile
 from maskgen.maskfile import Mask
-from maskgen.patterns import PAIRS, PATTERNS
+from maskgen.patterns import PAIRS
 
-Patch = tuple[
+NativePatch = tuple[
     npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.uint16]
 ]
-"""(row_start, group, codes, delta), as `engines/csrc/kernels/kernels.h` describes them."""
+"""(row_start, group, codes, delta) of an `engines.patch.Patch`, as the native decoder takes it."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +83,14 @@ def fill_dropped(
     np.put_along_axis(groups, PAIRS[5 - codes].astype(np.intp), pairs, axis=-1)
 
 
-def make_patch(
-    dense: npt.NDArray[Any], base: npt.NDArray[np.uint8], new: npt.NDArray[np.uint8]
-) -> Patch | None:
-    """What to add to the product with the base mask to get the new mask's; None if nothing.
-
-    Args:
-        dense: (n, k) bf16 weights, nothing dropped.
-        base, new: (n, k/4) codes.
-    """
-    rows, groups = np.nonzero(base != new)
-    if rows.size == 0:
-        return None
-    row_start = np.zeros(base.shape[0] + 1, np.uint32)
-    np.cumsum(np.bincount(rows, minlength=base.shape[0]), out=row_start[1:])
-    before, after = base[rows, groups], new[rows, groups]
-    values = dense.view(np.uint16).reshape(*base.shape, 4)[rows, groups]
-    kept, wanted = PATTERNS[before], PATTERNS[after]
-    # -0.0 is stored as 0.0, here as in packed weights; flipping the sign bit subtracts.
-    values = np.where(values == 0x8000, np.uint16(0), values)
-    removed = np.where(values == 0, values, values ^ np.uint16(0x8000))
-    delta = np.where(wanted & ~kept, values, np.where(kept & ~wanted, removed, np.uint16(0)))
-    codes = (before | (after << np.uint8(4))).astype(np.uint8)
-    return row_start, groups.astype(np.uint32), codes, np.ascontiguousarray(delta, np.uint16)
-
-
-def patches_of(source: DenseSource, mask: Mask) -> list[list[Patch | None]]:
-    """A mask as differences to the base mask, per layer and linear."""
-    patches: list[list[Patch | None]] = [[None] * len(LINEARS) for _ in source.base]
+def patches_of(source: DenseSource, mask: Mask) -> list[list[NativePatch | None]]:
+    """A mask as differences to the base mask, per layer and linear; None where there is none."""
+    patches: list[list[NativePatch | None]] = [[None] * len(LINEARS) for _ in source.base]
     for layer, number, dense, codes in source.layers(mask):
-        name = source.config.module(layer, LINEARS[number])
-        patches[layer][number] = make_patch(dense, codes, mask.codes[name])
+        patch = make_patch(dense, codes, mask.codes[source.config.module(layer, LINEARS[number])])
+        if patch.group.size:
+            delta = patch.delta.view(np.uint16)
+            patches[layer][number] = (patch.row_start, patch.group, patch.codes, delta)
     return patches
 
 
@@ -126,16 +104,6 @@ def copies_of(source: DenseSource, mask: Mask) -> list[list[PackedWeights]]:
     return copies
 
 
-def patch_bytes(patches: list[list[Patch | None]]) -> int:
+def patch_bytes(patches: list[list[NativePatch | None]]) -> int:
     """Memory that patches take."""
     return sum(a.nbytes for layer in patches for p in layer if p is not None for a in p)
-
-
-def base_codes(base: list[list[PackedWeights]], config: DecoderConfig) -> dict[str, Any]:
-    """Pattern codes of every sparse layer of a loaded engine, by module name."""
-    return {
-        config.module(layer, linear): unpack(weights)[1]
-        for layer, row in enumerate(base)
-        for linear, weights in zip(LINEARS, row, strict=True)
-        if weights.layout is Layout.SPARSE24_BF16
-    }

@@ -31,7 +31,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_every_cell_has_a_row_of_every_arm(arms: tuple[Path, Path]) -> None:
-    plan = Plan(lengths=((8, 4), (20, 2)), concurrencies=(1, 3), repeats=2, threads=1)
+    plan = Plan(lengths=((8, 30), (20, 40)), concurrencies=(1, 3), repeats=2, threads=1)
     commands = {
         name: engine_command(directory, 1, 3)
         for name, directory in zip(("sparse", "dense"), arms, strict=True)
@@ -44,7 +44,8 @@ def test_every_cell_has_a_row_of_every_arm(arms: tuple[Path, Path]) -> None:
     for row in rows:
         assert row.keys() >= FIELDS
         assert len(row["tokens_per_s_all"]) == 2
-        assert all(row[name] > 0 for name in FIELDS - {"arm"})
+        # On a busy machine all tokens of so small a model may reach the event loop at once.
+        assert [name for name in FIELDS - {"arm", "tpot_ms"} if not row[name] > 0] == []
     assert rows[0]["weights_mib"] < rows[1]["weights_mib"]
 
 
