@@ -49,6 +49,8 @@ def kernels(
     from engines.kernels import supported_isas
 
     console = Console(stderr=json_)
+    if not console.is_terminal:
+        console = Console(stderr=json_, width=140)
     available = supported_isas()
     chosen = list(available) if isa == "all" else [isa or available[-1]]
     if unknown := [name for name in chosen if name not in available]:
