@@ -217,7 +217,7 @@ async def test_structured_output_and_stops(directory: Path) -> None:
     await engine.close()
 
 
-@pytest.mark.parametrize(("share", "storage"), [(0.01, "patch"), (0.5, "copy")])
+@pytest.mark.parametrize(("share", "storage"), [(0.005, "patch"), (0.5, "copy")])
 async def test_a_mask_loaded_while_serving(
     share: float,
     storage: str,
@@ -234,7 +234,7 @@ async def test_a_mask_loaded_while_serving(
     info = await engine.load_mask("near", path)
     await running
     assert info.storage == storage
-    assert info.changed_share == pytest.approx(share, rel=0.3)
+    assert info.changed_share == pytest.approx(share, rel=0.5)
     assert 0 < info.resident_bytes < engine.describe().weight_bytes
     (alone,) = await answers(engine, PROMPT, params, mask="near")
     mixed = await many(
@@ -252,7 +252,7 @@ async def test_a_mask_loaded_while_serving(
 async def test_unloading_waits_for_the_last_pin(
     directory: Path, tiny_model: Path, mask_of: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = nearby_mask(mask_of(tiny_model), tmp_path / "near.safetensors", 0.02)
+    path = nearby_mask(mask_of(tiny_model), tmp_path / "near.safetensors", 0.005)
     engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True)
     await engine.load_mask("near", path)
     weights = engine.describe().weight_bytes
