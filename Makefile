@@ -44,7 +44,7 @@ $(TRTLLM)/.ready: pyproject.toml
 
 VLLM := .venv-vllm
 test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference engine
-	$(VLLM)/bin/python -m pytest -m vllm tests/engines/vllm_plugin
+	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin
 
 bench-vllm: $(VLLM)/.ready ## sparse and dense through vLLM on this CPU (15 minutes)
 	$(VLLM)/bin/python -m benchmarks.vllm
