@@ -9,7 +9,7 @@ NATIVE := $(shell find engines/csrc maskgen/csrc -type f 2>/dev/null)
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-trtllm test-browser soak sanitize lint type check bench bench-vllm serve clean
+.PHONY: help setup demo test test-vllm test-trtllm soak sanitize lint type check bench bench-vllm serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,12 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]" "gguf>=0.17,<1"
 	touch $@
+
+sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute
+	tests/engines/sanitize.sh $(BIN)/python 30
+
+soak: setup ## 15 minutes of random requests, masks and cancellations
+	$(BIN)/python -m pytest -m soak tests/engines/test_soak.py
 
 lint: setup ## ruff and hadolint
 	$(BIN)/ruff check .

@@ -21,9 +21,10 @@ PAGES = [
 
 def _blocks(page: Path) -> str:
     """The shell blocks of a page, continued lines joined."""
-    fenced = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.M | re.S)
-    indented = re.findall(r"^    (twofour .*)$", page.read_text(), re.M)
-    return "\n".join([*fenced, *indented]).replace("\\\n", " ")
+    text = page.read_text().replace("\\\n", " ")
+    fenced = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.M | re.S)
+    indented = re.findall(r"^    (twofour .*)$", text, re.M)
+    return "\n".join([*fenced, *indented])
 
 
 def _commands(page: Path) -> list[str]:

@@ -22,7 +22,6 @@ RELAXATIONS = {
     "gumbel": (GumbelPatterns, Softness(120.0, 1.3, 0.02)),
     "topk": (RelaxedTopTwo, Softness(0.4, 0.7, 0.02)),
 }
-needs_native = pytest.mark.skipif(native_module() is None, reason="maskgen._native is not built")
 
 
 def random_layer(planes: int, dtype: torch.dtype, rows: int = 5, groups: int = 37):
@@ -74,7 +73,6 @@ def test_every_part_of_the_key_changes_the_noise():
         assert not torch.equal(reference, six_gumbels(2, 8, NoiseKey(**fields), CPU)), change
 
 
-@needs_native
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", RELAXATIONS)
 def test_native_relaxations_equal_torch(name, dtype):
@@ -94,7 +92,6 @@ def test_native_relaxations_equal_torch(name, dtype):
     assert (out - out_torch).abs().max() < 2e-5 * scale
 
 
-@needs_native
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_equals_torch(isa):
     """The whole comparison again in a process that is forced to one instruction set."""
@@ -117,7 +114,6 @@ def test_every_instruction_set_equals_torch(isa):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@needs_native
 def test_an_unknown_instruction_set_is_refused():
     done = subprocess.run(
         [sys.executable, "-c", "from maskgen import _native; _native.isa()"],
@@ -131,7 +127,6 @@ def test_an_unknown_instruction_set_is_refused():
     assert "portable" in done.stderr
 
 
-@needs_native
 def test_native_sampling_equals_torch():
     native = native_module()
     weight, logits, _ = random_layer(4, torch.bfloat16, rows=9, groups=50)
@@ -146,7 +141,6 @@ def test_native_sampling_equals_torch():
     torch.testing.assert_close(updated, expected, rtol=1e-4, atol=1e-5)
 
 
-@needs_native
 @pytest.mark.parametrize("name", RELAXATIONS)
 def test_native_decisions_equal_torch_and_are_exactly_two_of_four(name):
     cls, at = RELAXATIONS[name]

@@ -50,7 +50,7 @@ def client_of():
 
     def make(server: ServerProcess) -> OpenAI:
         base = f"{server.url}/v1"
-        clients.append(OpenAI(base_url=base, api_key="any", max_retries=0, timeout=20))
+        clients.append(OpenAI(base_url=base, api_key="any", max_retries=0, timeout=120))
         return clients[-1]
 
     yield make
@@ -91,7 +91,7 @@ def test_huge_headers_are_refused_unread(server: ServerProcess) -> None:
 async def test_more_than_the_waiting_room_holds_gets_429(start_fake: StartFake) -> None:
     server = start_fake(max_waiting=4, max_choices=4)
     async with AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=20
+        base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=120
     ) as client:
         hanging = [
             asyncio.create_task(client.completions.create(model="tiny", prompt="HANG", n=n))
@@ -109,15 +109,18 @@ async def test_more_than_the_waiting_room_holds_gets_429(start_fake: StartFake) 
             await client.completions.create(model="tiny", prompt=["a", "b", "c"], n=2)
         assert never.value.param == "n"
 
-        results = await asyncio.gather(
-            *(client.completions.create(model="tiny", prompt="HANG", timeout=1) for _ in range(20)),
-            return_exceptions=True,
-        )
-        refused = [r for r in results if isinstance(r, openai.RateLimitError)]
+        together = [
+            asyncio.create_task(client.completions.create(model="tiny", prompt="HANG"))
+            for _ in range(20)
+        ]
+        while sum(task.done() for task in together) < 19:
+            await asyncio.sleep(0.02)
+        refused = [task for task in together if task.done()]
+        assert all(isinstance(task.exception(), openai.RateLimitError) for task in refused)
         assert len(refused) == 19, "requests that arrive together must not all pass the check"
-        for task in hanging:
+        for task in (*hanging, *together):
             task.cancel()
-        await asyncio.gather(*hanging, return_exceptions=True)
+        await asyncio.gather(*hanging, *together, return_exceptions=True)
     wait_for(lambda: idle(server.url), "all slots come back")
 
 
@@ -160,7 +163,7 @@ def test_running_requests_finish_before_the_server_stops(start_fake: StartFake, 
 async def test_what_outlasts_the_timeout_ends_with_an_error(start_fake: StartFake) -> None:
     server = start_fake(shutdown_timeout=0.3)
     async with AsyncOpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=20
+        base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=120
     ) as client:
         ask = {"model": "tiny", "prompt": "SLOW", "max_tokens": 250}
         stream = await client.completions.create(**ask, stream=True)
