@@ -67,6 +67,7 @@ def main() -> None:
 
 
 def _measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from engines.vllm_plugin.version import vllm_version
     from maskgen.maskfile import read_mask
 
     arms = given.arms.split(",")
@@ -83,6 +84,7 @@ def _measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str,
                 rows += _run(given, arm, mode, binding, directories[arm], given.batches)
         digest = read_mask(mask).digest
     extra = {
+        "vllm": vllm_version(),
         "digests": {"mask": digest},
         "other_cpu_share": round(other.share, 3),
         "binding": binding,
