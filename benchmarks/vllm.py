@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ def _operator_call() -> dict[str, float]:
     weight = torch.randn(16, 32).bfloat16()
     packed = pack_tensor(weight, torch.zeros(16, 8, dtype=torch.uint8))
     x = torch.randn(1, 32).bfloat16()
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "twofour::linear": lambda: linear(x, packed, 1, 16, None),
         "F.linear": lambda: torch.nn.functional.linear(x, weight),
     }
