@@ -1,3 +1,4 @@
+#include "affinity.h"
 #include "decoder.h"
 
 #include <omp.h>
@@ -107,6 +108,7 @@ void Decoder::step(const StepInput& input) {
     const int threads = omp_get_num_threads();
 #pragma omp single
     run = std::make_unique<Run>(*this, input, plan, static_cast<std::uint32_t>(threads));
+    bind_thread(omp_get_thread_num(), threads);
     run->work(static_cast<std::size_t>(omp_get_thread_num()), static_cast<std::size_t>(threads));
   }
 }
