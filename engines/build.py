@@ -80,13 +80,19 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
         EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer.
         MaskFileError: a mask file is unreadable.
         MaskError: a mask belongs to another model, or lists layers that the model has not, or
-            with other shapes, or other layers than the default mask does.
+            with other shapes, or other layers than the default mask does; or a sealed directory
+            is asked for with several masks.
     """
     for name in request.masks:
         if not re.fullmatch(NAME_PATTERN, name):
             raise MaskError(
                 f"mask name {name!r} must be letters, digits, '.', '_' or '-', at most 64"
             )
+    if request.sealed and len(request.masks) > 1:
+        raise MaskError(
+            f"a sealed directory holds one mask, {len(request.masks)} were given: the others take"
+            " their weights from what sealing leaves out; give one mask, or do not seal"
+        )
     checkpoint = Checkpoint(request.model)
     TextCodec(request.model)
     digest = base_digest(request.model)

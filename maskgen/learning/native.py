@@ -7,12 +7,15 @@ Everything else, and `kernels="torch"`, runs the torch functions, which draw the
 from __future__ import annotations
 
 import importlib
+import logging
 from types import ModuleType
 from typing import Literal
 
 import torch
 
 Kernels = Literal["auto", "native", "torch"]
+
+_log = logging.getLogger(__name__)
 
 
 def native_module() -> ModuleType | None:
@@ -38,4 +41,6 @@ def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
             else f"they take bfloat16 or float32 weights on the CPU, not {dtype} on {device}"
         )
         raise ValueError(f"the native learning kernels cannot be used: {reason}")
+    if kernels == "auto" and suits and module is None:
+        _log.warning("maskgen._native is not built: learning runs in torch, many times slower")
     return module

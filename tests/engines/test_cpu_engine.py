@@ -303,6 +303,9 @@ async def test_masks_that_cannot_be_loaded(
     assert [m.name for m in engine.describe().masks] == ["general"]
     await engine.close()
     sealed = tmp_path / "sealed"
+    two = {"g": mask_of(tiny_model), "h": mask_of(tiny_model, 1)}
+    with pytest.raises(MaskError, match="holds one mask"):
+        build(BuildRequest(tiny_model, "t", two, sealed, sealed=True))
     build(BuildRequest(tiny_model, "t", {"g": mask_of(tiny_model)}, sealed, sealed=True))
     engine = CpuEngine(sealed, kv_bytes=1 << 20)
     with pytest.raises(MaskError, match="sealed"):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODEL = "smollm2-135m"
 LEARNED_MASK = Path(__file__).parents[2] / "masks" / MODEL / "general.safetensors"
+# The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
+CALIBRATION, EVALUATION = "wikipedia:train", "c4"
 CALIBRATION_WINDOWS, CALIBRATION_LENGTH = 32, 512
 
 
@@ -50,6 +52,11 @@ class DemoRun:
     perplexities: dict[str, float] = field(default_factory=dict)
     subset: str = ""
     comparison: ServeComparison | None = None
+
+    @property
+    def served(self) -> str:
+        """Name of the mask that is served."""
+        return next(iter(self.masks))
 
     def engine(self, arm: str) -> Path:
         """Engine directory of an arm."""
@@ -97,13 +104,12 @@ def _fetch(run: DemoRun) -> None:
     from maskgen.models import resolve_model
 
     with run.console.status("fetching the text"):
-        texts = load_texts("wikipedia")
+        texts = [load_texts(name) for name in (CALIBRATION, EVALUATION)]
     with run.console.status("fetching the model and dequantising it (once, about half a minute)"):
         run.model = resolve_model(MODEL)
     run.console.print(f"{MODEL}, dequantised from Q4_1: {run.model}", soft_wrap=True)
-    run.console.print(
-        f"text: {len(texts.texts)} Wikipedia articles, SHA-256 {texts.digest[:16]}..."
-    )
+    for text in texts:
+        run.console.print(f"{text.name}: {len(text.texts)} documents, {text.digest[:16]}...")
 
 
 def _make_masks(run: DemoRun) -> None:
@@ -122,7 +128,7 @@ def _make_masks(run: DemoRun) -> None:
         task = bar.add_task("Wanda, layer by layer", total=None)
         result = prune(
             run.model,
-            load_texts("wikipedia:train"),
+            load_texts(CALIBRATION),
             settings,
             lambda done, count, name: bar.update(task, completed=done, total=count),
         )
@@ -143,7 +149,7 @@ def _measure_quality(run: DemoRun) -> None:
             result = _perplexity(run, file)
         run.perplexities[name], run.subset = result.perplexity, result.subset
         run.console.print(f"{name}: perplexity {result.perplexity:.2f}", highlight=False)
-    run.console.print(f"held-out Wikipedia, {run.subset} of 2048 tokens, bf16", highlight=False)
+    run.console.print(f"on {EVALUATION}, {run.subset} of 2048 tokens, bf16", highlight=False)
 
 
 def _perplexity(run: DemoRun, file: Path | None) -> Any:
@@ -158,7 +164,7 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
     return evaluate(
         TorchScorer(network),
         encoder(tokenizer),
-        load_texts("wikipedia:test"),
+        load_texts(EVALUATION),
         model=MODEL,
         mask=None if file is None else file.stem,
         dtype="bf16",
@@ -171,7 +177,9 @@ def _build_engines(run: DemoRun) -> None:
     from engines.build import BuildRequest
     from twofour.commands.build import run_builder
 
-    for arm, masks in (("dense", {}), ("sparse", run.masks)):
+    # One mask alone, so that the sparse memory is that of one mask; others can be loaded later.
+    served = {run.served: run.masks[run.served]}
+    for arm, masks in (("dense", {}), ("sparse", served)):
         with run.console.status(f"packing the {arm} weights"):
             manifest = run_builder(
                 "cpu",
@@ -208,13 +216,13 @@ def _print_results(run: DemoRun) -> None:
     comparison = run.comparison
     if comparison is None:
         raise RuntimeError("the serve stage left no comparison")
-    served = next(iter(run.masks))
+    served = run.served
     table = Table(title=f"{MODEL} (dequantised from Q4_1), one machine, one run")
     table.add_column("")
     for heading in ("dense", "2:4 sparse", "sparse / dense"):
         table.add_column(heading, justify="right")
     quality = [run.perplexities["dense"], run.perplexities[served]]
-    table.add_row(f"perplexity ({run.subset})", *_pair(quality, "{:.2f}"))
+    table.add_row(f"perplexity ({EVALUATION}, {run.subset})", *_pair(quality, "{:.2f}"))
     for name in list(run.masks)[1:]:
         other = [run.perplexities["dense"], run.perplexities[name]]
         table.add_row(f"  with the {name} mask instead", *_pair(other, "{:.2f}"))
