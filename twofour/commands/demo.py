@@ -70,7 +70,7 @@ def demo(
     ] = 6,
 ) -> None:
     """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
-    console = Console()
+    console = Console(emoji=False)
     run = DemoRun(out=out, eval_windows=eval_windows, console=console)
     out.mkdir(parents=True, exist_ok=True)
     stages = (
