@@ -77,11 +77,11 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
     """Open the model and masks of `request` and check that they belong together.
 
     Raises:
-        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer.
+        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer; or several
+            masks are given for a sealed directory.
         MaskFileError: a mask file is unreadable.
         MaskError: a mask belongs to another model, or lists layers that the model has not, or
-            with other shapes, or other layers than the default mask does; or a sealed directory
-            is asked for with several masks.
+            with other shapes, or other layers than the default mask does.
     """
     for name in request.masks:
         if not re.fullmatch(NAME_PATTERN, name):
@@ -89,7 +89,7 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
                 f"mask name {name!r} must be letters, digits, '.', '_' or '-', at most 64"
             )
     if request.sealed and len(request.masks) > 1:
-        raise MaskError(
+        raise EngineDirectoryError(
             f"a sealed directory holds one mask, {len(request.masks)} were given: the others take"
             " their weights from what sealing leaves out; give one mask, or do not seal"
         )

@@ -37,8 +37,7 @@ def build(request: BuildRequest) -> Manifest:
     """Build a vLLM engine directory; without masks, a dense one.
 
     Raises:
-        EngineDirectoryError: the model is unreadable or quantised already, or several masks were
-            given for a sealed directory.
+        EngineDirectoryError: see `engines.build.open_inputs`; or the model is quantised already.
         MaskError: see `engines.build.open_inputs`; or a listed layer's width is no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
@@ -46,11 +45,6 @@ def build(request: BuildRequest) -> Manifest:
     if "quantization_config" in inputs.checkpoint.config:
         method = inputs.checkpoint.config["quantization_config"].get("quant_method")
         raise EngineDirectoryError(f"{request.model} is quantised already ({method})")
-    if request.sealed and len(inputs.masks) > 1:
-        raise EngineDirectoryError(
-            "a sealed vLLM engine holds the weights of its default mask only; leave out --sealed,"
-            f" or all masks but {inputs.default_mask!r}"
-        )
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     if default is not None:
         _check_widths(default)

@@ -17,6 +17,7 @@ from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.errors import (
     EngineDeadError,
+    EngineDirectoryError,
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
@@ -304,7 +305,7 @@ async def test_masks_that_cannot_be_loaded(
     await engine.close()
     sealed = tmp_path / "sealed"
     two = {"g": mask_of(tiny_model), "h": mask_of(tiny_model, 1)}
-    with pytest.raises(MaskError, match="holds one mask"):
+    with pytest.raises(EngineDirectoryError, match="holds one mask"):
         build(BuildRequest(tiny_model, "t", two, sealed, sealed=True))
     build(BuildRequest(tiny_model, "t", {"g": mask_of(tiny_model)}, sealed, sealed=True))
     engine = CpuEngine(sealed, kv_bytes=1 << 20)
