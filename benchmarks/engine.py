@@ -6,14 +6,14 @@ import contextlib
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
-KV_BYTES = 256 << 20
+from benchmarks.machine import OtherCpu
+
 FIGURES = ("tokens_per_s", "prompt_tokens_per_s", "decode_tokens_per_s", "ttft_ms", "tpot_ms")
 
 
@@ -30,22 +30,31 @@ class Plan:
         concurrencies: how many requests start together.
         repeats: waves of every arm in every cell; figures are their medians.
         threads: OpenMP threads of every arm.
+        kv_mib: memory for keys and values of every arm that takes a budget, in MiB.
     """
 
     lengths: tuple[tuple[int, int], ...]
     concurrencies: tuple[int, ...]
     repeats: int
     threads: int
+    kv_mib: int = 256
 
     def __post_init__(self) -> None:
         numbers = [*self.concurrencies, *(n for pair in self.lengths for n in pair)]
-        if not numbers or min(numbers) < 1 or self.repeats < 1 or self.threads < 1:
-            raise ValueError("lengths, concurrency, repeats and threads must be at least 1")
+        fixed = (self.repeats, self.threads, self.kv_mib)
+        if not numbers or min(numbers) < 1 or min(fixed) < 1:
+            raise ValueError("lengths, concurrency, repeats, threads and kv_mib must be at least 1")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm in one cell; `tokens_per_s_all` are the waves behind the median."""
+    """One arm in one cell.
+
+    `rss_mib` is of the arm's processes after one full-length request, `load_peak_mib` the most that
+    loading took, `tokens_per_s_all` the waves behind the median. `sparse_ratio` is the median of
+    the sparse arm's tokens per second over this arm's, wave by wave of the same run; None without
+    one. `other_cpu_share` is of this cell.
+    """
 
     arm: str
     prompt_tokens: int
@@ -59,7 +68,13 @@ class Row:
     tpot_ms: float
     rss_mib: float | None
     weights_mib: float | None
+    kv_mib: int
+    load_peak_mib: float | None
+    isa: str | None
+    sparse_ratio: float | None
     tokens_per_s_all: tuple[float, ...]
+    other_cpu_share: float
+    date: str
 
 
 class Worker:
@@ -114,27 +129,13 @@ class Worker:
         raise BenchError(f"the {self.arm} arm ended with code {self._process.wait()}")
 
 
-def engine_command(directory: Path, threads: int, max_sequences: int) -> list[str]:
-    """How to start one of our own arms."""
-    options = {
-        "kv_bytes": KV_BYTES,
-        "threads": threads,
-        "max_sequences": max_sequences,
-        "prefix_cache": False,
-    }
-    module = "benchmarks.engine_worker"
-    return [sys.executable, "-m", module, str(directory.resolve()), json.dumps(options)]
-
-
-def vllm_command(python: Path, model: Path, threads: int, max_sequences: int) -> list[str]:
-    """How to start vLLM from an environment of its own."""
-    script = Path(__file__).with_name("vllm_worker.py")
-    options = {"kv_bytes": KV_BYTES, "threads": threads, "max_sequences": max_sequences}
-    return [str(python), str(script), str(model.resolve()), json.dumps(options)]
-
-
 def measure(arms: dict[str, list[str]], plan: Plan, say: Callable[[str], None]) -> Iterator[Row]:
     """Rows of every cell, the arms taking turns wave by wave.
+
+    Args:
+        arms: name of each arm and how to start its worker.
+        plan: what to measure.
+        say: told what is measured now.
 
     Raises:
         BenchError: an arm could not be started or ended early.
@@ -155,11 +156,13 @@ def _cell(
     workers: list[Worker], plan: Plan, prompt: int, output: int, concurrency: int
 ) -> Iterator[Row]:
     waves: dict[str, list[dict[str, float]]] = {worker.arm: [] for worker in workers}
-    for repeat in range(plan.repeats):
-        # Every other round in reverse, so that drift favours no arm.
-        for worker in workers if repeat % 2 == 0 else reversed(workers):
-            wave = _wave(prompt, output, concurrency, 1 + repeat)
-            waves[worker.arm].append(worker.ask(wave))
+    with OtherCpu() as other:
+        for repeat in range(plan.repeats):
+            # Every other round in reverse, so that drift favours no arm.
+            for worker in workers if repeat % 2 == 0 else reversed(workers):
+                wave = _wave(prompt, output, concurrency, 1 + repeat)
+                waves[worker.arm].append(worker.ask(wave))
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     for worker in workers:
         found = waves[worker.arm]
         median = {name: statistics.median(wave[name] for wave in found) for name in FIGURES}
@@ -171,47 +174,45 @@ def _cell(
             threads=plan.threads,
             rss_mib=round(worker.rss_mib, 1),
             weights_mib=worker.ready.get("weights_mib"),
+            kv_mib=plan.kv_mib,
+            load_peak_mib=worker.ready.get("load_peak_mib"),
+            isa=worker.ready.get("isa"),
+            sparse_ratio=_ratio(waves.get("sparse"), found) if worker.arm != "sparse" else None,
             tokens_per_s_all=tuple(round(wave["tokens_per_s"], 2) for wave in found),
+            other_cpu_share=round(other.share, 4),
+            date=date,
             **{name: round(value, 2) for name, value in median.items()},
         )
 
 
-def llama_rows(llama_bench: Path, ggufs: dict[str, Path], plan: Plan) -> Iterator[Row]:
-    """llama.cpp's own benchmark at concurrency 1: prompt and generation are measured apart.
-
-    Raises:
-        BenchError: llama-bench failed.
-    """
-    for arm, gguf in ggufs.items():
-        for prompt, output in plan.lengths:
-            command = [str(llama_bench), "-m", str(gguf), "-t", str(plan.threads), "-o", "json"]
-            command += ["-p", str(prompt), "-n", str(output), "-r", str(plan.repeats)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise BenchError(f"llama-bench failed: {done.stderr[-300:]}")
-            found = {bool(test["n_gen"]): test for test in json.loads(done.stdout)}
-            prompt_rate, rate = found[False]["avg_ts"], found[True]["avg_ts"]
-            seconds = prompt / prompt_rate + output / rate
-            yield Row(
-                arm=f"llama.cpp-{arm}",
-                prompt_tokens=prompt,
-                output_tokens=output,
-                concurrency=1,
-                threads=plan.threads,
-                tokens_per_s=round(output / seconds, 2),
-                prompt_tokens_per_s=round(prompt_rate, 2),
-                decode_tokens_per_s=round(rate, 2),
-                ttft_ms=round(1e3 * prompt / prompt_rate, 2),
-                tpot_ms=round(1e3 / rate, 2),
-                rss_mib=None,
-                weights_mib=round(found[True]["model_size"] / 2**20, 1),
-                tokens_per_s_all=(),
-            )
+def _ratio(sparse: list[dict[str, float]] | None, other: list[dict[str, float]]) -> float | None:
+    if sparse is None:
+        return None
+    pairs = zip(sparse, other, strict=True)
+    return round(statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs), 3)
 
 
 def as_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows as the result file has them."""
     return [asdict(row) for row in rows]
+
+
+def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier rows of cells and arms that were not measured again, then the new ones.
+
+    Raises:
+        BenchError: earlier rows ran other instruction sets: they are of another machine.
+    """
+    sets = {row["isa"] for row in new if row["isa"]}
+    if sets and any(row.get("isa") not in (*sets, None) or "isa" not in row for row in old):
+        raise BenchError("the earlier rows are of another machine; measure all, without --keep")
+    fresh = {_key(row) for row in new}
+    return [row for row in old if _key(row) not in fresh] + list(new)
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("arm", "prompt_tokens", "output_tokens", "concurrency", "threads")
+    return tuple(row[name] for name in names)
 
 
 def _wave(prompt: int, output: int, concurrency: int, seed: int) -> dict[str, int]:

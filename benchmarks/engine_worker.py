@@ -72,7 +72,14 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
     """Answer commands until standard input ends."""
     engine = CpuEngine(directory, **options)
     info = engine.describe()
-    _answer({"ready": True, "weights_mib": info.weight_bytes / 2**20, "isa": info.isa})
+    _answer(
+        {
+            "ready": True,
+            "weights_mib": round(info.weight_bytes / 2**20, 1),
+            "isa": info.isa,
+            "load_peak_mib": round(_peak_mib(), 1),
+        }
+    )
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
@@ -81,6 +88,13 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
         else:
             _answer(await run_wave(engine, **command))
     await engine.close()
+
+
+def _peak_mib() -> float:
+    """Most memory that this process has had resident so far, in MiB."""
+    # Not getrusage: its figure survives exec, and would be the parent's.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _answer(value: object) -> None:

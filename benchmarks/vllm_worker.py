@@ -64,7 +64,8 @@ async def serve(model: str, options: dict[str, Any]) -> None:
         AsyncEngineArgs(
             model=model,
             dtype="bfloat16",
-            max_model_len=2048,
+            max_model_len=options["context"],
+            kv_cache_memory_bytes=options["kv_bytes"],
             max_num_seqs=options["max_sequences"],
             enable_prefix_caching=False,
             disable_log_stats=True,
@@ -90,6 +91,12 @@ def _answer(value: object) -> None:
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[2])
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{settings['threads'] - 1}"
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; whole numbers only
+    threads = settings["threads"]
+    binding = settings["binding"]
+    if binding == "all":
+        binding = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = binding
+    if binding == "nobind":
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     asyncio.run(serve(sys.argv[1], settings))
