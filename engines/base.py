@@ -90,6 +90,7 @@ class MaskInfo:
         changed_share: share of groups that differ from the base mask, 0 to 1.
         resident_bytes: memory that this mask alone occupies.
         pinned: running sequences that use it.
+        reason: why it is stored so, for people; empty where there is no choice.
     """
 
     name: str
@@ -99,6 +100,7 @@ class MaskInfo:
     changed_share: float = 0.0
     resident_bytes: int = 0
     pinned: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ of a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from engines.errors import EngineError
 from engines.kernels import matrix_bits, native_errors
 from engines.layout import BF16, Layout, PackedWeights
 from maskgen.patterns import PATTERNS
+
+_SIGN = 0x8000
 
 
 class PatchError(EngineError, ValueError):
@@ -57,6 +59,12 @@ class Patch:
         """Bytes that the patch keeps resident."""
         return self.row_start.nbytes + self.group.nbytes + self.codes.nbytes + self.delta.nbytes
 
+    def recoded(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Codes (n, k/4) of the base mask -> those of the patch's mask."""
+        changed = codes.copy()
+        changed.reshape(-1)[_places(self)] = self.codes >> 4
+        return changed
+
 
 def make_patch(
     weights: npt.NDArray[Any],
@@ -90,15 +98,15 @@ def make_patch(
     base, new = base_codes[rows, groups], new_codes[rows, groups]
     changed = weights.reshape(n, k // 4, 4)[rows, groups].view(np.uint16)
     kept_before, kept_after = PATTERNS[base], PATTERNS[new]
-    negated = changed ^ np.uint16(0x8000)
+    negated = changed ^ np.uint16(_SIGN)
     delta = np.where(kept_after & ~kept_before, changed, np.uint16(0))
     delta = np.where(kept_before & ~kept_after, negated, delta)
-    delta[delta == 0x8000] = 0
+    delta[delta == _SIGN] = 0
     counts = np.bincount(rows, minlength=n)
     return Patch(
         n=n,
         k=k,
-        row_start=np.concatenate(([0], np.cumsum(counts))).astype(np.uint32),
+        row_start=_row_start(counts),
         group=groups.astype(np.uint32),
         codes=base | new << np.uint8(4),
         delta=np.ascontiguousarray(delta).view(BF16),
@@ -121,6 +129,56 @@ def revert_patch(patch: Patch, packed: PackedWeights, *, threads: int = 0) -> No
         PatchError: the weights do not hold the patch's mask (nothing is changed then).
     """
     _rewrite(patch, packed, revert=True, threads=threads)
+
+
+def inverse(patch: Patch) -> Patch:
+    """The patch back: from the mask that `patch` makes to the base mask."""
+    bits = patch.delta.view(np.uint16)
+    negated = np.where(bits == 0, bits, bits ^ np.uint16(_SIGN))
+    return replace(
+        patch,
+        codes=patch.codes >> np.uint8(4) | patch.codes << np.uint8(4),
+        delta=negated.view(BF16),
+    )
+
+
+def rebase(patch: Patch, base: Patch) -> Patch:
+    """The patch to `patch`'s mask from that of `base`; both start from one old base mask.
+
+    Raises:
+        PatchError: the two are of different shapes or start from different masks.
+    """
+    if (patch.n, patch.k) != (base.n, base.k):
+        raise PatchError(
+            f"a patch of {patch.n} x {patch.k} has no base of {base.n} x {base.k} weights"
+        )
+    groups = base.k // 4
+    at, at_base = _places(patch), _places(base)
+    union = np.union1d(at, at_base)
+    mine, theirs = np.searchsorted(union, at), np.searchsorted(union, at_base)
+    old = np.zeros(union.size, np.uint8)
+    old[mine] = patch.codes & 15
+    old[theirs] = base.codes & 15
+    if np.any(old[mine] != patch.codes & 15):
+        raise PatchError("the two patches start from different masks")
+    new, placed = old.copy(), old
+    new[mine] = patch.codes >> 4
+    placed[theirs] = base.codes >> 4
+    # A weight that both add, or both remove, is no difference; what only `base` does is undone.
+    to, undone = np.zeros((2, union.size, 4), np.uint16)
+    to[mine] = patch.delta.view(np.uint16)
+    undone[theirs] = base.delta.view(np.uint16)
+    delta = np.where(undone == 0, to, np.where(to == undone, 0, undone ^ np.uint16(_SIGN)))
+    changed = placed != new
+    counts = np.bincount(union[changed] // groups, minlength=base.n)
+    return Patch(
+        n=base.n,
+        k=base.k,
+        row_start=_row_start(counts),
+        group=(union[changed] % groups).astype(np.uint32),
+        codes=placed[changed] | new[changed] << np.uint8(4),
+        delta=np.ascontiguousarray(delta[changed]).view(BF16),
+    )
 
 
 def add_patch_product(
@@ -169,6 +227,17 @@ def _rewrite(patch: Patch, packed: PackedWeights, *, revert: bool, threads: int)
     if not fits:
         expected = "the patch's mask" if revert else "the base mask"
         raise PatchError(f"the packed weights do not hold {expected}; nothing was changed")
+
+
+def _places(patch: Patch) -> npt.NDArray[np.int64]:
+    """(changed,) rising numbers of the changed groups, counted through the whole layer."""
+    starts = patch.row_start.astype(np.int64)
+    rows = np.repeat(np.arange(patch.n), starts[1:] - starts[:-1])
+    return rows * (patch.k // 4) + patch.group
+
+
+def _row_start(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.uint32)
 
 
 def _arrays(patch: Patch) -> tuple[Any, ...]:

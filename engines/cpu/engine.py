@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from engines import _native
 from engines.admission import check_request, stop_token_ids, token_limit
 from engines.base import (
     Engine,
@@ -22,12 +17,13 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
-from engines.cpu.config import DecoderConfig, read_config
+from engines.cpu.config import read_config
 from engines.cpu.describe import kernels_of
 from engines.cpu.loop import EngineLoop
 from engines.cpu.mask_store import MaskStore
 from engines.cpu.masks import LoadedMask
-from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits
+from engines.cpu.model import CpuModel
+from engines.cpu.options import PROMPT_ROWS, CpuOptions, Storage, limits_of
 from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
@@ -42,61 +38,6 @@ from engines.output import ChoiceText
 from engines.sampler import SequenceSampler
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
-
-
-@dataclass(frozen=True)
-class CpuOptions:
-    """How to run an engine directory.
-
-    Attributes:
-        kv_bytes: memory for keys and values; taken as it is used. None: a quarter of what is
-            available, at least one context and at most 4 GiB.
-        context_length: most tokens of a sequence; None: what the model was made for, if the
-            key-value cache holds it.
-        threads: OpenMP threads; None: OMP_NUM_THREADS, else the processors of this process.
-        isa: instruction set, instead of the best.
-        max_sequences: most sequences that run at once.
-        max_waiting: most sequences that wait; beyond it requests are refused.
-        step_tokens: most tokens of one step: the size of a prompt's chunks.
-        mixed_prefill_tokens: the same while other sequences generate.
-        prefix_cache: whether requests share the keys and values of equal prefixes.
-        invariant: use only kernels whose results do not depend on batch mates, chunks or order.
-        huge_pages: copy weights to huge pages instead of mapping the file.
-    """
-
-    kv_bytes: int | None = None
-    context_length: int | None = None
-    threads: int | None = None
-    isa: str | None = None
-    max_sequences: int = 64
-    max_waiting: int = 256
-    step_tokens: int = 512
-    mixed_prefill_tokens: int = 256
-    prefix_cache: bool = True
-    invariant: bool = False
-    huge_pages: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (
-            "kv_bytes",
-            "context_length",
-            "threads",
-            "max_sequences",
-            "max_waiting",
-            "step_tokens",
-            "mixed_prefill_tokens",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.step_tokens < self.max_sequences:
-            raise ValueError(
-                f"step_tokens ({self.step_tokens}) must be at least max_sequences"
-                f" ({self.max_sequences}): every sequence needs a token a step"
-            )
-
-
-_PROMPT_ROWS = 64  # prompt positions whose logits one step computes; bounds the logits' memory
 
 
 class CpuEngine(Engine):
@@ -126,6 +67,8 @@ class CpuEngine(Engine):
         prefix_cache: bool = True,
         invariant: bool = False,
         huge_pages: bool = False,
+        mask_storage: Storage | None = None,
+        patch_limit: float | None = None,
     ) -> None:
         self._options = CpuOptions(
             kv_bytes=kv_bytes,
@@ -139,6 +82,8 @@ class CpuEngine(Engine):
             prefix_cache=prefix_cache,
             invariant=invariant,
             huge_pages=huge_pages,
+            mask_storage=mask_storage,
+            patch_limit=patch_limit,
         )
         self._manifest = read_manifest(directory)
         if self._manifest.target != "cpu":
@@ -148,7 +93,7 @@ class CpuEngine(Engine):
         self._codec = TextCodec(directory)
         config = read_config(json.loads((directory / "config.json").read_text()))
         self._config = config
-        limits = _limits(config, self._options)
+        limits = limits_of(config, self._options)
         self._context = limits.context
         self._model = CpuModel(
             directory,
@@ -157,7 +102,13 @@ class CpuEngine(Engine):
             isa=self._options.isa,
             huge_pages=self._options.huge_pages,
         )
-        self._masks = MaskStore(directory, self._manifest, self._model)
+        self._masks = MaskStore(
+            directory,
+            self._manifest,
+            self._model,
+            storage=self._options.mask_storage,
+            patch_limit=self._options.patch_limit,
+        )
         self._pool = PagePool(limits.pages)
         self._scheduler = Scheduler(
             self._pool,
@@ -165,7 +116,7 @@ class CpuEngine(Engine):
                 sequences=self._options.max_sequences,
                 step_tokens=self._options.step_tokens,
                 mixed_prefill_tokens=self._options.mixed_prefill_tokens,
-                prompt_rows=_PROMPT_ROWS,
+                prompt_rows=PROMPT_ROWS,
             ),
             prefix_cache=self._options.prefix_cache,
         )
@@ -248,6 +199,21 @@ class CpuEngine(Engine):
         self._check_alive()
         mask = self._masks.unload(name)
         self._unpin(mask, 0)
+
+    async def switch_base(self, name: str) -> MaskInfo:
+        """Let a mask's weights take the place of the base mask's, in memory.
+
+        From then on `name` runs as if the engine had been built for it, and the others, the old
+        base among them, as patches to it. Costs no second set of weights; where they are mapped
+        from the file, pages that change become this process's own.
+
+        Raises:
+            UnknownMaskError: no such mask.
+            MaskError: a mask is in use (answers of running requests must not change), or one is
+                kept as a copy (it may share layers with the base).
+        """
+        self._check_alive()
+        return await self._masks.switch_base(name, self._loop.call, self._pool.forget)
 
     def stats(self) -> EngineStats:
         running, waiting = self._scheduler.running, self._scheduler.waiting
@@ -337,39 +303,3 @@ class CpuEngine(Engine):
 
 def _names(sequences: list[Sequence]) -> tuple[str, ...]:
     return tuple(sorted({s.mask.name for s in sequences if s.mask.name}))
-
-
-def _limits(config: DecoderConfig, options: CpuOptions) -> Limits:
-    """Turn the options into sizes.
-
-    Raises:
-        EngineDirectoryError: the cache holds less than the context that was asked for.
-    """
-    page = _native.decoder.page_bytes(config.layers, config.kv_heads, config.head_dim)
-    wanted = min(options.context_length or config.context, config.context)
-    one_context = -(-wanted // PAGE_POSITIONS) * page
-    budget = options.kv_bytes
-    if budget is None:
-        share = psutil.virtual_memory().available // 4
-        budget = min(max(share, one_context), max(4 << 30, one_context))
-    pages = budget // page
-    context = min(wanted, pages * PAGE_POSITIONS)
-    if pages < 1 or (options.context_length is not None and context < wanted):
-        raise EngineDirectoryError(
-            f"a key-value cache of {budget} bytes holds {pages * PAGE_POSITIONS} tokens,"
-            f" {wanted} need {one_context} bytes: raise kv_bytes or lower context_length"
-        )
-    return Limits(
-        max_tokens=options.step_tokens,
-        max_logits=options.max_sequences + _PROMPT_ROWS,
-        context=context,
-        pages=pages,
-        threads=options.threads or _default_threads(),
-    )
-
-
-def _default_threads() -> int:
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named) > 0:
-        return int(named)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

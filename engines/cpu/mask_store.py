@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 from engines.base import MaskInfo
 from engines.build import changed_share
-from engines.cpu.mask_weights import DenseSource, copies_of, patch_bytes, patches_of
+from engines.cpu.base_switch import BaseSwitch, recoded
+from engines.cpu.mask_weights import (
+    DenseSource,
+    copies_of,
+    native_patches,
+    patch_bytes,
+    patches_of,
+)
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel, native_layers
+from engines.cpu.options import Storage
+from engines.cpu.storage_rule import chosen_rule, measured_rule
 from engines.errors import MaskError, UnknownMaskError
 from engines.manifest import COMPLEMENT_FILE, NAME_PATTERN, Manifest
 from maskgen.maskfile import Mask, MaskFileError, read_mask
 
-PATCH_LIMIT = 0.01
-"""Share of changed groups above which a mask is kept as a full copy.
+_log = logging.getLogger(__name__)
 
-About where a decode step of four sequences with the base mask and four with another costs the same
-either way (SmolLM2-135M, AVX-512-BF16). A patch takes less memory far beyond: up to 35 %.
-"""
+Call = Callable[[Callable[[], None]], None]
+"""Runs something on the engine's thread, between two steps."""
 
-Storage = Literal["patch", "copy"]
+_T = TypeVar("_T")
 
 
 class MaskStore:
@@ -35,7 +43,7 @@ class MaskStore:
         directory: the engine directory.
         manifest: its manifest; all its masks are loaded.
         model: the loaded weights.
-        storage: how to keep masks beside the base; None chooses by `PATCH_LIMIT`.
+        storage, patch_limit: `mask_storage` and `patch_limit` of `engines.cpu.options.CpuOptions`.
 
     Raises:
         EngineDirectoryError: the directory lacks what a mask needs.
@@ -49,16 +57,20 @@ class MaskStore:
         manifest: Manifest,
         model: CpuModel,
         storage: Storage | None = None,
+        patch_limit: float | None = None,
     ) -> None:
         self._directory = directory
         self._manifest = manifest
         self._model = model
-        self._storage = storage
+        self._rule = chosen_rule(storage, patch_limit)
+        self._changing = asyncio.Lock()  # who packs weights or changes the base
         self._source = DenseSource(directory, model.config, model.base)
         self._masks: dict[str, LoadedMask] = {}
         self._loading: set[str] = set()
         self._retired: list[LoadedMask] = []
-        self._base: Mask | None = None
+        self._base: Mask | None = None  # what the packed weights hold
+        self._placed: LoadedMask | None = None  # the same
+        self._switching = False
         self._dense = LoadedMask("", "", model.base_mask, model.base_set, None)
         for record in manifest.masks:
             mask = read_mask(directory / record.file)
@@ -66,12 +78,14 @@ class MaskStore:
                 raise MaskError(f"{record.file} holds another mask than engine.json names")
             if record.name == manifest.default_mask:
                 self._base = mask
+        if len(manifest.masks) > 1 and self._rule is None:
+            self._rule = measured_rule(model)
         for record in manifest.masks:
             if record.name == manifest.default_mask:
                 self._add_base(record.name)
             else:
                 mask = read_mask(directory / record.file)
-                self._masks[record.name] = self._install(record.name, mask)
+                self._masks[record.name] = self._prepare(record.name, mask)()
 
     @property
     def eligible_layers(self) -> int:
@@ -105,9 +119,7 @@ class MaskStore:
         except KeyError:
             raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model") from None
 
-    async def load(
-        self, name: str, path: Path, call: Callable[[Callable[[], None]], None]
-    ) -> MaskInfo:
+    async def load(self, name: str, path: Path, call: Call) -> MaskInfo:
         """Load a mask file; `call` runs what touches the native decoder on the engine's thread.
 
         Raises:
@@ -126,27 +138,60 @@ class MaskStore:
             )
         self._loading.add(name)
         try:
-            mask = await asyncio.to_thread(self._read, name, path)
-            # Packing runs off the event loop; only handing it over happens between two steps.
-            prepared = await asyncio.to_thread(self._prepare, name, mask)
-            done = asyncio.get_running_loop().create_future()
-            events = asyncio.get_running_loop()
-
-            def hand_over() -> None:
-                try:
-                    loaded = prepared()
-                except Exception as error:
-                    events.call_soon_threadsafe(done.set_exception, error)
-                else:
-                    events.call_soon_threadsafe(done.set_result, loaded)
-
-            call(hand_over)
-            loaded: LoadedMask = await done
+            async with self._changing:
+                mask = await asyncio.to_thread(self._read, name, path)
+                if self._rule is None:
+                    self._rule = await _between_steps(call, lambda: measured_rule(self._model))
+                # Packing runs off the event loop; only handing it over happens between two steps.
+                prepared = await asyncio.to_thread(self._prepare, name, mask)
+                loaded = await _between_steps(call, prepared)
+                self._masks[name] = loaded
         finally:
             self._loading.discard(name)
-        self._masks[name] = loaded
         assert loaded.info is not None
         return loaded.info
+
+    async def switch_base(self, name: str, call: Call, forget: Callable[[], None]) -> MaskInfo:
+        """Let a mask's weights take the base mask's place.
+
+        Args:
+            call: as for `load`.
+            forget: empties the prefix cache, on the engine's thread: its entries are what masks
+                gave as base or as patch, and differ in the last bits from what they give now.
+
+        Raises:
+            UnknownMaskError, MaskError: see `engines.cpu.engine.CpuEngine.switch_base`.
+        """
+        async with self._changing:
+            new = self._switchable(name)
+            self._switching = True
+            try:
+                if new is not self._placed:
+                    await self._switch(new, call, forget)
+            finally:
+                self._switching = False
+        assert new.info is not None
+        return new.info
+
+    async def _switch(self, new: LoadedMask, call: Call, forget: Callable[[], None]) -> None:
+        old, patches = self._placed, new.patches
+        assert self._base is not None
+        assert old is not None
+        assert patches is not None
+        # Those that were unloaded go before the switch is carried out: nothing pins them.
+        others = [mask for mask in self._masks.values() if mask not in (old, new)]
+        switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others)
+        self._switchable(new.name)  # requests may have come meanwhile
+
+        def carry_out() -> None:
+            switch.carry_out()
+            forget()
+
+        # Requests that come from here on reach the engine's thread after the switch.
+        await _between_steps(call, carry_out)
+        self._placed = new
+        self._source.home = self._masks[self._manifest.default_mask or ""].patches
+        self._base = await asyncio.to_thread(recoded, self._base, self._model.config, patches)
 
     def unload(self, name: str) -> LoadedMask:
         """Stop offering a mask; `free` it once nothing pins it.
@@ -159,6 +204,10 @@ class MaskStore:
             raise UnknownMaskError(f"no mask named {name!r} is loaded", param="name")
         if name == self._manifest.default_mask:
             raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        if self._switching:
+            raise MaskError(f"{name!r} cannot be unloaded while the base is being switched")
+        if self._masks[name] is self._placed:
+            raise MaskError(f"{name!r} is the base; switch the base to another mask first")
         mask = self._masks.pop(name)
         mask.unloaded = True
         self._retired.append(mask)
@@ -193,28 +242,42 @@ class MaskStore:
         assert self._base is not None
         info = MaskInfo(name, self._base.digest, self._base.domain, "base")
         model = self._model
-        self._masks[name] = LoadedMask(
-            name, self._base.digest, model.base_mask, model.base_set, info
-        )
+        self._placed = LoadedMask(name, self._base.digest, model.base_mask, model.base_set, info)
+        self._masks[name] = self._placed
 
-    def _install(self, name: str, mask: Mask) -> LoadedMask:
-        return self._prepare(name, mask)()
+    def _switchable(self, name: str) -> LoadedMask:
+        new = self.resolve(name)
+        pinned = [m for m in (*self._masks.values(), *self._retired) if m.pins]
+        if pinned:
+            users = ", ".join(f"{mask.name!r} by {mask.pins}" for mask in pinned)
+            raise MaskError(
+                f"the base cannot be switched while sequences use masks ({users}):"
+                " wait until they have finished"
+            )
+        copies = [m.name for m in self._masks.values() if m.info and m.info.storage == "copy"]
+        if copies:
+            raise MaskError(
+                f"the base cannot be switched beside masks that are kept as copies"
+                f" ({', '.join(copies)}): unload them, or start the engine with mask_storage=patch"
+            )
+        return new
 
     def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
         """Make a mask's weights; the result hands them to the native decoder."""
         assert self._base is not None
+        assert self._rule is not None
         native, base_set = self._model.native, self._model.base_set
         share = changed_share(mask, self._base)
-        storage = self._storage or ("patch" if share <= PATCH_LIMIT else "copy")
-        info = MaskInfo(name, mask.digest, mask.domain, storage, share)
+        storage, reason = self._rule.storage(share), self._rule.reason(share)
+        info = MaskInfo(name, mask.digest, mask.domain, storage, share, reason=reason)
+        _log.info("mask %s is kept as a %s: %s", name, storage, reason)
         if storage == "patch":
             patches = patches_of(self._source, mask)
             info = replace(info, resident_bytes=patch_bytes(patches))
 
             def add_patch() -> LoadedMask:
-                return LoadedMask(
-                    name, mask.digest, native.add_mask(base_set, patches), base_set, info
-                )
+                number = native.add_mask(base_set, native_patches(patches))
+                return LoadedMask(name, mask.digest, number, base_set, info, patches)
 
             return add_patch
         copies = copies_of(self._source, mask)
@@ -229,3 +292,20 @@ class MaskStore:
             return LoadedMask(name, mask.digest, native.add_mask(weights, []), weights, info)
 
         return add_copy
+
+
+async def _between_steps(call: Call, work: Callable[[], _T]) -> _T:
+    """Do `work` on the engine's thread and wait for what it returns."""
+    events = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = events.create_future()
+
+    def run() -> None:
+        try:
+            found = work()
+        except Exception as error:
+            events.call_soon_threadsafe(done.set_exception, error)
+        else:
+            events.call_soon_threadsafe(done.set_result, found)
+
+    call(run)
+    return await done

@@ -18,35 +18,46 @@ from engines.cpu.config import LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.layout import PackedWeights, pack_sparse, unpack
 from engines.manifest import COMPLEMENT_FILE
-from engines.patch import make_patch
+from engines.patch import Patch, apply_patch, make_patch
 from engines.tensorfile import TensorFile
 from maskgen.maskfile import Mask
 from maskgen.patterns import PAIRS
 
+Codes = npt.NDArray[np.uint8]
+
+LayerPatches = list[list[Patch | None]]
+"""By layer and linear, in the order of `LINEARS`; None where the masks agree."""
+
+LayerWeights = list[list[PackedWeights]]
+"""By layer and linear, in the order of `LINEARS`."""
+
 NativePatch = tuple[
     npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.uint16]
 ]
-"""(row_start, group, codes, delta) of an `engines.patch.Patch`, as the native decoder takes it."""
+"""(row_start, group, codes, delta) of a `Patch`, as the native decoder takes it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DenseSource:
     """Where the weights that a mask newly keeps are read from.
 
-    Args:
+    Attributes:
         directory: the engine directory.
         config: the model's sizes.
-        base: packed layers of the base mask, in the order of `LINEARS`.
+        base: packed layers of the base mask.
+        home: patches from the base mask to the one that the complement belongs to; None if that
+            is the base mask itself.
     """
 
     directory: Path
     config: DecoderConfig
-    base: list[list[PackedWeights]]
+    base: LayerWeights
+    home: LayerPatches | None = None
 
-    def layers(
-        self, mask: Mask
-    ) -> Iterator[tuple[int, int, npt.NDArray[Any], npt.NDArray[np.uint8]]]:
-        """(layer, linear, dense bf16 weights, base codes) of every layer that the mask lists.
+    def layers(self, mask: Mask) -> Iterator[tuple[int, int, npt.NDArray[Any], Codes, Codes]]:
+        """(layer, linear, dense, base codes, new codes) of every layer in which `mask` differs.
+
+        `dense` (bf16) holds what either mask keeps, and not all of the rest.
 
         Raises:
             EngineDirectoryError: the complement is missing or of another shape.
@@ -60,16 +71,37 @@ class DenseSource:
                 dense, codes = unpack(self.base[layer][number])
                 if codes is None:
                     raise EngineDirectoryError(f"{name} is dense in this engine")
+                new = mask.codes[name]
+                if np.array_equal(codes, new):
+                    continue
+                home = codes
+                if self.home is not None and (patch := self.home[layer][number]) is not None:
+                    dense, home = _at_home(self.base[layer][number], patch)
                 dropped = complement.tensor(f"{name}.dropped")
-                fill_dropped(dense, codes, dropped)
+                fill_dropped(dense, home, dropped, (home != new) | (home != codes))
                 complement.release(f"{name}.dropped")
-                yield layer, number, dense, codes
+                yield layer, number, dense, codes, new
+
+
+def _at_home(packed: PackedWeights, patch: Patch) -> tuple[npt.NDArray[Any], Codes]:
+    """Dense weights and codes after a patch that the packed weights themselves do not get."""
+    copy = PackedWeights(packed.layout, packed.n, packed.k, packed.data.copy())
+    apply_patch(patch, copy)
+    dense, codes = unpack(copy)
+    assert codes is not None
+    return dense, codes
 
 
 def fill_dropped(
-    dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8], dropped: npt.NDArray[Any]
+    dense: npt.NDArray[Any],
+    codes: Codes,
+    dropped: npt.NDArray[Any],
+    where: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Put the (n, k/2) values that (n, k/4) codes drop back into (n, k) masked weights.
+
+    Args:
+        where: (n, k/4), the groups to fill; all by default.
 
     Raises:
         EngineDirectoryError: `dropped` has another type or shape.
@@ -78,32 +110,40 @@ def fill_dropped(
         raise EngineDirectoryError(
             f"the complement is {dropped.dtype} {dropped.shape}, weights are {dense.shape}"
         )
-    groups = dense.view(np.uint16).reshape(*codes.shape, 4)
-    pairs = dropped.view(np.uint16).reshape(*codes.shape, 2)
-    np.put_along_axis(groups, PAIRS[5 - codes].astype(np.intp), pairs, axis=-1)
+    chosen = slice(None) if where is None else np.flatnonzero(where)
+    groups = dense.view(np.uint16).reshape(-1, 4)
+    pairs = dropped.view(np.uint16).reshape(-1, 2)[chosen]
+    positions = PAIRS[5 - codes.reshape(-1)[chosen]]
+    numbers = np.arange(len(groups))[chosen]
+    for place in range(2):
+        groups[numbers, positions[:, place]] = pairs[:, place]
 
 
-def patches_of(source: DenseSource, mask: Mask) -> list[list[NativePatch | None]]:
-    """A mask as differences to the base mask, per layer and linear; None where there is none."""
-    patches: list[list[NativePatch | None]] = [[None] * len(LINEARS) for _ in source.base]
-    for layer, number, dense, codes in source.layers(mask):
-        patch = make_patch(dense, codes, mask.codes[source.config.module(layer, LINEARS[number])])
-        if patch.group.size:
-            delta = patch.delta.view(np.uint16)
-            patches[layer][number] = (patch.row_start, patch.group, patch.codes, delta)
+def patches_of(source: DenseSource, mask: Mask) -> LayerPatches:
+    """A mask as differences to the base mask."""
+    patches: LayerPatches = [[None] * len(LINEARS) for _ in source.base]
+    for layer, number, dense, codes, new in source.layers(mask):
+        patches[layer][number] = make_patch(dense, codes, new)
     return patches
 
 
-def copies_of(source: DenseSource, mask: Mask) -> list[list[PackedWeights]]:
+def copies_of(source: DenseSource, mask: Mask) -> LayerWeights:
     """A mask as a full set of packed weights; what it leaves alone is shared with the base."""
     copies = [list(layer) for layer in source.base]
-    for layer, number, dense, codes in source.layers(mask):
-        new = mask.codes[source.config.module(layer, LINEARS[number])]
-        if not np.array_equal(codes, new):
-            copies[layer][number] = pack_sparse(dense, new)
+    for layer, number, dense, _, new in source.layers(mask):
+        copies[layer][number] = pack_sparse(dense, new)
     return copies
 
 
-def patch_bytes(patches: list[list[NativePatch | None]]) -> int:
+def patch_bytes(patches: LayerPatches) -> int:
     """Memory that patches take."""
-    return sum(a.nbytes for layer in patches for p in layer if p is not None for a in p)
+    return sum(patch.nbytes for layer in patches for patch in layer if patch is not None)
+
+
+def native_patches(patches: LayerPatches) -> list[list[NativePatch | None]]:
+    """Patches as the native decoder takes them."""
+    return [[None if p is None else _native(p) for p in layer] for layer in patches]
+
+
+def _native(patch: Patch) -> NativePatch:
+    return patch.row_start, patch.group, patch.codes, patch.delta.view(np.uint16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engines.base import MaskInfo
+from engines.cpu.mask_weights import LayerPatches
 
 
 @dataclass(eq=False)
@@ -17,6 +18,7 @@ class LoadedMask:
         native: its number in the native decoder.
         weights: the native set of weights that it multiplies.
         info: what the engine reports about it, without the pins.
+        patches: its differences to the base mask, if it is kept as a patch.
         pins: unfinished sequences that use it.
         unloaded: no longer offered; freed when the last pin goes.
     """
@@ -26,5 +28,6 @@ class LoadedMask:
     native: int
     weights: int
     info: MaskInfo | None
+    patches: LayerPatches | None = None
     pins: int = 0
     unloaded: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class CpuModel:
         self.config = config
         self.limits = limits
         self.isa = isa or kernels.isa()
-        self._file = TensorFile(directory / WEIGHTS_FILE)
+        self._file = TensorFile(directory / WEIGHTS_FILE)  # copy-on-write: a mask can be patched in
         self._huge_pages = huge_pages
         self.base: list[list[PackedWeights]] = [
             [self._load(config.module(layer, name), config.shape(name)) for name in LINEARS]
@@ -104,7 +104,7 @@ class CpuModel:
         }
         if not config.tied:
             shared["embedding"] = self._embedding()
-        sizes = {
+        self._sizes = {
             "hidden": config.hidden,
             "heads": config.heads,
             "kv_heads": config.kv_heads,
@@ -113,22 +113,24 @@ class CpuModel:
             "vocab": config.vocab,
             "eps": config.eps,
             "rope_factor": config.rope_factor,
-            "max_tokens": limits.max_tokens,
-            "max_logits": limits.max_logits,
-            "context": limits.context,
-            "pages": limits.pages,
-            "threads": limits.threads,
         }
-        layers = [self._layer(layer) for layer in range(config.layers)]
-        self.native = _native.decoder.Decoder(
-            sizes, layers, shared, _native_weights(head), self.isa
-        )
+        self._layers = [self._layer(layer) for layer in range(config.layers)]
+        self._shared = shared
+        self._head = _native_weights(head)
+        self.native = self.decoder(limits, config.layers)
         self.base_set: int = self.native.add_weights(native_layers(self.base))
         self.base_mask: int = self.native.add_mask(self.base_set, [])
         self._logits = np.zeros((limits.max_logits, config.vocab), np.float32)
         packed = sum(w.data.nbytes for layer in self.base for w in layer) + head.data.nbytes
         embedding = 0 if config.tied else shared["embedding"].nbytes
         self.weight_bytes: int = packed + embedding
+
+    def decoder(self, limits: Limits, layers: int) -> Any:
+        """A native decoder of this model's first layers, without linear weights yet."""
+        sizes = self._sizes | asdict(limits)
+        return _native.decoder.Decoder(
+            sizes, self._layers[:layers], self._shared, self._head, self.isa
+        )
 
     def step(self, step: Step) -> npt.NDArray[np.float32]:
         """Run one step; (rows, vocab) weight logits that the next step overwrites.

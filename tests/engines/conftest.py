@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engines.checkpoint import Checkpoint
-from maskgen.maskfile import Mask, base_digest, write_mask
+from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
 from maskgen.patterns import project
 from tests.tiny_model import make_tiny_llama
 
@@ -39,6 +40,18 @@ def random_mask(
             seed=seed,
         ),
     )
+    return path
+
+
+def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
+    """`mask` with about `share` of its groups changed."""
+    old = read_mask(mask)
+    rng = np.random.default_rng(seed)
+    codes = {}
+    for name, values in old.codes.items():
+        shift = rng.integers(1, 6, values.shape).astype(np.uint8)
+        codes[name] = np.where(rng.random(values.shape) < share, (values + shift) % 6, values)
+    write_mask(path, replace(old, codes=codes, domain="near"))
     return path
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from engines.base import GenerationRequest
@@ -25,7 +24,7 @@ from engines.errors import (
     UnknownMaskError,
 )
 from engines.sampling import SamplingParams, StructuredOutput
-from maskgen.maskfile import read_mask, write_mask
+from tests.engines.conftest import nearby_mask
 from tests.engines.oracle import Oracle, answers, check_greedy, many
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
@@ -39,18 +38,6 @@ def directory(
     out = tmp_path_factory.mktemp("cpu") / "engine"
     build(BuildRequest(tiny_model, "tiny", {"general": mask_of(tiny_model)}, out))
     return out
-
-
-def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
-    """`mask` with about `share` of its groups changed."""
-    old = read_mask(mask)
-    rng = np.random.default_rng(seed)
-    codes = {}
-    for name, values in old.codes.items():
-        shift = rng.integers(1, 6, values.shape).astype(np.uint8)
-        codes[name] = np.where(rng.random(values.shape) < share, (values + shift) % 6, values)
-    write_mask(path, replace(old, codes=codes, domain="near"))
-    return path
 
 
 async def drained(engine: CpuEngine) -> None:
@@ -228,13 +215,15 @@ async def test_a_mask_loaded_while_serving(
     tmp_path: Path,
 ) -> None:
     path = nearby_mask(mask_of(tiny_model), tmp_path / "near.safetensors", share)
-    engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True)
+    engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True, patch_limit=0.05)
     params = replace(GREEDY, logprobs=0)
     (before,) = await answers(engine, PROMPT, params)
     running = asyncio.ensure_future(answers(engine, PROMPT, replace(params, max_tokens=200)))
     info = await engine.load_mask("near", path)
     await running
     assert info.storage == storage
+    why = "a patch up to 5.00%, which patch_limit says"
+    assert info.reason == f"{info.changed_share:.2%} of groups changed; {why}"
     assert info.changed_share == pytest.approx(share, rel=0.5)
     assert 0 < info.resident_bytes < engine.describe().weight_bytes
     (alone,) = await answers(engine, PROMPT, params, mask="near")
@@ -254,7 +243,7 @@ async def test_unloading_waits_for_the_last_pin(
     directory: Path, tiny_model: Path, mask_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = nearby_mask(mask_of(tiny_model), tmp_path / "near.safetensors", 0.005)
-    engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True)
+    engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True, mask_storage="patch")
     await engine.load_mask("near", path)
     weights = engine.describe().weight_bytes
     (expected,) = await answers(engine, PROMPT, replace(GREEDY, max_tokens=60), mask="near")
@@ -319,6 +308,8 @@ def test_options_out_of_range(directory: Path) -> None:
         ({"kv_bytes": 0}, "kv_bytes"),
         ({"step_tokens": 8}, "max_sequences"),
         ({"kv_bytes": 4096, "context_length": 512}, "raise kv_bytes"),
+        ({"mask_storage": "disk"}, "patch or copy, got 'disk'"),
+        ({"patch_limit": 1.5}, "patch_limit must be from 0 to 1, got 1.5"),
     ]:
         with pytest.raises(ValueError, match=message):
             CpuEngine(directory, **options)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from engines.build import BuildRequest
 from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.sampling import SamplingParams
+from tests.engines.conftest import nearby_mask
 from tests.engines.oracle import Answer, answers, many
 from tests.tiny_model import SAMPLE_TEXT
 
@@ -24,10 +26,26 @@ SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=40, ign
 def directory(
     tiny_model: Path, mask_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    out = tmp_path_factory.mktemp("invariance") / "engine"
-    masks = {name: mask_of(tiny_model, seed) for seed, name in enumerate(["general", "b", "c"])}
+    folder = tmp_path_factory.mktemp("invariance")
+    out = folder / "engine"
+    general = mask_of(tiny_model)
+    masks = {
+        "general": general,
+        "copy": mask_of(tiny_model, 1),
+        "other-copy": mask_of(tiny_model, 2),
+    }
+    for seed, name in enumerate(("patch", "other-patch")):
+        masks[name] = nearby_mask(general, folder / f"{name}.safetensors", 0.03, seed)
     build(BuildRequest(tiny_model, "tiny", masks, out))
     return out
+
+
+def engine_for(directory: Path, **options: Any) -> CpuEngine:
+    """In invariant mode, with masks of all three kinds."""
+    engine = CpuEngine(directory, **{"invariant": True, "patch_limit": 0.1} | options)
+    kept = [mask.storage for mask in engine.describe().masks]
+    assert kept == ["base", "copy", "copy", "patch", "patch"]
+    return engine
 
 
 def prompts_for(engine: CpuEngine) -> list[list[int]]:
@@ -39,7 +57,7 @@ async def alone(
     directory: Path, params: SamplingParams, masks: list[str | None]
 ) -> tuple[list[list[int]], list[Answer]]:
     """Every request by itself, in one chunk: what all other ways must reproduce."""
-    engine = CpuEngine(directory, kv_bytes=8 << 20, invariant=True, prefix_cache=False)
+    engine = engine_for(directory, kv_bytes=8 << 20, prefix_cache=False)
     prompts = prompts_for(engine)
     found = [
         (await answers(engine, prompt, params, mask=mask))[0]
@@ -74,19 +92,47 @@ async def test_batching_and_chunking(
 ) -> None:
     masks: list[str | None] = [None] * 7
     prompts, expected = await alone(directory, params, masks)
-    engine = CpuEngine(directory, kv_bytes=8 << 20, invariant=True, **options)
+    engine = engine_for(directory, kv_bytes=8 << 20, **options)
     for _ in range(2):  # the second time, prefixes are found
         assert_same(expected, await many(engine, prompts, params, masks))
     await engine.close()
 
 
-async def test_preemption(directory: Path) -> None:
-    masks: list[str | None] = [None] * 7
+MIXES: dict[str, list[str | None]] = {
+    **{name: [name] * 7 for name in ("general", "copy", "other-copy", "patch", "other-patch")},
+    "base-and-patches": ["patch", None, "other-patch", "patch", "general", "other-patch", "patch"],
+    "all": ["other-patch", "copy", "patch", None, "other-copy", "patch", "copy"],
+}
+
+
+@pytest.mark.parametrize("masks", MIXES.values(), ids=MIXES)
+async def test_masks_side_by_side(directory: Path, masks: list[str | None]) -> None:
     prompts, expected = await alone(directory, GREEDY, masks)
+    for options in ({"step_tokens": 512}, {"step_tokens": 64, "mixed_prefill_tokens": 10}):
+        engine = engine_for(directory, kv_bytes=8 << 20, **options)
+        for _ in range(2):  # the second time, prefixes are found
+            assert_same(expected, await many(engine, prompts, GREEDY, masks))
+        await engine.close()
+
+
+async def test_every_mask_says_something_else(directory: Path) -> None:
+    masks: list[str | None] = ["general", "copy", "other-copy", "patch", "other-patch"]
+    engine = engine_for(directory, kv_bytes=8 << 20)
+    prompt = prompts_for(engine)[5]
+    found = await many(engine, [prompt] * 5, GREEDY, masks)
+    await engine.close()
+    assert len({answer.logprobs[0].logprob for answer in found}) == 5
+
+
+@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("mix", ["general", "patch", "all"])
+async def test_preemption(directory: Path, mix: str, params: SamplingParams) -> None:
+    masks = MIXES[mix]
+    prompts, expected = await alone(directory, params, masks)
     # Room for 13 pages: the longest sequence (190 tokens) needs 12 of them.
-    engine = CpuEngine(directory, kv_bytes=13 * 2 * 2 * 1024, invariant=True)
+    engine = engine_for(directory, kv_bytes=13 * 2 * 2 * 1024)
     assert engine.describe().context_length == 13 * 16
-    found = await many(engine, prompts, GREEDY, masks)
+    found = await many(engine, prompts, params, masks)
     stats = engine.stats()
     await engine.close()
     assert stats.preemptions > 0
@@ -94,12 +140,12 @@ async def test_preemption(directory: Path) -> None:
     assert_same(expected, found)
 
 
-async def test_mixed_masks_arriving_at_random(directory: Path) -> None:
-    masks: list[str | None] = ["general", "b", "c", None, "c", "b", "general"]
+@pytest.mark.parametrize("kv_bytes", [1 << 20, 13 * 2 * 2 * 1024], ids=["room", "preempted"])
+async def test_mixed_masks_arriving_at_random(directory: Path, kv_bytes: int) -> None:
+    masks = MIXES["all"]
     prompts, expected = await alone(directory, GREEDY, masks)
-    assert expected[3].token_ids != expected[4].token_ids
     rng = random.Random(5)
-    engine = CpuEngine(directory, kv_bytes=1 << 20, invariant=True, max_sequences=5)
+    engine = engine_for(directory, kv_bytes=kv_bytes, max_sequences=5)
 
     async def later(i: int) -> Answer:
         await asyncio.sleep(rng.random() * 0.05)
@@ -110,5 +156,7 @@ async def test_mixed_masks_arriving_at_random(directory: Path) -> None:
         order = rng.sample(range(7), 7)
         found = dict(zip(order, await asyncio.gather(*map(later, order)), strict=True))
         assert_same(expected, [found[i] for i in range(7)])
-    assert engine.stats().mask_switches > 0
+    stats = engine.stats()
+    assert stats.mask_switches > 0
+    assert (stats.preemptions > 0) == (kv_bytes < 1 << 20)
     await engine.close()

@@ -42,6 +42,26 @@ def test_applying_gives_the_other_masks_bytes_and_reverting_the_base(
     np.testing.assert_array_equal(packed.data, before)
 
 
+def assert_same_patch(found: patch.Patch, expected: patch.Patch) -> None:
+    for name in ("row_start", "group", "codes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_array_equal(found.delta.view(np.uint16), expected.delta.view(np.uint16))
+
+
+@settings(deadline=None)
+@given(patches, st.integers(0, 2**32 - 1))
+def test_patches_are_turned_round_and_rebased_as_if_made_from_the_weights(
+    shape: tuple[int, int, float], seed: int
+) -> None:
+    weights, base, new = masks(*shape, seed)
+    other = masks(*shape, seed + 1)[2]
+    there, aside = patch.make_patch(weights, base, new), patch.make_patch(weights, base, other)
+    assert_same_patch(patch.inverse(there), patch.make_patch(weights, new, base))
+    assert_same_patch(patch.rebase(aside, there), patch.make_patch(weights, new, other))
+    assert patch.rebase(there, there).group.size == 0
+    np.testing.assert_array_equal(there.recoded(base), new)
+
+
 @pytest.mark.parametrize("isa", kernels.supported_isas())
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
 def test_the_product_serves_the_chosen_tokens_only(isa: str, share: float) -> None:
@@ -112,6 +132,11 @@ def test_misfits_are_refused() -> None:
     packed.data.flags.writeable = False
     with pytest.raises(PatchError, match="read-only"):
         patch.apply_patch(change, packed)
+    with pytest.raises(PatchError, match="start from different masks"):
+        patch.rebase(patch.inverse(change), change)
+    narrow = patch.make_patch(weights[:, :16], base[:, :4], new[:, :4])
+    with pytest.raises(PatchError, match="16 x 16"):
+        patch.rebase(narrow, change)
     x = np.ones((2, 32), np.float32)
     with pytest.raises(kernels.KernelError, match="token 2 is beyond"):
         patch.add_patch_product(change, x, np.array([2]), np.zeros((2, 16), np.float32))

@@ -53,10 +53,15 @@ twofour::Patch patch_of(const PatchArrays& arrays, std::size_t k) {
   require(codes.size() == count && delta.shape(0) == count && delta.shape(1) == 4 && row_start(0) == 0 &&
               row_start(n) == count,
           "the patch's arrays do not fit together");
-  for (std::size_t row = 0; row < n; ++row) require(row_start(row) <= row_start(row + 1), "the patch's rows do not rise");
+  // Checked by flags: a patch has millions of groups, and this runs between two steps.
+  bool rising = true, inside = true;
+  for (std::size_t row = 0; row < n; ++row) rising = rising && row_start.data()[row] <= row_start.data()[row + 1];
   for (std::size_t i = 0; i < count; ++i) {
-    require(group(i) < k / 4 && (codes(i) & 15u) < 6 && (codes(i) >> 4) < 6, "the patch names a group or a code out of range");
+    const unsigned code = codes.data()[i];
+    inside = inside && group.data()[i] < k / 4 && (code & 15u) < 6 && (code >> 4) < 6;
   }
+  require(rising, "the patch's rows do not rise");
+  require(inside, "the patch names a group or a code out of range");
   return {n, k, row_start.data(), group.data(), codes.data(), delta.data()};
 }
 

@@ -1,0 +1,167 @@
+"""Patch or copy: which way a mask beside the base costs less time, as measured on this machine.
+
+In a batch of mixed masks a patch adds its product, whose cost rises with the groups it changes; a
+copy makes the step read a second set of weights, whatever it changes. So there is a share of
+changed groups at which both cost the same. It is found with steps of half-and-half batches through
+layers of the model itself: one step with a second set of weights, and two with synthetic patches,
+whose times give the line on which a patch's cost lies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engines.cpu.mask_weights import LayerPatches, native_patches
+from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, native_layers
+from engines.cpu.options import Storage
+from engines.layout import BF16, Layout, PackedWeights
+from engines.patch import Patch
+
+MEMORY_LIMIT = 4.5 / 13
+"""Share of changed groups above which a patch (13 bytes each) outgrows a copy (4.5 a group)."""
+
+TOKENS = 8
+"""Tokens of the measured batch: half of them use the base mask, half the other."""
+
+_PROBES = (0.005, 0.1)
+_ROUNDS = 12
+_WORK_BYTES = 48 << 20  # of packed weights: more than most caches hold, some milliseconds a step
+
+
+@dataclass(frozen=True)
+class StorageRule:
+    """Keeps masks as patches up to a share of changed groups, and as copies beyond it.
+
+    Attributes:
+        limit: the share, 0 to 1; below 0 for no patches at all.
+        why: where it comes from, for people.
+    """
+
+    limit: float
+    why: str
+
+    def storage(self, changed_share: float) -> Storage:
+        """How to keep a mask that changes this share of the groups."""
+        return "patch" if changed_share <= self.limit else "copy"
+
+    def reason(self, changed_share: float) -> str:
+        """The choice in words."""
+        return f"{changed_share:.2%} of groups changed; {self.why}"
+
+
+def chosen_rule(storage: Storage | None, patch_limit: float | None) -> StorageRule | None:
+    """The rule that the options name; None if they leave it to measurement."""
+    if storage is not None:
+        return StorageRule(1.0 if storage == "patch" else -1.0, f"mask_storage is {storage}")
+    if patch_limit is not None:
+        return StorageRule(patch_limit, f"a patch up to {patch_limit:.2%}, which patch_limit says")
+    return None
+
+
+def measured_rule(model: CpuModel) -> StorageRule:
+    """Measure the limit; a few dozen steps through 48 MiB of weights.
+
+    Nothing else may run on the model's threads meanwhile.
+    """
+    # In a thread of its own, whose OpenMP team ends with it and binds nothing of the caller's.
+    with ThreadPoolExecutor(1) as pool:
+        times = pool.submit(_measure, model).result()
+    copy, thin, thick = (1e3 * times[name] for name in ("copy", "thin", "thick"))
+    limit = crossing(copy, thin, thick)
+    half = TOKENS // 2
+    why = (
+        f"a patch up to {limit:.2%}, measured with {model.isa} on {model.limits.threads} threads,"
+        f" {half} + {half} tokens: {copy:.2f} ms with a copy,"
+        f" {thin:.2f} ms with a patch of {_PROBES[0]:.1%}, {thick:.2f} ms with {_PROBES[1]:.1%}"
+    )
+    return StorageRule(limit, why)
+
+
+def crossing(copy: float, thin: float, thick: float) -> float:
+    """Share at which a patch costs as much as a copy, from the times at the two probed shares.
+
+    At most `MEMORY_LIMIT`; 0 if a patch is dearer however little it changes.
+    """
+    slope = (thick - thin) / (_PROBES[1] - _PROBES[0])
+    if slope <= 0:  # too small a model for its cost to show
+        return MEMORY_LIMIT if copy >= thick else 0.0
+    return min(max(_PROBES[0] + (copy - thin) / slope, 0.0), MEMORY_LIMIT)
+
+
+def _measure(model: CpuModel) -> dict[str, float]:
+    """Seconds of the fastest step of each kind: what else runs only adds time."""
+    layers = _some_layers(model.base)
+    limits = Limits(TOKENS, 1, PAGE_POSITIONS, TOKENS, model.limits.threads)
+    native = model.decoder(limits, len(layers))
+    base = native.add_weights(native_layers(layers))
+    # The same layers in another order: nothing is copied, and none is in a cache at its turn.
+    half = len(layers) // 2
+    other = native.add_weights(native_layers(layers[half:] + layers[:half]))
+    plain = native.add_mask(base, [])
+    masks = {"copy": native.add_mask(other, [])}
+    for name, share in zip(("thin", "thick"), _PROBES, strict=True):
+        masks[name] = native.add_mask(base, native_patches(_synthetic(layers, share)))
+    logits = np.zeros((1, model.config.vocab), np.float32)
+    steps = {name: _step(native, plain, mask, logits) for name, mask in masks.items()}
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(_ROUNDS):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            best[name] = min(best[name], time.perf_counter() - begin)
+    return best
+
+
+def _step(native: Any, plain: int, mask: int, logits: np.ndarray[Any, Any]) -> Callable[[], None]:
+    def ints(*values: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return np.array(values, np.int32)
+
+    arrays = (
+        ints(*[0] * TOKENS),
+        ints(*range(TOKENS + 1)),
+        ints(*[0] * TOKENS),
+        np.arange(TOKENS, dtype=np.int32)[:, None],
+        ints(*[plain] * (TOKENS // 2), *[mask] * (TOKENS // 2)),
+        ints(),
+    )
+    return lambda: native.step(*arrays, logits)
+
+
+def _some_layers(layers: list[list[PackedWeights]]) -> list[list[PackedWeights]]:
+    """The first layers, up to `_WORK_BYTES`, and at least two."""
+    size, count = 0, 0
+    while count < len(layers) and (count < 2 or size < _WORK_BYTES):
+        size += sum(weights.data.nbytes for weights in layers[count])
+        count += 1
+    return layers[:count]
+
+
+def _synthetic(layers: list[list[PackedWeights]], share: float) -> LayerPatches:
+    """Patches of `share` of every sparse layer's groups, which change nothing."""
+    made: dict[tuple[int, int], Patch] = {}
+    for weights in (w for layer in layers for w in layer):
+        shape = weights.n, weights.k
+        if shape not in made:
+            made[shape] = _nothing(*shape, share)
+    sparse = Layout.SPARSE24_BF16
+    return [[made[w.n, w.k] if w.layout is sparse else None for w in layer] for layer in layers]
+
+
+def _nothing(n: int, k: int, share: float) -> Patch:
+    groups = n * k // 4
+    places = np.flatnonzero(np.random.default_rng(0).random(groups) < share)
+    counts = np.bincount(places // (k // 4), minlength=n)
+    return Patch(
+        n=n,
+        k=k,
+        row_start=np.concatenate(([0], np.cumsum(counts))).astype(np.uint32),
+        group=(places % (k // 4)).astype(np.uint32),
+        codes=np.zeros(places.size, np.uint8),
+        delta=np.zeros((places.size, 4), BF16),
+    )
