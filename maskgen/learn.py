@@ -12,7 +12,7 @@ from rich.console import Console
 
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
-from maskgen.hf import check_base, load_model, load_tokenizer
+from maskgen.hf import check_base, dtype_name, load_model, load_tokenizer
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig
@@ -39,7 +39,7 @@ class LearnRequest:
         domain: label of the mask.
         resume: go on from the folder's newest checkpoint.
         layers: which layers are learned; the others stay dense.
-        dtype: of the frozen weights.
+        dtype: of the frozen weights: `bf16`, `fp32` or `auto` (see `maskgen.hf.resolve_dtype`).
         device: torch device; by default CUDA if there is one.
         tensorboard: folder for event files.
         held_out: text on which the hard masks are evaluated while learning.
@@ -53,7 +53,7 @@ class LearnRequest:
     domain: str = "general"
     resume: bool = False
     layers: LayerChoice = field(default_factory=LayerChoice)
-    dtype: str = "bf16"
+    dtype: str = "auto"
     device: str | None = None
     tensorboard: Path | None = None
     held_out: TextSet | None = None
@@ -126,6 +126,7 @@ def learn(
             "prior_digest": prior.digest,
             "text_digest": texts.digest,
             "layers": len(names),
+            "dtype": dtype_name(model),
             **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},
         }
         options = RunOptions(

@@ -32,7 +32,8 @@ class PruneSettings:
         windows: calibration windows drawn from the text.
         length: tokens in a window.
         seed: which windows are drawn.
-        dtype: `bf16` or `fp32`, of weights and activations; statistics are fp32 at least.
+        dtype: of weights and activations: `bf16`, `fp32`, `auto` (see `maskgen.hf.resolve_dtype`);
+            statistics are fp32 at least.
         layers: which layers get a mask.
         checkpoint: where a method that changes weights writes the new model directory.
     """
@@ -42,7 +43,7 @@ class PruneSettings:
     windows: int = 64
     length: int = 1024
     seed: int = 0
-    dtype: str = "bf16"
+    dtype: str = "auto"
     layers: LayerChoice = field(default_factory=LayerChoice)
     checkpoint: Path | None = None
 

@@ -19,7 +19,7 @@ _BATCH = 16
 
 
 def calibration_texts(
-    data: str, model_dir: Path, *, tokens: int, seed: int, dtype: str = "bf16"
+    data: str, model_dir: Path, *, tokens: int, seed: int, dtype: str = "auto"
 ) -> TextSet:
     """The texts of a data argument for calibration or learning, `self` included.
 

@@ -54,6 +54,7 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         TorchScorer,
         apply_to_module,
         check_base,
+        dtype_name,
         encoder,
         load_model,
         load_tokenizer,
@@ -73,7 +74,7 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         encode=encoder(tokenizer),
         model=model_name(model),
         mask=None if mask is None else mask.name,
-        dtype=dtype,
+        dtype=dtype_name(network),
         bos_token_id=tokenizer.bos_token_id,
     )
 

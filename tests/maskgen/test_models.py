@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from maskgen import models
+from maskgen.hf import resolve_dtype
 from maskgen.models import ModelNotFoundError, model_name, resolve_model
 
 
@@ -57,3 +58,18 @@ def test_killed_dequantisation_leaves_no_model(
     directory = resolve_model("smollm2-135m")
     assert (directory / "config.json").is_file()
     assert resolve_model("smollm2-135m") == directory
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "device", "expected"),
+    [(True, "cpu", "bf16"), (False, "cpu", "fp32"), (False, "cuda:0", "bf16")],
+)
+def test_auto_computes_in_what_the_processor_is_fast_in(monkeypatch, has_bf16, device, expected):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    assert resolve_dtype("auto", device) == expected
+    assert resolve_dtype("fp16", device) == "fp16"
+
+
+def test_an_unknown_dtype_is_named():
+    with pytest.raises(ValueError, match=r"'fp8' is not one of auto, bf16, fp32, fp16"):
+        resolve_dtype("fp8")

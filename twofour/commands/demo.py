@@ -147,18 +147,28 @@ def _measure_quality(run: DemoRun) -> None:
     for name, file in [("dense", None), *run.masks.items()]:
         with run.console.status(f"perplexity, {name}"):
             result = _perplexity(run, file)
-        run.perplexities[name], run.subset = result.perplexity, result.subset
+        run.perplexities[name] = result.perplexity
         run.console.print(f"{name}: perplexity {result.perplexity:.2f}", highlight=False)
-    run.console.print(f"on {EVALUATION}, {run.subset} of 2048 tokens, bf16", highlight=False)
+    run.subset = result.subset
+    run.console.print(
+        f"on {EVALUATION}, {result.subset} of 2048 tokens, {result.dtype}", highlight=False
+    )
 
 
 def _perplexity(run: DemoRun, file: Path | None) -> Any:
     from maskgen.data import load_texts
     from maskgen.evaluate import evaluate
-    from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_tokenizer
+    from maskgen.hf import (
+        TorchScorer,
+        apply_to_module,
+        dtype_name,
+        encoder,
+        load_model,
+        load_tokenizer,
+    )
     from maskgen.maskfile import read_mask
 
-    network, tokenizer = load_model(run.model, "bf16"), load_tokenizer(run.model)
+    network, tokenizer = load_model(run.model, "auto"), load_tokenizer(run.model)
     if file is not None:
         apply_to_module(network, read_mask(file))
     return evaluate(
@@ -167,7 +177,7 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
         load_texts(EVALUATION),
         model=MODEL,
         mask=None if file is None else file.stem,
-        dtype="bf16",
+        dtype=dtype_name(network),
         bos_token_id=tokenizer.bos_token_id,
         windows=run.eval_windows,
     )

@@ -35,7 +35,9 @@ def evaluate(
     windows: Annotated[
         int | None, typer.Option(help="Only the first N windows, labelled as a subset.", min=1)
     ] = None,
-    dtype: Annotated[str, typer.Option(help="With a model: bf16, fp32 or fp16.")] = "bf16",
+    dtype: Annotated[
+        str, typer.Option(help="With a model: bf16, fp32, fp16, or auto: what is fast here.")
+    ] = "auto",
     api_key: Annotated[
         str | None, typer.Option(envvar="TWOFOUR_EVAL_API_KEY", help="With a URL.")
     ] = None,

@@ -41,7 +41,7 @@ def prune(
     windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 64,
     length: Annotated[int, typer.Option(help="Tokens in a window.", min=2)] = 1024,
     seed: Annotated[int, typer.Option(help="Which windows are drawn.", min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="bf16, fp32, or auto: what is fast here.")] = "auto",
     include: Annotated[
         list[str] | None, typer.Option(help="Mask only linears that match this glob (repeat).")
     ] = None,

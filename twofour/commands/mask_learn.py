@@ -58,7 +58,9 @@ def learn(
     ] = None,
     dense_first: Annotated[int, _Option(help="First decoder layers left dense.", min=0)] = 0,
     dense_last: Annotated[int, _Option(help="Last decoder layers left dense.", min=0)] = 0,
-    dtype: Annotated[str, _Option(help="Of the frozen weights: bf16 or fp32.")] = "bf16",
+    dtype: Annotated[
+        str, _Option(help="Of the frozen weights: bf16, fp32, or auto: what is fast here.")
+    ] = "auto",
     device: Annotated[str | None, _Option(help="torch device [default: CUDA, if any].")] = None,
     tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
     parent: Annotated[
