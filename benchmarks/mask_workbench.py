@@ -12,7 +12,14 @@ from rich.console import Console
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.evaluate import evaluate
-from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_tokenizer
+from maskgen.hf import (
+    TorchScorer,
+    apply_to_module,
+    dtype_name,
+    encoder,
+    load_model,
+    load_tokenizer,
+)
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.maskfile import Mask, read_mask, write_mask
 from maskgen.prune import PruneSettings, prune
@@ -40,6 +47,7 @@ class Workbench:
         windows: calibration windows of one-shot methods.
         length: tokens in one of them.
         limit: windows that are evaluated; None for all.
+        dtype: of weights and activations (`maskgen.hf.resolve_dtype`).
     """
 
     name: str
@@ -49,6 +57,7 @@ class Workbench:
     windows: int = 64
     length: int = 1024
     limit: int | None = None
+    dtype: str = "auto"
 
     def digest(self) -> str:
         """Base digest of the model."""
@@ -72,7 +81,11 @@ class Workbench:
                 self.directory,
                 texts if calibrated else None,
                 PruneSettings(
-                    method=method, windows=self.windows, length=self.length, checkpoint=checkpoint
+                    method=method,
+                    windows=self.windows,
+                    length=self.length,
+                    dtype=self.dtype,
+                    checkpoint=checkpoint,
                 ),
             )
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +120,7 @@ class Workbench:
             config,
             self.folder / f"{label}.run",
             resume=True,
+            dtype=self.dtype,
             held_out=held_out,
             held_out_every=max(config.steps // 10, 1) if held_out else 0,
         )
@@ -131,7 +145,7 @@ class Workbench:
 
     def perplexity(self, made: Made, texts: TextSet) -> float:
         """Standard protocol, windows of 2048."""
-        model = load_model(made.model, "bf16")
+        model = load_model(made.model, self.dtype)
         if made.mask is not None:
             apply_to_module(model, made.mask)
         tokenizer = load_tokenizer(made.model)
@@ -141,7 +155,7 @@ class Workbench:
             texts,
             model=self.name,
             mask=None if made.mask is None else made.mask.method,
-            dtype="bf16",
+            dtype=dtype_name(model),
             bos_token_id=tokenizer.bos_token_id,
             windows=self.limit,
         )

@@ -26,14 +26,18 @@ LEARNED: dict[str, dict[str, Any]] = {
     "roi": {
         **SHORT,
         "steps": 500,
-        "learning_rate": 2e-3,
-        "final_learning_rate": 2e-4,
-        "scale": (0.04, 0.002),
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-4,
+        "scale": (0.01, 0.002),
         "margin": 0.1,
     },
     "maskpro": {"steps": 1500, "sequence_length": 128, "batch_size": 16},
 }
-"""The league's budgets: 2,048 tokens a step; short runs want a larger alpha and learning rate."""
+"""The league's budgets: 2,048 tokens a step; short runs want a larger alpha and learning rate.
+
+RoI's numbers mirror MaskLLM's: its prior starts margin / scale = 10 nats ahead, as alpha * sigma *
+kappa does there, and since two logits move apart when a group changes, half the rate goes as far.
+"""
 
 DOMAIN_STEPS = 100
 ABLATION_STEPS = 50
@@ -73,16 +77,20 @@ class Texts:
         return found
 
 
+Overrides = Mapping[str, Mapping[str, Any]]
+"""Method -> settings that replace this file's."""
+
+
 def league(
-    bench: Workbench, texts: Texts, table: Table, steps: Mapping[str, int], only: set[str]
+    bench: Workbench, texts: Texts, table: Table, changed: Overrides, only: set[str]
 ) -> None:
-    """One row a method: dense, one-shot, learned. `steps` overrides budgets by method."""
+    """One row a method: dense, one-shot, learned."""
     for method in ("dense", *PRUNED, *LEARNED):
         if only and method not in only:
             continue
 
         def measure(method: str = method) -> Row:
-            made = _make(bench, texts, method, steps)
+            made = _make(bench, texts, method, changed)
             wikitext2 = bench.perplexity(made, texts.wikitext2)
             return {**made.row, "wikitext2": wikitext2, "c4": bench.perplexity(made, texts.c4)}
 
@@ -91,13 +99,12 @@ def league(
             bench.console.print(f"{method}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
 
 
-def _make(bench: Workbench, texts: Texts, method: str, steps: Mapping[str, int]) -> Made:
+def _make(bench: Workbench, texts: Texts, method: str, changed: Overrides) -> Made:
     if method == "dense":
         return bench.dense()
     if method in PRUNED:
         return bench.pruned(method, texts.learn, f"general-{method}")
-    settings = {**LEARNED[method]}
-    settings["steps"] = steps.get(method, settings["steps"])
+    settings = {**LEARNED[method], **changed.get(method, {})}
     prior = _prior(bench, texts.learn, "sparsegpt", "general")
     return bench.learned(method, texts.learn, prior, settings, f"general-{method}", texts.wikitext2)
 
@@ -109,20 +116,24 @@ def _prior(bench: Workbench, text: TextSet, method: str, domain: str) -> Mask:
     return mask
 
 
-def domains(bench: Workbench, texts: Texts, table: Table, general: Mask, steps: int) -> None:
+def domains(
+    bench: Workbench, texts: Texts, table: Table, general: Mask, changed: Overrides
+) -> None:
     """Dense, general mask, learned from scratch, and learned from the general mask, by domain.
 
     Scratch starts from the same one-shot prior computed on the domain's own text.
     """
     for domain in texts.domains:
         for seed in range(domain.seeds):
-            measure = partial(_domain_row, bench, domain, seed, general, steps)
+            measure = partial(_domain_row, bench, domain, seed, general, changed)
             table.measure((domain.name, seed), measure)
             bench.console.print(str(table[(domain.name, seed)]))
 
 
-def _domain_row(bench: Workbench, domain: Domain, seed: int, general: Mask, steps: int) -> Row:
-    settings = {**MASKLLM, "steps": steps, "seed": seed}
+def _domain_row(
+    bench: Workbench, domain: Domain, seed: int, general: Mask, changed: Overrides
+) -> Row:
+    settings = {**MASKLLM, "steps": DOMAIN_STEPS, **changed.get("maskllm", {}), "seed": seed}
     label = f"{domain.name}-{seed}"
     prior = _prior(bench, domain.train, "sparsegpt", domain.name)
     scratch = bench.learned("maskllm", domain.train, prior, settings, f"{label}-scratch")
@@ -137,20 +148,25 @@ def _domain_row(bench: Workbench, domain: Domain, seed: int, general: Mask, step
     }
     scores = {arm: bench.perplexity(made, domain.test) for arm, made in arms.items()}
     kept = ("changed_groups", "bits_per_weight", "tokens_seen", "seconds", "mask_digest")
-    return {**scores, **{name: transfer.row[name] for name in kept}, "steps": steps}
+    return {**scores, **{name: transfer.row[name] for name in kept}, "steps": settings["steps"]}
 
 
-def ablations(bench: Workbench, texts: Texts, table: Table, steps: int) -> None:
+def ablations(bench: Workbench, texts: Texts, table: Table, changed: Overrides) -> None:
     """MaskLLM with one setting changed at a time."""
     for what, values in ABLATIONS.items():
-        for value, changed in values.items():
+        for value, ablated in values.items():
 
             def measure(
-                what: str = what, value: str = value, changed: dict[str, Any] = changed
+                what: str = what, value: str = value, ablated: dict[str, Any] = ablated
             ) -> Row:
                 method = value if what == "prior" and value != "none" else "sparsegpt"
                 prior = _prior(bench, texts.learn, method, "general")
-                settings = {**MASKLLM, "steps": steps, **changed}
+                settings = {
+                    **MASKLLM,
+                    "steps": ABLATION_STEPS,
+                    **changed.get("maskllm", {}),
+                    **ablated,
+                }
                 made = bench.learned(
                     "maskllm", texts.learn, prior, settings, f"ablation-{what}-{value}"
                 )

@@ -66,7 +66,7 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     general = folder / "work" / "general-magnitude.safetensors"
     spec = f"tiny={folder / 'learn.txt'},{folder / 'test.txt'},2"
     result = bench(
-        folder, "--domains", "--general", general, "--domain", spec, "--steps", 3,
+        folder, "--domains", "--general", general, "--domain", spec, "--set", "maskllm.steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, (result.output, result.exception)
     first, second = rows("domains")
@@ -82,7 +82,8 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     ("arguments", "message"),
     [
         (["--domains"], "needs --general"),
-        (["--steps", "maskllm=0"], "at least 1"),
+        (["--set", "maskllm.steps=0"], "greater than or equal to 1"),
+        (["--set", "wanda.steps=3"], "METHOD.NAME=VALUE"),
         (["--domain", "french"], "NAME=TRAIN,TEST"),
     ],
 )

@@ -36,10 +36,15 @@ def masks(
     only: Annotated[
         list[str] | None, _Option(help="Only this method of the league (repeat).")
     ] = None,
-    steps: Annotated[
+    settings: Annotated[
         list[str] | None,
-        _Option(help="METHOD=N for the league, or N for domains and ablations (repeat)."),
+        _Option(
+            "--set",
+            help="METHOD.NAME=VALUE in place of the benchmark's setting, such as maskllm.steps=200"
+            " (repeat); domains and ablations learn with maskllm.",
+        ),
     ] = None,
+    dtype: Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")] = "auto",
     windows: Annotated[
         int | None, _Option(help="Evaluate on the first N windows only.", min=1)
     ] = None,
@@ -53,7 +58,7 @@ def masks(
 ) -> None:
     """Measure masks row by row; what is in the result file already is not measured again."""
     from benchmarks.mask_workbench import Workbench
-    from benchmarks.masks import ABLATION_STEPS, DOMAIN_STEPS, Texts
+    from benchmarks.masks import Texts
     from benchmarks.masks import ablations as run_ablations
     from benchmarks.masks import domains as run_domains
     from benchmarks.masks import league as run_league
@@ -77,6 +82,7 @@ def masks(
         windows=calibration_windows,
         length=calibration_length,
         limit=windows,
+        dtype=dtype,
     )
     named = learn or ["wikipedia:train"]
     texts = Texts(
@@ -85,7 +91,7 @@ def masks(
         TextSet.of("c4", load_texts(c4).texts),
         tuple(_domain(spec) for spec in domain or ()),
     )
-    by_method, number = _steps(steps or [])
+    changed = _overrides(settings or [])
     name = "domains" if domains else "mask-ablations" if ablations else "masks"
     key = {"domains": ("domain", "seed"), "mask-ablations": ("what", "value"), "masks": ("method",)}
     inputs = _inputs(bench, texts, name)
@@ -94,11 +100,11 @@ def masks(
         inputs["general mask"] = start.digest
     table = Table(name, key[name], shlex.join(["twofour", *sys.argv[1:]]), inputs, redo)
     if domains and start is not None:
-        run_domains(bench, texts, table, start, number or DOMAIN_STEPS)
+        run_domains(bench, texts, table, start, changed)
     elif ablations:
-        run_ablations(bench, texts, table, number or ABLATION_STEPS)
+        run_ablations(bench, texts, table, changed)
     else:
-        run_league(bench, texts, table, by_method, set(only or ()))
+        run_league(bench, texts, table, changed, set(only or ()))
     _show(console, table.rows())
     if json_:
         typer.echo((Path("docs/results") / f"{name}.json").read_text().replace("\n", ""))
@@ -127,18 +133,19 @@ def _domain(spec: str) -> Domain:
     return Domain(name, load_texts(parts[0]), load_texts(parts[1]), seeds)
 
 
-def _steps(given: list[str]) -> tuple[dict[str, int], int | None]:
-    by_method: dict[str, int] = {}
-    number = None
-    for spec in given:
-        method, equals, count = spec.rpartition("=")
-        if not count.isdigit() or int(count) < 1:
-            raise ValueError(f"--steps {spec!r} is not METHOD=N or N, with N at least 1")
-        if equals:
-            by_method[method] = int(count)
-        else:
-            number = int(count)
-    return by_method, number
+def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
+    from benchmarks.masks import LEARNED
+    from twofour.commands.mask_learn import parse_settings
+
+    changed: dict[str, dict[str, Any]] = {}
+    for spec, value in parse_settings(given).items():
+        method, dot, name = spec.partition(".")
+        if not dot or method not in LEARNED:
+            raise ValueError(
+                f"--set {spec}={value} is not METHOD.NAME=VALUE with one of {', '.join(LEARNED)}"
+            )
+        changed.setdefault(method, {})[name] = value
+    return changed
 
 
 def _cost(directory: Path, json_: bool, console: Console) -> None:
