@@ -8,6 +8,7 @@ PyTorch's semi-structured tensors instead, and switching copies packed weights i
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -98,6 +99,9 @@ class ReferenceEngine(Engine):
         )
         torch.nn.Module.to(self._model.eval(), self._device)
         self._modules = dict(self._model.named_modules())
+        # Renamed in transformers 5.24.
+        accepted = inspect.signature(self._model.forward).parameters
+        self._cache_argument = "cache" if "cache" in accepted else "past_key_values"
         self._masks = {m.name: read_mask(directory / m.file) for m in manifest.masks}
         layers = () if manifest.default_mask is None else self._masks[manifest.default_mask].codes
         self._layers = frozenset(layers)
@@ -305,7 +309,8 @@ class ReferenceEngine(Engine):
         if choice.cache is None:
             choice.cache = transformers.DynamicCache(config=self._model.config)
         ids = torch.tensor([choice.tokens[choice.fed :]], device=self._device)
-        output = self._model(input_ids=ids, past_key_values=choice.cache, use_cache=True)
+        cache = {self._cache_argument: choice.cache}
+        output = self._model(input_ids=ids, use_cache=True, **cache)
         choice.fed = len(choice.tokens)
         logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0].float().cpu().numpy()
         return logits
