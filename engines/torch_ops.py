@@ -30,19 +30,25 @@ def _linear(
 ) -> torch.Tensor:
     out = _linear_fake(x, packed, layout, n, bias)
     k = x.shape[-1]
+    rows = x.contiguous()
+    if packed.dtype is not torch.uint8 or not packed.is_contiguous():
+        raise ValueError(f"packed weights must be contiguous uint8, not {packed.dtype}")
     if bias is not None:
-        bias = bias.detach().float().contiguous()
-    _native.kernels.linear(
+        if bias.numel() != n:
+            raise ValueError(f"the bias must have {n} values, not {bias.numel()}")
+        bias = bias.float().contiguous()
+    _native.kernels.linear_at(
         layout,
         n,
         k,
-        packed.detach().numpy(),
-        _bits(x.detach().reshape(-1, k).contiguous()),
-        _bits(out.view(-1, n)),
-        None if bias is None else bias.numpy(),
-        False,
+        packed.data_ptr(),
+        packed.numel(),
+        rows.data_ptr(),
+        out.data_ptr(),
+        x.dtype is torch.bfloat16,
+        x.numel() // max(k, 1),
+        0 if bias is None else bias.data_ptr(),
         torch.get_num_threads(),
-        None,
     )
     return out
 
@@ -83,11 +89,6 @@ def pack_tensor(weights: torch.Tensor, codes: torch.Tensor | None) -> torch.Tens
     dense = _array(weights.detach().contiguous())
     packed = pack_dense(dense) if codes is None else pack_sparse(dense, codes.numpy())
     return torch.from_numpy(packed.data)
-
-
-def _bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """A view of a CPU tensor for the native module, which takes bf16 as its bits."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:

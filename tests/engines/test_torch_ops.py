@@ -71,3 +71,12 @@ def test_misfits_are_refused() -> None:
         linear(torch.randn(3, 96), sparse, 9, 48, None)
     with pytest.raises(ValueError, match="48 values"):
         linear(torch.randn(3, 96), sparse, 1, 48, torch.zeros(47))
+    with pytest.raises(ValueError, match="contiguous uint8"):
+        linear(torch.randn(3, 96), sparse[::2], 1, 48, None)
+
+
+def test_strided_activations() -> None:
+    _, sparse, _ = layer()
+    wide = torch.randn(3, 192).bfloat16()
+    x = wide[:, ::2]
+    assert torch.equal(linear(x, sparse, 1, 48, None), linear(x.contiguous(), sparse, 1, 48, None))

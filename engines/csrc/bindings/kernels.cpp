@@ -37,17 +37,21 @@ const twofour::Kernels& table(const std::optional<std::string>& isa) {
   return twofour::kernels_for(value);
 }
 
-twofour::Weights weights(std::uint32_t layout, std::size_t n, std::size_t k, const Bytes& data) {
+twofour::Weights weights(std::uint32_t layout, std::size_t n, std::size_t k, const std::uint8_t* data,
+                         std::size_t bytes) {
   require(layout == 1 || layout == 2, "layout " + std::to_string(layout) + " is unknown (known: 1, 2)");
   const auto id = static_cast<twofour::Layout>(layout);
   require(n > 0 && k > 0 && n < (1u << 31) && k < (1u << 31), "shape out of range");
   require(id == twofour::Layout::dense_bf16 || k % 4 == 0,
           "a 2:4 layer's width must be a multiple of 4, not " + std::to_string(k));
   const std::size_t expected = twofour::packed_bytes(id, n, k);
-  require(data.size() == expected, "packed weights of " + std::to_string(n) + " x " + std::to_string(k) +
-                                       " take " + std::to_string(expected) + " bytes, not " +
-                                       std::to_string(data.size()));
-  return {id, n, k, reinterpret_cast<const std::byte*>(data.data())};
+  require(bytes == expected, "packed weights of " + std::to_string(n) + " x " + std::to_string(k) + " take " +
+                                 std::to_string(expected) + " bytes, not " + std::to_string(bytes));
+  return {id, n, k, reinterpret_cast<const std::byte*>(data)};
+}
+
+twofour::Weights weights(std::uint32_t layout, std::size_t n, std::size_t k, const Bytes& data) {
+  return weights(layout, n, k, data.data(), data.size());
 }
 
 // x is uint16 (bf16 bits) or float32, tokens x k.
@@ -105,6 +109,19 @@ void linear(std::uint32_t layout, std::size_t n, std::size_t k, Bytes data, AnyI
   const twofour::Output out = output(y, in.tokens, n, add, bias);
   nb::gil_scoped_release release;
   twofour::linear_team(kernels, w, in, out, threads);
+}
+
+// As `linear`, by address: making arrays of torch's tensors takes longer than a small product. The caller
+// answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and bias (n float32, or 0).
+void linear_at(std::uint32_t layout, std::size_t n, std::size_t k, std::uintptr_t data, std::size_t bytes,
+               std::uintptr_t x, std::uintptr_t y, bool is_bf16, std::size_t tokens, std::uintptr_t bias,
+               int threads) {
+  const twofour::Weights w = weights(layout, n, k, reinterpret_cast<const std::uint8_t*>(data), bytes);
+  const twofour::Input in{reinterpret_cast<const void*>(x), is_bf16, k, tokens};
+  const auto kind = is_bf16 ? twofour::OutputKind::bf16 : twofour::OutputKind::f32;
+  const twofour::Output out{kind, reinterpret_cast<void*>(y), n, reinterpret_cast<const float*>(bias)};
+  nb::gil_scoped_release release;
+  twofour::linear_team(twofour::active_kernels(), w, in, out, threads);
 }
 
 void gated(std::uint32_t layout, std::size_t n, std::size_t k, Bytes gate, Bytes up, AnyInput x, AnyOutput y,
@@ -208,6 +225,7 @@ void bind_kernels(nb::module_ m) {
   }, "layout"_a, "tokens"_a, "isa"_a.none());
   m.def("linear", linear, "layout"_a, "n"_a, "k"_a, "data"_a, "x"_a, "y"_a, "bias"_a.none(), "add"_a,
         "threads"_a, "isa"_a.none());
+  m.def("linear_at", linear_at);  // by position: naming eleven arguments would cost more than it explains
   m.def("gated", gated, "layout"_a, "n"_a, "k"_a, "gate"_a, "up"_a, "x"_a, "y"_a, "threads"_a,
         "isa"_a.none());
   m.def("pack", pack, "layout"_a, "dense"_a, "codes"_a.none(), "packed"_a, "threads"_a);
