@@ -15,6 +15,7 @@ from maskgen.evaluate import evaluate
 from maskgen.hf import (
     TorchScorer,
     apply_to_module,
+    check_base,
     dtype_name,
     encoder,
     load_model,
@@ -66,6 +67,24 @@ class Workbench:
     def dense(self) -> Made:
         """The model as it is."""
         return Made(self.directory, None, {"tokens_seen": 0, "seconds": 0.0})
+
+    def given(self, path: Path) -> Made:
+        """A mask that was made elsewhere; what it took is not known.
+
+        Raises:
+            MaskFileError: it belongs to another model.
+        """
+        mask = read_mask(path)
+        check_base(mask, self.digest(), str(self.directory))
+        row = {
+            "bits_per_weight": round(8 * path.stat().st_size / mask.weights, 4),
+            "tokens_seen": None,
+            "seconds": None,
+            "state_bytes_per_weight": None,
+            "mask_digest": mask.digest,
+            "file": str(path),
+        }
+        return Made(self.directory, mask, row)
 
     def pruned(self, method: str, texts: TextSet, label: str) -> Made:
         """A one-shot mask of the text; kept in the work folder under `label`."""

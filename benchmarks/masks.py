@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.mask_workbench import Made, Workbench
@@ -82,15 +83,23 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 
 def league(
-    bench: Workbench, texts: Texts, table: Table, changed: Overrides, only: set[str]
+    bench: Workbench,
+    texts: Texts,
+    table: Table,
+    changed: Overrides,
+    only: set[str],
+    given: Mapping[str, Path],
 ) -> None:
-    """One row a method: dense, one-shot, learned."""
+    """One row a method: dense, one-shot, learned; `given` names mask files to take as they are."""
     for method in ("dense", *PRUNED, *LEARNED):
         if only and method not in only:
             continue
 
         def measure(method: str = method) -> Row:
-            made = _make(bench, texts, method, changed)
+            if method in given:
+                made = bench.given(given[method])
+            else:
+                made = _make(bench, texts, method, changed)
             wikitext2 = bench.perplexity(made, texts.wikitext2)
             return {**made.row, "wikitext2": wikitext2, "c4": bench.perplexity(made, texts.c4)}
 

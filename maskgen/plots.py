@@ -18,14 +18,14 @@ def plot_difference(path: Path, rows: Sequence[Difference], title: str) -> None:
     Raises:
         ValueError: matplotlib is not installed, or cannot write this kind of file.
     """
-    figure = _figure(width=8, height=7)
+    figure = new_figure(width=8, height=7)
     axes = figure.add_subplot()
     shares = {row.name: 100 * row.changed_share for row in rows}
     columns, grid = _grid(shares)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
     _label(axes, columns, title)
     figure.colorbar(image, label="changed groups, %")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
@@ -34,7 +34,7 @@ def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
     Raises:
         ValueError: matplotlib is not installed, or cannot write this kind of file.
     """
-    figure = _figure(width=14, height=9)
+    figure = new_figure(width=14, height=9)
     for code in range(6):
         axes = figure.add_subplot(2, 3, code + 1)
         columns, grid = _grid({row.name: 100 * row.patterns[code] for row in rows})
@@ -43,10 +43,15 @@ def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
         _label(axes, columns, text)
         figure.colorbar(image)
     figure.suptitle(f"{title}: share of each pattern, % (even: 16.7)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, inches; it needs no display.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -56,8 +61,15 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure; the suffix of `path` decides the kind.
+
+    Raises:
+        ValueError: an unknown suffix.
+    """
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    figure.savefig(partial, dpi=120)
+    partial.replace(path)
 
 
 def _grid(values: Mapping[str, float]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:

@@ -59,6 +59,21 @@ def test_the_league_is_measured_once(folder):
     assert bench(folder, *only).exit_code == 0
     assert Path("docs/results/masks.json").read_text() == before
     assert isinstance(bench(folder, *only, learn="test.txt").exception, StaleRowsError)
+    assert bench(folder, *only, "--plot", folder / "curves.png").exit_code == 0
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
+    assert bench(folder, "--only", "magnitude").exit_code == 0
+    file = folder / "work" / "general-magnitude.safetensors"
+    assert bench(folder, "--only", "maskllm", "--mask", f"maskllm={file}").exit_code == 0
+    pruned, given = rows("masks")
+    assert given["method"] == "maskllm"
+    assert given["wikitext2"] == pruned["wikitext2"]
+    assert given["tokens_seen"] is None
+    missing = bench(folder, "--mask", "maskllm=nowhere.safetensors")
+    assert isinstance(missing.exception, ValueError)
+    assert "METHOD=FILE" in str(missing.exception)
 
 
 def test_the_domain_table_starts_from_the_general_mask(folder):

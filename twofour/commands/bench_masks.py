@@ -44,6 +44,15 @@ def masks(
             " (repeat); domains and ablations learn with maskllm.",
         ),
     ] = None,
+    mask: Annotated[
+        list[str] | None,
+        _Option(
+            help="METHOD=FILE: take the league's mask of a learned method from a file (repeat)."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, _Option(help="Draw the learned methods' perplexity against tokens seen.")
+    ] = None,
     dtype: Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")] = "auto",
     windows: Annotated[
         int | None, _Option(help="Evaluate on the first N windows only.", min=1)
@@ -62,6 +71,7 @@ def masks(
     from benchmarks.masks import ablations as run_ablations
     from benchmarks.masks import domains as run_domains
     from benchmarks.masks import league as run_league
+    from benchmarks.masks_plot import plot_curves
     from benchmarks.resumable import Table
     from maskgen.data import TextSet, load_texts
     from maskgen.maskfile import read_mask
@@ -104,8 +114,10 @@ def masks(
     elif ablations:
         run_ablations(bench, texts, table, changed)
     else:
-        run_league(bench, texts, table, changed, set(only or ()))
+        run_league(bench, texts, table, changed, set(only or ()), _given(mask or []))
     _show(console, table.rows())
+    if plot is not None:
+        plot_curves(plot, table.rows())
     if json_:
         typer.echo((Path("docs/results") / f"{name}.json").read_text().replace("\n", ""))
 
@@ -131,6 +143,20 @@ def _domain(spec: str) -> Domain:
         raise ValueError(f"--domain {spec!r} is not NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS")
     seeds = int(parts[2]) if len(parts) == 3 else 1
     return Domain(name, load_texts(parts[0]), load_texts(parts[1]), seeds)
+
+
+def _given(specs: list[str]) -> dict[str, Path]:
+    from benchmarks.masks import LEARNED
+
+    files: dict[str, Path] = {}
+    for spec in specs:
+        method, _, file = spec.partition("=")
+        if method not in LEARNED or not Path(file).is_file():
+            raise ValueError(
+                f"--mask {spec!r} is not METHOD=FILE with one of {', '.join(LEARNED)} and a file"
+            )
+        files[method] = Path(file)
+    return files
 
 
 def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
