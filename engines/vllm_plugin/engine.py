@@ -214,6 +214,10 @@ class VllmEngine(Engine):
         self._closed = True
         for key in list(self._tasks):
             await self.abort(key)
+        # vLLM cancels this task too, but only after the end of its core, which the task takes for
+        # a crash and logs as one.
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown)
 
     def _mask_info(self, name: str) -> MaskInfo:

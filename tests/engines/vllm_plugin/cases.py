@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from tests.tiny_model import make_tiny_llama
 MARGIN = 0.15
 
 
-def make_directories(folder: Path, *, leave_out: str = "") -> dict[str, Path]:
+def make_directories(folder: Path, *, leave_out: str = "", **config: Any) -> dict[str, Path]:
     """A model of 8 query and 4 KV heads with masks, as `vllm` and as `reference` directories.
 
+    `leave_out` names a kind of layer that stays dense, `config` overrides the model's.
     Both carry the masks `general` and `french`; the reference also `late`, whose file is there too.
     """
     model = make_tiny_llama(
@@ -30,6 +32,7 @@ def make_directories(folder: Path, *, leave_out: str = "") -> dict[str, Path]:
         num_attention_heads=8,
         num_key_value_heads=4,
         initializer_range=0.1,
+        **config,
     )
     masks = {
         name: random_mask(

@@ -15,6 +15,7 @@ from engines.errors import InvalidRequestError, MaskError, UnknownMaskError
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
 from tests.engines.vllm_plugin.cases import (
+    MARGIN,
     assert_agree,
     greedy,
     make_directories,
@@ -113,14 +114,18 @@ async def test_a_mask_can_be_loaded_and_unloaded(
 
 async def test_prompt_logprobs_agree_with_the_reference(engine: Engine, reference: Engine) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    found = []
+    found: list[list[float]] = []
     for candidate in (engine, reference):
-        request = GenerationRequest("plp", prompt_of(9), sampling, mask="french")
-        logprobs = (await run(candidate, request))[0].prompt_logprobs
-        assert logprobs is not None
-        assert logprobs[0] is None
-        found.append([lp.logprob for lp in logprobs[1:] if lp is not None])
-    assert np.allclose(found[0], found[1], atol=0.1)
+        found.append([])
+        for seed in range(8):
+            request = GenerationRequest(f"plp{seed}", prompt_of(seed), sampling, mask="french")
+            logprobs = (await run(candidate, request))[0].prompt_logprobs
+            assert logprobs is not None
+            assert logprobs[0] is None
+            found[-1] += [lp.logprob for lp in logprobs[1:] if lp is not None]
+    assert len(found[0]) == len(found[1]) == 8 * 39
+    # Rounding to bf16 moves single values either way; over many of them nothing may remain.
+    assert np.allclose(found[0], found[1], rtol=0, atol=MARGIN)
     assert abs(np.mean(found[0]) - np.mean(found[1])) < 0.01
 
 

@@ -17,25 +17,30 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
 ]
 
-CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "tensor-parallel": ({"tensor_parallel_size": 2, "enforce_eager": True}, ""),
-    "partly-dense": ({"enforce_eager": True}, "k_proj"),
-    "compiled": ({}, ""),
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tensor-parallel": ({"tensor_parallel_size": 2, "enforce_eager": True}, {}),
+    "partly-dense": ({"enforce_eager": True}, {"leave_out": "k_proj"}),
+    "untied-biases": (
+        {"enforce_eager": True},
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    ),
+    "compiled": ({}, {}),
 }
+"""Engine options, and what makes the model another one."""
 
 
 @pytest.mark.parametrize("case", CASES)
 async def test_both_masks_agree_with_the_reference(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, leave_out = CASES[case]
+    options, model = CASES[case]
     cores = sorted(os.sched_getaffinity(0))
     if "tensor_parallel_size" in options:
         if len(cores) < 2:
             pytest.skip("two workers need two cores")
         # All cores are on one NUMA node here, so vLLM must be told which worker gets which.
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[1]}")
-    directories = make_directories(tmp_path, leave_out=leave_out)
+    directories = make_directories(tmp_path, **model)
     reference = open_engine(directories["reference"])
     engine = open_engine(directories["vllm"], kv_cache_bytes=64 << 20, max_model_len=256, **options)
     try:

@@ -16,7 +16,18 @@ from tests.serving.conftest import ServerProcess, start_process
 from tests.tiny_model import make_tiny_llama
 from twofour.commands.build import run_builder
 
-KINDS = ("reference", "cpu")
+VLLM = pytest.param(
+    "vllm",
+    marks=[
+        pytest.mark.vllm,
+        pytest.mark.timeout(900),
+        pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
+    ],
+)
+KINDS = ("reference", "cpu", VLLM)
+OPTIONS = {"vllm": ["enforce_eager=true", f"kv_cache_bytes={64 << 20}"]}
+"""Engine options by kind: without these vLLM compiles for minutes and takes a gigabyte."""
+START_SECONDS = {"vllm": 300.0}
 ADMIN_KEY = "admin"
 
 
@@ -35,12 +46,12 @@ class Served:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model/` and the masks `general`, `french` and `late`."""
     folder = tmp_path_factory.mktemp("contract")
-    model = make_tiny_llama(folder / "model")
+    model = make_tiny_llama(folder / "model", head_dim=32)  # the least that vLLM has on a CPU
     masks = folder / "masks"
     masks.mkdir()
     for seed, name in enumerate(("general", "french", "late")):
         random_mask(model, masks / f"{name}.safetensors", seed=seed, domain=name)
-    other = make_tiny_llama(folder / "other", seed=1)
+    other = make_tiny_llama(folder / "other", seed=1, head_dim=32)
     random_mask(other, masks / "foreign.safetensors")
     (masks / "broken.safetensors").write_bytes(b"\xff" * 100)
     return folder
@@ -63,7 +74,9 @@ def served(
     )
     command = [sys.executable, "-m", "twofour.cli", "serve", str(out), "--port", "0"]
     command += ["--admin-api-key", ADMIN_KEY, "--mask-root", str(masks)]
-    server = start_process(command)
+    for option in OPTIONS.get(request.param, ()):
+        command += ["--engine-option", option]
+    server = start_process(command, START_SECONDS.get(request.param, 60.0))
     client = OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60)
     yield Served(request.param, out, server, client, masks)
     client.close()
