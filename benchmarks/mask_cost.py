@@ -1,7 +1,7 @@
 """What sampling masks costs beside the matrix products of the same step.
 
-For every linear of a model: the three products of a training step (forward, and both gradients) in
-bfloat16, and the masked weight with its gradient to the logits, by implementation.
+For every linear of a model: the three products of a training step (forward and both gradients), and
+the masked weight with its gradient to the logits, by implementation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from maskgen.hf import DTYPES, resolve_dtype
 from maskgen.learning.native import native_module
 from maskgen.learning.noise import NoiseKey
 from maskgen.learning.relaxation import GumbelPatterns, Relaxation, RelaxedTopTwo, Softness
@@ -23,7 +24,7 @@ Shape = tuple[int, int]
 
 
 def measure_cost(
-    shapes: Iterable[Shape], tokens: int, repeats: int, with_torch: bool
+    shapes: Iterable[Shape], tokens: int, repeats: int, with_torch: bool, dtype: str = "auto"
 ) -> list[dict[str, Any]]:
     """Seconds of one step over all layers, by part.
 
@@ -32,17 +33,20 @@ def measure_cost(
         tokens: tokens in a step.
         repeats: of each measurement; the fastest counts.
         with_torch: also measure the torch functions, which take minutes on a large model.
+        dtype: of weights and activations (`maskgen.hf.resolve_dtype`).
 
     Returns:
-        Rows with `part`, `implementation`, `threads`, `tokens`, `seconds`.
+        Rows with `part`, `implementation`, `threads`, `tokens`, `dtype`, `seconds`.
     """
     counts = Counter(shapes)
+    dtype = resolve_dtype(dtype, "cpu")
+    cast = DTYPES[dtype]
     arms: dict[tuple[str, str], Callable[[Shape], Callable[[], None]]] = {
-        ("products", "torch"): partial(_products, tokens)
+        ("products", "torch"): partial(_products, tokens, cast)
     }
     for name, native in _implementations(with_torch):
-        arms["maskllm", name] = partial(_masks, GumbelPatterns(native), 100.0, 4.0)
-        arms["roi", name] = partial(_masks, RelaxedTopTwo(native), 0.5, 0.5)
+        arms["maskllm", name] = partial(_masks, cast, GumbelPatterns(native), 100.0, 4.0)
+        arms["roi", name] = partial(_masks, cast, RelaxedTopTwo(native), 0.5, 0.5)
     rows = []
     for (part, implementation), make in arms.items():
         seconds = sum(_fastest(make(shape), repeats) * n for shape, n in counts.items())
@@ -52,6 +56,7 @@ def measure_cost(
                 "implementation": implementation,
                 "threads": torch.get_num_threads(),
                 "tokens": tokens,
+                "dtype": dtype,
                 "seconds": round(seconds, 4),
             }
         )
@@ -68,11 +73,11 @@ def _implementations(with_torch: bool) -> list[tuple[str, ModuleType | None]]:
     return found
 
 
-def _products(tokens: int, shape: Shape) -> Callable[[], None]:
+def _products(tokens: int, dtype: torch.dtype, shape: Shape) -> Callable[[], None]:
     n, k = shape
-    x = torch.randn(tokens, k).bfloat16()
-    weight = torch.randn(n, k).bfloat16()
-    gradient = torch.randn(tokens, n).bfloat16()
+    x = torch.randn(tokens, k).to(dtype)
+    weight = torch.randn(n, k).to(dtype)
+    gradient = torch.randn(tokens, n).to(dtype)
 
     def run() -> None:
         torch.nn.functional.linear(x, weight)
@@ -82,11 +87,13 @@ def _products(tokens: int, shape: Shape) -> Callable[[], None]:
     return run
 
 
-def _masks(relaxation: Relaxation, scale: float, tau: float, shape: Shape) -> Callable[[], None]:
+def _masks(
+    dtype: torch.dtype, relaxation: Relaxation, scale: float, tau: float, shape: Shape
+) -> Callable[[], None]:
     n, k = shape
-    weight = torch.randn(n, k).bfloat16()
+    weight = torch.randn(n, k).to(dtype)
     logits = torch.randn(n, relaxation.planes, k // 4) * 0.01
-    gradient = torch.randn(n, k).bfloat16()
+    gradient = torch.randn(n, k).to(dtype)
     out = torch.zeros_like(logits)
     at, key = Softness(scale, tau, 1e-5), NoiseKey(0, 0, 0, 0)
 

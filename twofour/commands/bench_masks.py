@@ -80,7 +80,7 @@ def masks(
     console = Console(stderr=json_)
     directory = resolve_model(model)
     if cost:
-        _cost(directory, json_, console)
+        _cost(directory, dtype, json_, console)
         return
     if domains and (general is None or not domain):
         raise ValueError("--domains needs --general MASK and at least one --domain NAME=TRAIN,TEST")
@@ -174,17 +174,17 @@ def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
     return changed
 
 
-def _cost(directory: Path, json_: bool, console: Console) -> None:
+def _cost(directory: Path, dtype: str, json_: bool, console: Console) -> None:
     from benchmarks.machine import OtherCpu
     from benchmarks.mask_cost import measure_cost
     from benchmarks.result_file import write_result
     from maskgen.hf import load_model
     from maskgen.selection import select_layers
 
-    model = load_model(directory, "bf16", "cpu")
+    model = load_model(directory, dtype, "cpu")
     shapes = [(la.out_features, la.in_features) for la in select_layers(model).layers.values()]
     with OtherCpu() as other:
-        rows = measure_cost(shapes, tokens=2048, repeats=8, with_torch=True)
+        rows = measure_cost(shapes, tokens=2048, repeats=8, with_torch=True, dtype=dtype)
     command = shlex.join(["twofour", *sys.argv[1:]])
     path = write_result("mask-cost", command, rows, other_cpu_share=round(other.share, 3))
     _show(console, rows)
