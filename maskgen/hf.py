@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +118,29 @@ class TorchScorer:
 
     @torch.inference_mode()
     def __call__(self, tokens: Sequence[int]) -> float:
+        total = 0.0
+        for rows, targets in self._rows(tokens):
+            total -= float(F.cross_entropy(rows, targets, reduction="sum"))
+        return total
+
+    @torch.inference_mode()
+    def tokens(self, tokens: Sequence[int]) -> list[tuple[float, bool]]:
+        """For every token but the first: its log-probability, and whether it is the likeliest."""
+        found: list[tuple[float, bool]] = []
+        for rows, targets in self._rows(tokens):
+            logprobs = -F.cross_entropy(rows, targets, reduction="none")
+            likeliest = rows.argmax(-1) == targets
+            found += zip(logprobs.tolist(), likeliest.tolist(), strict=True)
+        return found
+
+    def _rows(self, tokens: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits in fp32 and the tokens they should predict, some positions at a time."""
         ids = torch.tensor(tokens, device=self._model.device)
         logits = self._model(ids[None, :], use_cache=False).logits[0, :-1]
-        total = 0.0
         for rows, targets in zip(
             torch.split(logits, _ROWS), torch.split(ids[1:], _ROWS), strict=True
         ):
-            total -= float(F.cross_entropy(rows.float(), targets, reduction="sum"))
-        return total
+            yield rows.float(), targets
 
 
 def encoder(tokenizer: Any) -> Callable[[str], list[int]]:

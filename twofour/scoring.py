@@ -1,6 +1,6 @@
 """What `twofour eval` can measure: a model in torch, an engine directory, a server.
 
-Each gives a `Subject`: a scorer for `maskgen.evaluate` and the labels of the result.
+Each gives a `Subject`: log-probabilities of a text's tokens, and the labels of the result.
 """
 
 from __future__ import annotations
@@ -15,11 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskgen.evaluate import Scorer
-
 
 class ServerError(ValueError):
     """The server cannot be reached, or does not answer as vLLM and twofour do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One token of a text, given those before it.
+
+    Attributes:
+        logprob: its log-probability, natural logarithm.
+        greedy: whether no token is likelier.
+    """
+
+    logprob: float
+    greedy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +38,26 @@ class Subject:
     """Something that can score text.
 
     Attributes:
-        score: see `maskgen.evaluate.Scorer`.
+        token_scores: of every token of a sequence but the first.
         encode: text to token ids, special tokens added as the model's tokenizer is set to.
         model: the model's name.
         mask: the mask's name, None for dense.
         dtype: number type of the computation.
         bos_token_id: None if there is none.
+        context_length: most tokens of one sequence, None if unknown.
     """
 
-    score: Scorer
+    token_scores: Callable[[Sequence[int]], Sequence[TokenScore]]
     encode: Callable[[str], Sequence[int]]
     model: str
     mask: str | None
     dtype: str
     bos_token_id: int | None
+    context_length: int | None
+
+    def score(self, tokens: Sequence[int]) -> float:
+        """Log-probability of a sequence; a `maskgen.evaluate.Scorer`."""
+        return sum(score.logprob for score in self.token_scores(tokens))
 
 
 def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str) -> Subject:
@@ -69,13 +86,15 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
     network, tokenizer = load_model(directory, dtype), load_tokenizer(directory)
     if loaded is not None:
         apply_to_module(network, loaded)
+    scorer = TorchScorer(network)
     return Subject(
-        score=TorchScorer(network),
+        token_scores=lambda tokens: [TokenScore(*score) for score in scorer.tokens(tokens)],
         encode=encoder(tokenizer),
         model=model_name(model),
         mask=None if mask is None else mask.name,
         dtype=dtype_name(network),
         bos_token_id=tokenizer.bos_token_id,
+        context_length=getattr(network.config, "max_position_embeddings", None),
     )
 
 
@@ -102,26 +121,28 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
     async def start() -> Engine:
         return open_engine(directory)
 
-    async def score(tokens: Sequence[int]) -> float:
+    async def score(tokens: Sequence[int]) -> list[TokenScore]:
         request = GenerationRequest("eval", tuple(tokens), sampling, mask)
-        found: list[float] = []
+        found: list[TokenScore] = []
         async for chunk in engine.generate(request):
             if chunk.error is not None:
                 raise ValueError(f"the engine failed: {chunk.error}")
             if chunk.prompt_logprobs is not None:
-                found = [entry.logprob for entry in chunk.prompt_logprobs if entry is not None]
-        return _sum(found, len(tokens))
+                entries = [entry for entry in chunk.prompt_logprobs if entry is not None]
+                found = [TokenScore(entry.logprob, entry.rank == 1) for entry in entries]
+        return _complete(found, len(tokens))
 
     with asyncio.Runner() as runner:
         engine = runner.run(start())
         try:
             yield Subject(
-                score=lambda tokens: runner.run(score(tokens)),
+                token_scores=lambda tokens: runner.run(score(tokens)),
                 encode=engine.codec.encode,
                 model=manifest.model,
                 mask=mask or manifest.default_mask,
                 dtype="fp32" if manifest.target == "reference" else "bf16",
                 bos_token_id=engine.codec.bos_token_id,
+                context_length=engine.describe().context_length,
             )
         finally:
             runner.run(engine.close())
@@ -141,7 +162,8 @@ def server_subject(url: str, model: str | None, mask: str | None, api_key: str |
     """
     server = _Server(url.rstrip("/").removesuffix("/v1"), api_key)
     try:
-        name = model or server.get("/v1/models")["data"][0]["id"]
+        listed = server.get("/v1/models")["data"]
+        name = model or listed[0]["id"]
     except (LookupError, TypeError):
         raise ServerError(f"{url} lists no model at /v1/models") from None
     if mask is not None:
@@ -152,7 +174,7 @@ def server_subject(url: str, model: str | None, mask: str | None, api_key: str |
         tokens: Sequence[int] = server.post("/tokenize", body)["tokens"]
         return tokens
 
-    def score(tokens: Sequence[int]) -> float:
+    def score(tokens: Sequence[int]) -> list[TokenScore]:
         body = {
             "model": name,
             "prompt": list(tokens),
@@ -163,30 +185,33 @@ def server_subject(url: str, model: str | None, mask: str | None, api_key: str |
         choice = server.post("/v1/completions", body)["choices"][0]
         entries = choice.get("prompt_logprobs") or []
         try:
-            found = [
-                float(entry[str(token)]["logprob"])
+            shown = [
+                entry[str(token)]
                 for token, entry in zip(tokens, entries, strict=True)
                 if entry is not None
             ]
+            found = [TokenScore(float(e["logprob"]), e["rank"] == 1) for e in shown]
         except (KeyError, ValueError, TypeError):
             raise ServerError(f"{url} does not answer with vLLM's prompt_logprobs") from None
-        return _sum(found, len(tokens))
+        return _complete(found, len(tokens))
 
     first = encode("")
+    lengths = [entry.get("max_model_len") for entry in listed if entry["id"] == name]
     return Subject(
-        score=score,
+        token_scores=score,
         encode=encode,
         model=name.partition(":")[0],
         mask=name.partition(":")[2] or None,
         dtype="as served",
         bos_token_id=first[0] if first else None,
+        context_length=lengths[0] if lengths else None,
     )
 
 
-def _sum(logprobs: Sequence[float], tokens: int) -> float:
-    if len(logprobs) != tokens - 1:
-        raise ValueError(f"{tokens} tokens came back with {len(logprobs)} log-probabilities")
-    return sum(logprobs)
+def _complete(scores: list[TokenScore], tokens: int) -> list[TokenScore]:
+    if len(scores) != tokens - 1:
+        raise ValueError(f"{tokens} tokens came back with {len(scores)} log-probabilities")
+    return scores
 
 
 class _Server:

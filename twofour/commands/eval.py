@@ -1,23 +1,44 @@
-"""`twofour eval`: perplexity of a model, of an engine directory, or of a running server."""
+"""`twofour eval`: perplexity and tasks, of a model, an engine directory, or a running server."""
 
 from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from twofour.scoring import Subject
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="Text: a named set, file, folder or hub:NAME.")],
     target: Annotated[
         str | None, typer.Argument(help="An engine directory, or a server's URL.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text for perplexity: a named set, file, folder or hub:NAME."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="lm-eval tasks, separated by commas: arc_easy=FILE and piqa=FILE read a local"
+            " file (see docs/masks.md), other names are lm-eval's own and need its data."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N questions of every task.", min=1)
+    ] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(help="Examples before every question [the task's own].", min=0)
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(help="Folder with definitions of more tasks, as lm-eval's.")
     ] = None,
     model: Annotated[
         str | None,
@@ -45,18 +66,34 @@ def evaluate(
         bool, typer.Option("--json", help="The last line of stdout is a JSON object.")
     ] = False,
 ) -> None:
-    """Measure perplexity: joined text, windows of 2048 tokens that do not overlap."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    """Measure perplexity (joined text, windows of 2048 tokens that do not overlap), and tasks."""
+    if data is None and tasks is None:
+        raise ValueError("give --data for perplexity, --tasks for tasks, or both")
+    if tasks is None and (limit, fewshot, task_folder) != (None, None, None):
+        raise ValueError("--limit, --fewshot and --task-folder need --tasks")
+    console = Console(stderr=as_json)
+    result: dict[str, Any] = {}
+    with console.status("loading"):
+        opened = _open(target, model, mask, parent, dtype, api_key)
+    with opened as subject:
+        if data is not None:
+            result = _perplexity(subject, data, window, windows, console)
+        if tasks is not None:
+            found = _tasks(subject, tasks.split(","), limit, fewshot, task_folder, console)
+            labels = {"model": subject.model, "mask": subject.mask, "dtype": subject.dtype}
+            result |= {**labels, "tasks": found, "limit": limit}
+    if as_json:
+        typer.echo(json.dumps(result))
 
+
+def _perplexity(
+    subject: Subject, data: str, window: int, windows: int | None, console: Console
+) -> dict[str, Any]:
     from maskgen.data import load_texts
     from maskgen.evaluate import evaluate as measure
 
     texts = load_texts(data)
-    console = Console(stderr=as_json)
-    with console.status("loading"):
-        opened = _open(target, model, mask, parent, dtype, api_key)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with opened as subject, Progress(*columns, console=console, transient=True) as bar:
+    with _progress(console) as bar:
         task = bar.add_task("windows", total=None)
         result = measure(
             subject.score,
@@ -74,14 +111,53 @@ def evaluate(
         )
     bos = "BOS first" if result.bos else "no BOS"
     console.print(
-        f"perplexity {result.perplexity:.3f} of {result.model} "
-        f"{'dense' if result.mask is None else 'with ' + result.mask} on {data} "
+        f"perplexity {result.perplexity:.3f} of {_name(subject)} on {data} "
         f"({result.subset} of {window} tokens, {result.dtype}, {bos})",
         highlight=False,
         soft_wrap=True,
     )
-    if as_json:
-        typer.echo(json.dumps(result.as_json()))
+    return result.as_json()
+
+
+def _tasks(
+    subject: Subject,
+    specs: list[str],
+    limit: int | None,
+    fewshot: int | None,
+    folder: Path | None,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    from twofour.lm_tasks import run_tasks
+
+    with _progress(console) as bar:
+        task = bar.add_task("answers", total=None)
+        found = run_tasks(
+            subject,
+            specs,
+            limit=limit,
+            fewshot=fewshot,
+            folder=folder,
+            progress=lambda done, count: bar.update(task, completed=done, total=count),
+        )
+    for name, metrics in found.items():
+        figures = ", ".join(
+            f"{metric} {value:.4f}" for metric, value in metrics.items() if type(value) is float
+        )
+        of = f"{metrics['samples']} questions" if "samples" in metrics else "all its tasks"
+        line = f"{name} of {_name(subject)}: {figures} ({of}, {subject.dtype})"
+        console.print(line, highlight=False, soft_wrap=True)
+    return found
+
+
+def _name(subject: Subject) -> str:
+    return f"{subject.model} {'dense' if subject.mask is None else 'with ' + subject.mask}"
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True)
 
 
 def _open(

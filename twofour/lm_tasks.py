@@ -1,0 +1,117 @@
+"""lm-eval tasks on everything that `twofour eval` can score: a model, an engine, a server.
+
+The library poses the questions and counts the answers; log-probabilities come from the same
+`Subject` that perplexity is measured with.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twofour.scoring import Subject
+
+DEFINITIONS = Path(__file__).with_name("tasks")
+"""Tasks that read a local file: `NAME=FILE`."""
+
+SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+
+Progress = Callable[[int, int], None]
+"""Called with (requests scored, requests in all)."""
+
+
+class TaskError(ValueError):
+    """A task is unknown, its file is not what it needs, or lm-eval is not installed."""
+
+
+def run_tasks(
+    subject: Subject,
+    specs: Sequence[str],
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    folder: Path | None = None,
+    progress: Progress = lambda done, count: None,
+) -> dict[str, dict[str, Any]]:
+    """Measure tasks.
+
+    Args:
+        subject: what to measure.
+        specs: `NAME=FILE` for a task of `DEFINITIONS`, or the name of one of lm-eval's own tasks,
+            whose data comes from the hub.
+        limit: only the first questions of every task.
+        fewshot: examples before every question; None for the task's own number.
+        folder: more definitions (YAML) of tasks, as lm-eval takes them.
+        progress: told about every scored request.
+
+    Returns:
+        Task or group name -> its metrics and, of a task, `samples`: the number of questions.
+
+    Raises:
+        TaskError: see there.
+    """
+    try:
+        import datasets
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise TaskError(f"tasks need lm-eval ({error}): pip install 'twofour[eval]'") from error
+    from twofour.lm_adapter import SubjectLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    wanted = [_local_task(spec) if "=" in spec else spec for spec in specs]
+    manager = TaskManager(
+        include_path=None if folder is None else str(folder),
+        include_defaults=any(isinstance(task, str) for task in wanted),
+    )
+    try:
+        loaded = manager.load(copy.deepcopy(wanted))["tasks"].values()
+    except (KeyError, OSError, ValueError) as error:
+        raise TaskError(f"tasks {', '.join(specs)} cannot be loaded: {error}") from error
+    for task in loaded:
+        if task.OUTPUT_TYPE not in SCORED:
+            raise TaskError(
+                f"task {task.task_name} is of type {task.OUTPUT_TYPE}, which generates text;"
+                f" only these types are scored: {', '.join(SCORED)}"
+            )
+    result = simple_evaluate(
+        SubjectLM(subject, progress),
+        tasks=wanted,
+        task_manager=manager,
+        num_fewshot=fewshot,
+        limit=limit,
+        log_samples=False,
+    )
+    samples = result["n-samples"]
+    return {
+        name: {
+            **{_metric(key): value for key, value in found.items() if "," in key},
+            **({"samples": samples[name]["effective"]} if name in samples else {}),
+        }
+        for name, found in result["results"].items()
+    }
+
+
+def _local_task(spec: str) -> dict[str, Any]:
+    import yaml
+
+    name, _, file = spec.partition("=")
+    definition = DEFINITIONS / f"{name}.yaml"
+    if not definition.is_file():
+        known = ", ".join(sorted(path.stem for path in DEFINITIONS.glob("*.yaml")))
+        raise TaskError(f"--tasks {spec!r}: a file can be given to {known}")
+    if not Path(file).is_file():
+        raise TaskError(f"--tasks {spec!r}: there is no file {file!r}")
+    config: dict[str, Any] = yaml.safe_load(definition.read_text(encoding="utf-8"))
+    return config | {"dataset_kwargs": {"data_files": {"test": str(Path(file).resolve())}}}
+
+
+def _metric(key: str) -> str:
+    """`acc,none` -> `acc`: metrics here have no filters but the default one."""
+    name, _, chosen = key.partition(",")
+    return name if chosen == "none" else key
