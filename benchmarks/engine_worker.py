@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,17 @@ from engines.sampling import SamplingParams
 
 
 async def run_wave(
-    engine: CpuEngine, prompt_tokens: int, output_tokens: int, concurrency: int, seed: int
+    engine: CpuEngine,
+    prompt_tokens: int,
+    output_tokens: int,
+    concurrency: int,
+    seed: int,
+    masks: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Start `concurrency` greedy requests with random prompts at once; figures of the wave."""
+    """Start `concurrency` greedy requests with random prompts at once; figures of the wave.
+
+    `masks` names the mask of each request; all use the default one otherwise.
+    """
     rng = random.Random(seed)
     vocab = engine.describe().vocab_size
     params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
@@ -35,7 +44,9 @@ async def run_wave(
     async def one(number: int) -> None:
         prompt = tuple(rng.randrange(vocab) for _ in range(prompt_tokens))
         times = []
-        async for chunk in engine.generate(GenerationRequest(f"{seed}-{number}", prompt, params)):
+        mask = None if masks is None else masks[number]
+        request = GenerationRequest(f"{seed}-{number}", prompt, params, mask)
+        async for chunk in engine.generate(request):
             if chunk.error is not None:
                 raise RuntimeError(chunk.error)
             times += [time.perf_counter()] * len(chunk.token_ids)

@@ -1,10 +1,10 @@
 """Patch or copy: which way a mask beside the base costs less time, as measured on this machine.
 
 In a batch of mixed masks a patch adds its product, whose cost rises with the groups it changes; a
-copy makes the step read a second set of weights, whatever it changes. So there is a share of
-changed groups at which both cost the same. It is found with steps of half-and-half batches through
-layers of the model itself: one step with a second set of weights, and two with synthetic patches,
-whose times give the line on which a patch's cost lies.
+copy makes the step read a second set of weights, whatever it changes. Steps of half-and-half
+batches through layers of the model itself give both: one step with a second set of weights, and two
+with synthetic patches, on the line through whose times a patch's cost lies. A mask is a patch up to
+the share at which a copy would save a tenth of the step: less is not worth the memory of a copy.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from engines.patch import Patch
 
 MEMORY_LIMIT = 4.5 / 13
 """Share of changed groups above which a patch (13 bytes each) outgrows a copy (4.5 a group)."""
+
+WORTH = 0.1
+"""Share of a step's time that a copy must save: it takes 35 times the memory of a patch of 1 %."""
 
 TOKENS = 8
 """Tokens of the measured batch: half of them use the base mask, half the other."""
@@ -84,14 +87,17 @@ def measured_rule(model: CpuModel) -> StorageRule:
 
 
 def crossing(copy: float, thin: float, thick: float) -> float:
-    """Share at which a patch costs as much as a copy, from the times at the two probed shares.
+    """Share from which on a copy is worth its memory, from times of steps; at most `MEMORY_LIMIT`.
 
-    At most `MEMORY_LIMIT`; 0 if a patch is dearer however little it changes.
+    Args:
+        copy: time of a step with a copy.
+        thin, thick: times of steps with patches of the two probed shares.
     """
+    most = copy * (1 + WORTH)  # what a step with a patch may take
     slope = (thick - thin) / (_PROBES[1] - _PROBES[0])
     if slope <= 0:  # too small a model for its cost to show
-        return MEMORY_LIMIT if copy >= thick else 0.0
-    return min(max(_PROBES[0] + (copy - thin) / slope, 0.0), MEMORY_LIMIT)
+        return MEMORY_LIMIT if most >= thick else 0.0
+    return min(max(_PROBES[0] + (most - thin) / slope, 0.0), MEMORY_LIMIT)
 
 
 def _measure(model: CpuModel) -> dict[str, float]:

@@ -22,15 +22,16 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprob
 PROMPT = list(range(5, 25))
 
 
-def test_the_limit_is_where_the_patchs_line_meets_the_copy(
+def test_the_limit_is_where_a_copy_saves_a_tenth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(storage_rule, "_PROBES", (0.01, 0.03))
     # A patch takes 2 + 100 x share.
-    assert crossing(copy=4.0, thin=3.0, thick=5.0) == pytest.approx(0.02)
-    assert crossing(copy=12.0, thin=3.0, thick=5.0) == pytest.approx(0.1)
+    assert crossing(copy=4.0 / 1.1, thin=3.0, thick=5.0) == pytest.approx(0.02)
+    assert crossing(copy=12.0 / 1.1, thin=3.0, thick=5.0) == pytest.approx(0.1)
     assert crossing(copy=1.0, thin=3.0, thick=5.0) == 0.0
     assert crossing(copy=900.0, thin=3.0, thick=5.0) == MEMORY_LIMIT
+    # A small model, or noise: no line to follow.
     assert crossing(copy=4.0, thin=3.0, thick=3.0) == MEMORY_LIMIT
     assert crossing(copy=2.0, thin=3.0, thick=2.5) == 0.0
 

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twofour.commands.bench_mask_mix import mask_mix
+
 if TYPE_CHECKING:
     from benchmarks.engine import Plan
+    from benchmarks.mask_mix_plan import MixPlan
 
 _Option = typer.Option
+
+LENGTHS = "128/128,128/512,1024/128"
+CONCURRENCY = "1,4,8,16,32"
 
 
 def engine(
@@ -29,9 +35,12 @@ def engine(
     ] = None,
     arms: Annotated[str, _Option(help="Which of the engine's own arms.")] = "sparse,dense",
     lengths: Annotated[
-        str, _Option(help="Prompt/output tokens, separated by commas.")
-    ] = "128/128,128/512,1024/128",
-    concurrency: Annotated[str, _Option(help="Requests at a time.")] = "1,4,8,16,32",
+        str | None,
+        _Option(help=f"Prompt/output tokens, separated by commas. [{LENGTHS}; --masks: 8/32]"),
+    ] = None,
+    concurrency: Annotated[
+        str | None, _Option(help=f"Requests at a time. [{CONCURRENCY}; --masks: 16]")
+    ] = None,
     repeats: Annotated[int, _Option(help="Waves of every arm in every cell.", min=1)] = 3,
     threads: Annotated[int, _Option(help="OpenMP threads of every arm.")] = 0,
     kv_mib: Annotated[
@@ -59,6 +68,18 @@ def engine(
     split: Annotated[
         bool, _Option(help="Instead: where the time of a decode step goes (engine-split.json).")
     ] = False,
+    masks: Annotated[
+        bool,
+        _Option(
+            "--masks",
+            help="Instead: many masks in one engine (mask-mix.json). The first"
+            " --mask is the base, further ones are measured beside synthetic ones.",
+        ),
+    ] = False,
+    mask_counts: Annotated[str, _Option(help="--masks: how many are resident.")] = "1,2,4,8,16",
+    changed: Annotated[
+        str, _Option(help="--masks: per cent of groups that synthetic masks change.")
+    ] = "0.3,3,20,50",
     json_: Annotated[
         bool, _Option("--json", help="Print the result as JSON, as the last line.")
     ] = False,
@@ -69,13 +90,20 @@ def engine(
     from maskgen.models import resolve_model
     from twofour.commands.bench_serve import _engines
 
+    pairs = lengths or ("8/32" if masks else LENGTHS)
     plan = Plan(
-        lengths=tuple(_pair(text) for text in lengths.split(",")),
-        concurrencies=tuple(int(text) for text in concurrency.split(",")),
+        lengths=tuple(_pair(text) for text in pairs.split(",")),
+        concurrencies=tuple(
+            int(text) for text in (concurrency or ("16" if masks else CONCURRENCY)).split(",")
+        ),
         repeats=repeats,
         threads=threads or len(os.sched_getaffinity(0)),
         kv_mib=kv_mib,
     )
+    if masks:
+        mixes = _mix_plan(plan, mask_counts, changed)
+        _print(mask_mix(_command(), sparse, model, mask or [], mixes), json_)
+        return
     peers: dict[str, list[str]] = {}
     for arm, python in (("vllm-dense", vllm_python), ("vllm-zentorch", zentorch_python)):
         if python is not None:
@@ -99,8 +127,34 @@ def engine(
                 raise ValueError(f"--arms: {unknown[0]!r} is none of {', '.join(own)}")
             ours = {arm: engine_arms.engine_command(own[arm], plan) for arm in arms.split(",")}
             path = _measure(ours | peers, plan, result, keep)
-    if json_:
+    _print(path, json_)
+
+
+def _print(path: Path, as_json: bool) -> None:
+    if as_json:
         typer.echo(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _mix_plan(plan: Plan, counts: str, changed: str) -> MixPlan:
+    from benchmarks.mask_mix_plan import MixPlan
+
+    if len(plan.lengths) > 1 or len(plan.concurrencies) > 1:
+        raise ValueError("--masks takes one pair of --lengths and one --concurrency")
+    try:
+        shares = tuple(float(text) / 100 for text in changed.split(","))
+        numbers = tuple(int(text) for text in counts.split(","))
+    except ValueError as error:
+        raise ValueError(f"--mask-counts {counts!r}, --changed {changed!r}: not numbers") from error
+    return MixPlan(
+        counts=numbers,
+        shares=shares,
+        prompt_tokens=plan.lengths[0][0],
+        output_tokens=plan.lengths[0][1],
+        concurrency=plan.concurrencies[0],
+        repeats=plan.repeats,
+        threads=plan.threads,
+        kv_mib=plan.kv_mib,
+    )
 
 
 def _measure(arms: dict[str, list[str]], plan: Plan, result: str, keep: bool) -> Path:
