@@ -51,7 +51,7 @@ class Row:
     """One arm in one cell.
 
     `rss_mib` is of the arm's processes after one full-length request, `load_peak_mib` the most that
-    loading took, `tokens_per_s_all` the waves behind the median. `sparse_ratio` is the median of
+    loading took, `tokens_per_s_all` the waves behind the median, `dtype` what is computed in. `sparse_ratio` is the median of
     the sparse arm's tokens per second over this arm's, wave by wave of the same run; None without
     one. `other_cpu_share` is of this cell.
     """
@@ -71,6 +71,7 @@ class Row:
     kv_mib: int
     load_peak_mib: float | None
     isa: str | None
+    dtype: str | None
     sparse_ratio: float | None
     tokens_per_s_all: tuple[float, ...]
     other_cpu_share: float
@@ -177,6 +178,7 @@ def _cell(
             kv_mib=plan.kv_mib,
             load_peak_mib=worker.ready.get("load_peak_mib"),
             isa=worker.ready.get("isa"),
+            dtype=worker.ready.get("dtype"),
             sparse_ratio=_ratio(waves.get("sparse"), found) if worker.arm != "sparse" else None,
             tokens_per_s_all=tuple(round(wave["tokens_per_s"], 2) for wave in found),
             other_cpu_share=round(other.share, 4),

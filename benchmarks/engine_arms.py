@@ -21,13 +21,14 @@ def engine_command(directory: Path, plan: Plan) -> list[str]:
     return _module("benchmarks.engine_worker", directory, options)
 
 
-def vllm_command(python: Path, model: Path, plan: Plan, binding: str) -> list[str]:
+def vllm_command(python: Path, model: Path, plan: Plan, *, dtype: str, binding: str) -> list[str]:
     """vLLM from an environment of its own.
 
     Args:
         python: of that environment.
         model: directory of the dense model.
         plan: what will be measured.
+        dtype: `bfloat16` or `float32`; the latter is faster where bf16 has no instructions.
         binding: VLLM_CPU_OMP_THREADS_BIND; `nobind` leaves threads where the system puts them,
             `auto` keeps a processor for vLLM's other processes.
     """
@@ -37,9 +38,11 @@ def vllm_command(python: Path, model: Path, plan: Plan, binding: str) -> list[st
         "threads": plan.threads,
         "max_sequences": max(plan.concurrencies),
         "context": 1 + max(sum(pair) for pair in plan.lengths),
+        "dtype": dtype,
         "binding": binding,
     }
-    return [str(python), str(script), str(model.resolve()), json.dumps(options)]
+    # -P: the script's folder holds a vllm.py of its own.
+    return [str(python), "-P", str(script), str(model.resolve()), json.dumps(options)]
 
 
 def llama_command(batched_bench: Path, gguf: Path, plan: Plan) -> list[str]:

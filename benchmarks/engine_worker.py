@@ -88,6 +88,7 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
             "ready": True,
             "weights_mib": round(info.weight_bytes / 2**20, 1),
             "isa": info.isa,
+            "dtype": "bf16",
             "load_peak_mib": round(_peak_mib(), 1),
         }
     )

@@ -63,7 +63,7 @@ async def serve(model: str, options: dict[str, Any]) -> None:
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=model,
-            dtype="bfloat16",
+            dtype=options["dtype"],
             max_model_len=options["context"],
             kv_cache_memory_bytes=options["kv_bytes"],
             max_num_seqs=options["max_sequences"],
@@ -71,7 +71,7 @@ async def serve(model: str, options: dict[str, Any]) -> None:
             disable_log_stats=True,
         )
     )
-    _answer({"ready": True})
+    _answer({"ready": True, "dtype": options["dtype"]})
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)

@@ -55,6 +55,7 @@ def engine(
     vllm_binding: Annotated[
         str, _Option(help="VLLM_CPU_OMP_THREADS_BIND: nobind, auto, all.")
     ] = "nobind",
+    vllm_dtype: Annotated[str, _Option(help="vLLM's number type: bfloat16, float32.")] = "bfloat16",
     llama_batched_bench: Annotated[
         Path | None, _Option(help="llama.cpp's program of that name.")
     ] = None,
@@ -109,7 +110,9 @@ def engine(
         if python is not None:
             if model is None:
                 raise ValueError(f"{arm} needs --model: vLLM runs the dense model itself")
-            peers[arm] = engine_arms.vllm_command(python, resolve_model(model), plan, vllm_binding)
+            peers[arm] = engine_arms.vllm_command(
+                python, resolve_model(model), plan, dtype=vllm_dtype, binding=vllm_binding
+            )
     for spec in gguf or []:
         name, found, file = spec.partition("=")
         if llama_batched_bench is None or not found or not Path(file).is_file():
