@@ -1,11 +1,13 @@
 """Sparse and dense decoding through vLLM on the CPU (`make bench-vllm`).
 
 Arms: `sparse` and `own-dense` run twofour's kernels through the plugin, `dense` is vLLM's own
-(oneDNN), `zentorch` is vLLM's own with AMD's extension. vLLM uses that one wherever it is
-installed, so it is measured in an environment of its own: `--arms zentorch --keep`.
+(oneDNN) in bf16, `dense-fp32` the same in float32, which is faster where the CPU has no bf16
+instructions. `zentorch` is vLLM's own with AMD's extension, which vLLM uses wherever it is
+installed and the CPU has AVX-512; it needs an environment of its own: `--arms zentorch --keep`.
 
-Every arm and mode is a process of its own; within one, batches are measured in turns. The thread
-binding is the best that vLLM's own dense arm finds among the candidates, and all arms then use it.
+Each arm is a process of its own. The arms of one mode and one thread binding are open together and
+take turns batch by batch; whoever's turn it is not is stopped. With `--keep` the rows of other
+modes, bindings and arms stay in the result file, so a long measurement may be done in parts.
 """
 
 from __future__ import annotations
@@ -15,24 +17,24 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import OtherCpu
 from benchmarks.result_file import RESULTS, write_result
+from benchmarks.vllm_process import ArmProcess
+from benchmarks.vllm_report import operator_call_us, summary
 
 NAME = "bench-vllm"
-ARMS = ("sparse", "own-dense", "dense", "zentorch")
+ARMS = ("sparse", "own-dense", "dense", "dense-fp32", "zentorch")
 MODES = ("eager", "compiled")
-BINDINGS = ("nobind", "all", "auto")
+BINDINGS = ("all", "nobind", "auto")
 """Values of VLLM_CPU_OMP_THREADS_BIND; `all` stands for every core, `auto` leaves one to vLLM."""
-
-_START = "twofour-bench-row "
 
 
 def main() -> None:
@@ -40,59 +42,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="alias or directory")
     parser.add_argument("--mask", type=Path, help="mask file [default: magnitude, made now]")
-    parser.add_argument("--arms", default="sparse,own-dense,dense", help=",".join(ARMS))
+    parser.add_argument("--arms", default="sparse,own-dense,dense,dense-fp32", help=",".join(ARMS))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--bindings", default=",".join(BINDINGS), help="candidates")
+    parser.add_argument("--bindings", default="all,nobind", help=",".join(BINDINGS))
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--keep", action="store_true", help="keep rows of arms not measured now")
+    parser.add_argument("--keep", action="store_true", help="keep rows that are not measured now")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker is not None:
-        _work(json.loads(given.worker))
-        return
     for name, known in (("arms", ARMS), ("modes", MODES), ("bindings", BINDINGS)):
         if unknown := set(getattr(given, name).split(",")) - set(known):
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is none of {', '.join(known)}")
-    command = "python -m benchmarks.vllm " + " ".join(sys.argv[1:])
-    rows, extra = _measure(given)
-    if given.keep:
-        rows = _kept(rows) + rows
-    path = write_result(NAME, command.strip(), rows, extra.pop("digests"), **extra)
+    if _has_zentorch() != (given.arms == "zentorch"):
+        parser.error("the arm zentorch needs an environment with zentorch, all others one without")
+    path = _write(given, *_measure(given))
     print(f"wrote {path}", file=sys.stderr)
     if given.json:
         print(json.dumps(json.loads(path.read_text())))
 
 
 def _measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from engines.vllm_plugin.version import vllm_version
+    """The rows, and what is said about this part of the measurement."""
     from maskgen.maskfile import read_mask
 
-    arms = given.arms.split(",")
-    if _has_zentorch() != (arms == ["zentorch"]):
-        raise SystemExit(
-            "error: the arm zentorch needs an environment with zentorch, all others one without"
-        )
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="twofour-bench-vllm-") as folder, OtherCpu() as other:
         directories, mask = _directories(given, Path(folder))
-        binding, tried = _best_binding(given, directories["dense"])
-        rows = []
         for mode in given.modes.split(","):
-            for arm in arms:
-                rows += _run(given, arm, mode, binding, directories[arm], given.batches)
+            for binding in given.bindings.split(","):
+                rows += _take_turns(given, mode, binding, directories)
         digest = read_mask(mask).digest
-    extra = {
-        "vllm": vllm_version(),
-        "digests": {"mask": digest},
-        "other_cpu_share": round(other.share, 3),
-        "binding": binding,
-        "bindings_tried": tried,
-        "operator_call_us": _operator_call(),
+    part = {
+        "command": " ".join(["python -m benchmarks.vllm", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mask_digest": digest,
+        "other_cpu_share": round(other.share, 4),
+        "operator_call_us": operator_call_us(),
     }
-    return rows, extra
+    return rows, part
 
 
 def _directories(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], Path]:
@@ -106,7 +95,7 @@ def _directories(given: argparse.Namespace, folder: Path) -> tuple[dict[str, Pat
     name = model_name(given.model)
     for arm, masks in (("sparse", {"general": mask}), ("own-dense", {})):
         build(BuildRequest(model=model, model_name=name, masks=masks, out=folder / arm))
-    plain = {"dense": model, "zentorch": model}
+    plain = {"dense": model, "dense-fp32": model, "zentorch": model}
     return {**plain, "sparse": folder / "sparse", "own-dense": folder / "own-dense"}, mask
 
 
@@ -128,32 +117,69 @@ def _magnitude_mask(model: Path, out: Path) -> Path:
     return out
 
 
-def _best_binding(given: argparse.Namespace, dense: Path) -> tuple[str, list[dict[str, Any]]]:
-    candidates = given.bindings.split(",")
-    if len(candidates) == 1:
-        return candidates[0], []
-    tried = []
-    for binding in candidates:
-        tried += _run(given, "dense", "eager", binding, dense, "1")
-    best: str = max(tried, key=lambda row: row["tokens_per_s"])["binding"]
-    return best, tried
-
-
-def _run(
-    given: argparse.Namespace, arm: str, mode: str, binding: str, model: Path, batches: str
+def _take_turns(
+    given: argparse.Namespace, mode: str, binding: str, directories: dict[str, Path]
 ) -> list[dict[str, Any]]:
-    cores = sorted(os.sched_getaffinity(0))
+    """Rows of all arms in one mode under one binding, measured in turns."""
+    batches = [int(b) for b in given.batches.split(",")]
     job = {
-        "arm": arm,
         "mode": mode,
-        "binding": binding,
-        "threads": len(cores) - (binding == "auto" and len(cores) > 1),
-        "model": str(model),
-        "batches": [int(b) for b in batches.split(",")],
+        "batches": batches,
         "prompt_tokens": given.prompt_tokens,
         "output_tokens": given.output_tokens,
-        "repeats": given.repeats,
     }
+    with ExitStack() as stack:
+        arms: dict[str, ArmProcess] = {}
+        for arm in given.arms.split(","):
+            print(f"{arm} {mode} ({binding}): starting", file=sys.stderr, flush=True)
+            environment = _environment(binding)
+            dtype = "float32" if arm == "dense-fp32" else "bfloat16"
+            own = {"model": str(directories[arm]), "dtype": dtype}
+            process = ArmProcess({**job, **own}, environment)
+            arms[arm] = stack.enter_context(process)
+            if arm == "zentorch" and arms[arm].ready["platform"] != "ZenCpuPlatform":
+                raise SystemExit(
+                    "error: vLLM does not use zentorch on this machine (its platform is"
+                    f" {arms[arm].ready['platform']}); it asks for an AMD CPU with AVX-512"
+                )
+        seconds: dict[tuple[str, int], list[float]] = {}
+        memory: dict[tuple[str, int], float] = {}
+        for turn in range(given.repeats + 1):  # the first warms up
+            for batch in batches:
+                for arm, running in arms.items():
+                    answer = running.turn(batch)
+                    memory[arm, batch] = answer["worker_rss_mib"]
+                    if turn:
+                        seconds.setdefault((arm, batch), []).append(answer["seconds"])
+        rows = []
+        for (arm, batch), spent in seconds.items():
+            tokens = batch * given.output_tokens
+            row = {
+                "arm": arm,
+                "batch": batch,
+                "tokens_per_s": round(tokens / statistics.median(spent), 2),
+                "tokens_per_s_best": round(tokens / min(spent), 2),
+                "mode": mode,
+                "threads": _threads(binding),
+                "binding": binding,
+                "prompt_tokens": given.prompt_tokens,
+                "output_tokens": given.output_tokens,
+                "repeats": given.repeats,
+                "start_up_s": arms[arm].ready["start_up_s"],
+                "worker_rss_mib": memory[arm, batch],
+            }
+            print(f"  {arm}, batch {batch}: {row['tokens_per_s']} tokens/s", file=sys.stderr)
+            rows.append(row)
+    return rows
+
+
+def _threads(binding: str) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return cores - (binding == "auto" and cores > 1)
+
+
+def _environment(binding: str) -> dict[str, str]:
+    cores = sorted(os.sched_getaffinity(0))
     environment = {
         **os.environ,
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)) if binding == "all" else binding,
@@ -163,127 +189,45 @@ def _run(
     }
     if binding == "nobind":
         environment["OMP_NUM_THREADS"] = str(len(cores))
-    print(f"{arm} {mode} ({binding}) ...", file=sys.stderr, flush=True)
-    arguments = [sys.executable, "-m", "benchmarks.vllm", "--worker", json.dumps(job)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    rows = [
-        json.loads(line.removeprefix(_START))
-        for line in done.stdout.splitlines()
-        if line.startswith(_START)
-    ]
-    if done.returncode or len(rows) != len(job["batches"]):
-        raise RuntimeError(f"{arm} {mode} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    for row in rows:
-        print(f"  batch {row['batch']}: {row['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
-    return rows
+    return environment
 
 
-def _work(job: dict[str, Any]) -> None:
-    """One arm in one mode: start vLLM, measure, print a row per batch."""
-    from vllm import LLM, SamplingParams
+def _write(given: argparse.Namespace, rows: list[dict[str, Any]], part: dict[str, Any]) -> Path:
+    from engines import kernels
+    from engines.vllm_plugin.version import vllm_version
 
-    begin = time.perf_counter()
-    llm = LLM(
-        job["model"],
-        enforce_eager=job["mode"] == "eager",
-        dtype="bfloat16",
-        max_model_len=1024,
-        max_num_seqs=max(job["batches"]),
-        kv_cache_memory_bytes=512 << 20,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        seed=0,
+    parts = [part]
+    if given.keep:
+        old_rows, old_parts = _kept(rows)
+        rows, parts = old_rows + rows, [*old_parts, part]
+    return write_result(
+        NAME,
+        part["command"],
+        rows,
+        {"mask": part["mask_digest"]},
+        vllm=vllm_version(),
+        isa=kernels.isa(),
+        other_cpu_share=max(p["other_cpu_share"] for p in parts),
+        operator_call_us=part["operator_call_us"],
+        summary=summary(rows),
+        parts=parts,
     )
-    start_up = time.perf_counter() - begin
-    sampling = SamplingParams(
-        temperature=0, max_tokens=job["output_tokens"], ignore_eos=True, detokenize=False
-    )
-    seconds: dict[int, list[float]] = {batch: [] for batch in job["batches"]}
-    for turn in range(job["repeats"] + 1):  # the first warms up
-        for batch in job["batches"]:
-            prompts: list[Any] = [
-                {
-                    "prompt_token_ids": [
-                        (7 * i + 31 * j) % 1000 + 100 for j in range(job["prompt_tokens"])
-                    ]
-                }
-                for i in range(batch)
-            ]
-            begin = time.perf_counter()
-            outputs = llm.generate(prompts, sampling, use_tqdm=False)
-            spent = time.perf_counter() - begin
-            made = sum(len(output.outputs[0].token_ids) for output in outputs)
-            if made != batch * job["output_tokens"]:
-                raise RuntimeError(f"{made} tokens instead of {batch * job['output_tokens']}")
-            if turn:
-                seconds[batch].append(spent)
-    for batch, spent_all in seconds.items():
-        tokens = batch * job["output_tokens"]
-        row = {
-            "arm": job["arm"],
-            "batch": batch,
-            "tokens_per_s": round(tokens / statistics.median(spent_all), 2),
-            "tokens_per_s_best": round(tokens / min(spent_all), 2),
-            "mode": job["mode"],
-            "threads": job["threads"],
-            "binding": job["binding"],
-            "prompt_tokens": job["prompt_tokens"],
-            "output_tokens": job["output_tokens"],
-            "repeats": job["repeats"],
-            "start_up_s": round(start_up, 1),
-            "worker_rss_mib": _worker_rss_mib(),
-        }
-        print(_START + json.dumps(row), flush=True)
 
 
-def _prompt(seed: int, tokens: int) -> dict[str, list[int]]:
-    return {"prompt_token_ids": [(7 * seed + 31 * j) % 1000 + 100 for j in range(tokens)]}
-
-
-def _worker_rss_mib() -> float:
-    """VmRSS of vLLM's worker, the process that holds the weights."""
-    import psutil
-
-    sizes = [p.memory_info().rss for p in psutil.Process().children(recursive=True)]
-    return round(max(sizes) / 2**20, 1)
+def _kept(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the present result file that were not measured this time, and its parts."""
+    path = RESULTS / f"{NAME}.json"
+    if not path.is_file():
+        return [], []
+    key = ("arm", "mode", "binding", "batch")
+    fresh = {tuple(row[name] for name in key) for row in rows}
+    old = json.loads(path.read_text())
+    kept = [row for row in old["rows"] if tuple(row[name] for name in key) not in fresh]
+    return kept, old["parts"]
 
 
 def _has_zentorch() -> bool:
     return importlib.util.find_spec("zentorch") is not None
-
-
-def _operator_call() -> dict[str, float]:
-    """Microseconds of one call with next to no work, for the operator and for F.linear."""
-    import torch
-
-    from engines.torch_ops import linear, pack_tensor
-
-    weight = torch.randn(16, 32).bfloat16()
-    packed = pack_tensor(weight, torch.zeros(16, 8, dtype=torch.uint8))
-    x = torch.randn(1, 32).bfloat16()
-    calls: dict[str, Callable[[], object]] = {
-        "twofour::linear": lambda: linear(x, packed, 1, 16, None),
-        "F.linear": lambda: torch.nn.functional.linear(x, weight),
-    }
-    found = {}
-    for name, call in calls.items():
-        for _ in range(500):
-            call()
-        begin = time.perf_counter()
-        for _ in range(5000):
-            call()
-        found[name] = round((time.perf_counter() - begin) / 5000 * 1e6, 2)
-    return found
-
-
-def _kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the present result file whose arm and mode were not measured this time."""
-    path = RESULTS / f"{NAME}.json"
-    if not path.is_file():
-        return []
-    fresh = {(row["arm"], row["mode"]) for row in rows}
-    old = json.loads(path.read_text())["rows"]
-    return [row for row in old if (row["arm"], row["mode"]) not in fresh]
 
 
 if __name__ == "__main__":
