@@ -1,19 +1,18 @@
-"""Which kernel serves which layer shape, for reports."""
+"""Which kernel serves which layer shape, and how masks would be kept, for reports."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines import kernels
 from engines.cpu.config import LINEARS, read_config
+from engines.cpu.model import CpuModel, Limits
+from engines.cpu.options import default_threads
+from engines.cpu.storage_rule import measured_rule
 from engines.layout import Layout
-from engines.manifest import WEIGHTS_FILE
+from engines.manifest import WEIGHTS_FILE, read_manifest
 from engines.tensorfile import TensorFile
-
-if TYPE_CHECKING:
-    from engines.cpu.model import CpuModel
 
 
 def kernels_of(model: CpuModel) -> dict[str, str]:
@@ -45,6 +44,24 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     named = {shape: _describe(layouts) for shape, layouts in found.items()}
     head = f"{config.vocab} x {config.hidden}"
     return named | {head: f"{kernels.kernel_name(Layout.DENSE_BF16, 1)}: the output head"}
+
+
+def storage_of_directory(directory: Path) -> dict[str, str]:
+    """Mask beside the base -> how an engine of this machine would keep it, and why.
+
+    Measures, which takes some hundred steps; empty for a directory of fewer than two masks.
+
+    Raises:
+        EngineDirectoryError: it is malformed.
+    """
+    manifest = read_manifest(directory)
+    others = [mask for mask in manifest.masks if mask.name != manifest.default_mask]
+    if not others:
+        return {}
+    config = read_config(json.loads((directory / "config.json").read_text()))
+    rule = measured_rule(CpuModel(directory, config, Limits(1, 1, 1, 1, default_threads())))
+    shares = {mask.name: mask.changed_share for mask in others}
+    return {name: f"{rule.storage(s)}: {rule.reason(s)}" for name, s in shares.items()}
 
 
 def _describe(layouts: set[Layout]) -> str:

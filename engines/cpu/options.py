@@ -107,11 +107,12 @@ def limits_of(config: DecoderConfig, options: CpuOptions) -> Limits:
         max_logits=options.max_sequences + PROMPT_ROWS,
         context=context,
         pages=pages,
-        threads=options.threads or _default_threads(),
+        threads=options.threads or default_threads(),
     )
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """OpenMP threads unless an option says otherwise."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdigit() and int(named) > 0:
         return int(named)

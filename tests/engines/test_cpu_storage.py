@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from engines.build import BuildRequest
-from engines.cpu import mask_store, storage_rule
+from engines.cpu import describe, mask_store, storage_rule
 from engines.cpu.build import build
+from engines.cpu.describe import storage_of_directory
 from engines.cpu.engine import CpuEngine
 from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import MEMORY_LIMIT, StorageRule, crossing, measured_rule
@@ -86,3 +87,18 @@ async def test_measuring_changes_nothing_that_is_served(
         assert info.storage in ("patch", "copy")
         assert "measured with portable" in info.reason
     await engine.close()
+
+
+def test_info_says_how_each_mask_would_be_kept(
+    near: dict[str, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = StorageRule(0.05, "measured here")
+    monkeypatch.setattr(describe, "measured_rule", lambda model: rule)
+    build(BuildRequest(tiny_model, "tiny", near, tmp_path / "engine"))
+    found = storage_of_directory(tmp_path / "engine")
+    assert list(found) == ["one", "ten"]
+    assert found["one"].startswith("patch: ")
+    assert found["ten"].startswith("copy: ")
+    assert all(text.endswith("; measured here") for text in found.values())
+    build(BuildRequest(tiny_model, "tiny", {"general": near["general"]}, tmp_path / "single"))
+    assert storage_of_directory(tmp_path / "single") == {}

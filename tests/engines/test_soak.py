@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import os
 import random
 import time
@@ -20,6 +22,9 @@ from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.errors import EngineOverloadedError, UnknownMaskError
 from engines.sampling import SamplingParams, StructuredOutput
+from tests.engines.conftest import nearby_mask
+
+_log = logging.getLogger(__name__)
 
 SECONDS = float(os.environ.get("TWOFOUR_SOAK_SECONDS", "900"))
 
@@ -49,8 +54,16 @@ async def test_random_requests_masks_and_cancellations(
     tiny_model: Path, mask_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     masks = {name: mask_of(tiny_model, seed) for seed, name in enumerate("ab")}
+    masks["p"] = nearby_mask(masks["a"], tmp_path / "p.safetensors", 0.03)
     build(BuildRequest(tiny_model, "tiny", masks, tmp_path / "engine"))
-    engine = CpuEngine(tmp_path / "engine", kv_bytes=200 << 10, max_sequences=12, max_waiting=20)
+    engine = CpuEngine(
+        tmp_path / "engine",
+        kv_bytes=200 << 10,
+        max_sequences=12,
+        max_waiting=20,
+        patch_limit=0.1,
+    )
+    assert [mask.storage for mask in engine.describe().masks] == ["base", "copy", "patch"]
     context = engine.describe().context_length
     rng = random.Random(1)
     outcome: Counter[str] = Counter()
@@ -62,7 +75,7 @@ async def test_random_requests_masks_and_cancellations(
         length = min(rng.choice([1, 10, 60, 200]), context - 1)
         prompt = tuple(rng.randrange(290) for _ in range(length))
         request = GenerationRequest(
-            str(number), prompt, random_params(rng), rng.choice(["a", "b", "c", None])
+            str(number), prompt, random_params(rng), rng.choice(["a", "b", "c", "p", None])
         )
         patience = rng.choice([10**6, 10**6, rng.randint(0, 30)])
         open_choices = request.sampling.n
@@ -82,9 +95,11 @@ async def test_random_requests_masks_and_cancellations(
             outcome["no such mask"] += 1
 
     async def swap_masks() -> None:
-        path = mask_of(tiny_model, 2)
+        far = mask_of(tiny_model, 2)
+        near = nearby_mask(masks["a"], tmp_path / "near.safetensors", 0.03, seed=3)
+        paths = itertools.cycle((far, near))
         while time.monotonic() < end:
-            await engine.load_mask("c", path)
+            await engine.load_mask("c", next(paths))
             await asyncio.sleep(0.3)
             await engine.unload_mask("c")
             await asyncio.sleep(0.1)
@@ -106,11 +121,18 @@ async def test_random_requests_masks_and_cancellations(
     stats = engine.stats()
     pinned = [mask.pinned for mask in engine.describe().masks]
     await engine.close()
+    settled = memory[len(memory) // 4 :]
+    _log.info(
+        "%s; %s steps, %s preemptions; memory after a quarter %.1f MiB, at most %.1f, last %.1f",
+        dict(outcome),
+        stats.steps,
+        stats.preemptions,
+        *(size / 2**20 for size in (settled[0], max(settled), settled[-1])),
+    )
     assert stats.kv_used_share == 0.0
     assert (stats.running, stats.waiting) == (0, 0)
-    assert pinned == [0, 0]
+    assert pinned == [0, 0, 0]
     assert stats.preemptions > 0
     assert sum(outcome.values()) == 2 * outcome["sent"]
     assert min(outcome["finished"], outcome["cancelled"]) > 0
-    settled = memory[len(memory) // 4 :]
     assert max(settled) < 1.1 * settled[0] + (20 << 20)

@@ -70,9 +70,10 @@ def _engine(directory: Path) -> dict[str, Any]:
         "bytes": sum(manifest.files.values()),
     }
     if manifest.target == "cpu":
-        from engines.cpu.describe import kernels_of_directory
+        from engines.cpu.describe import kernels_of_directory, storage_of_directory
 
         facts["kernels"] = kernels_of_directory(directory)
+        facts["mask_storage"] = storage_of_directory(directory)
     if manifest.target == "tensorrt-llm":
         from engines.tensorrt_llm.record import describe_engines
 
