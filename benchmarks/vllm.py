@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--arms", default="sparse,own-dense,dense,dense-fp32", help=",".join(ARMS))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument(
+        "--limit", help="ARM=BATCH: measure this arm up to this batch, where it is hopelessly slow"
+    )
     parser.add_argument("--bindings", default="all,nobind", help=",".join(BINDINGS))
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--output-tokens", type=int, default=64)
@@ -68,7 +71,7 @@ def _measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str,
     from maskgen.maskfile import read_mask
 
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="twofour-bench-vllm-") as folder, OtherCpu() as other:
+    with tempfile.TemporaryDirectory(prefix="twofour-bench-vllm-") as folder:
         directories, mask = _directories(given, Path(folder))
         for mode in given.modes.split(","):
             for binding in given.bindings.split(","):
@@ -78,7 +81,7 @@ def _measure(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str,
         "command": " ".join(["python -m benchmarks.vllm", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "mask_digest": digest,
-        "other_cpu_share": round(other.share, 4),
+        "other_cpu_share": max(row["other_cpu_share"] for row in rows),
         "operator_call_us": operator_call_us(),
     }
     return rows, part
@@ -122,6 +125,7 @@ def _take_turns(
 ) -> list[dict[str, Any]]:
     """Rows of all arms in one mode under one binding, measured in turns."""
     batches = [int(b) for b in given.batches.split(",")]
+    limits = {arm: int(most) for arm, _, most in [(given.limit or "").partition("=")] if most}
     job = {
         "mode": mode,
         "batches": batches,
@@ -144,13 +148,16 @@ def _take_turns(
                 )
         seconds: dict[tuple[str, int], list[float]] = {}
         memory: dict[tuple[str, int], float] = {}
-        for turn in range(given.repeats + 1):  # the first warms up
-            for batch in batches:
-                for arm, running in arms.items():
-                    answer = running.turn(batch)
-                    memory[arm, batch] = answer["worker_rss_mib"]
-                    if turn:
-                        seconds.setdefault((arm, batch), []).append(answer["seconds"])
+        with OtherCpu() as other:
+            for turn in range(given.repeats + 1):  # the first warms up
+                for batch in batches:
+                    for arm, running in arms.items():
+                        if batch > limits.get(arm, batch):
+                            continue
+                        answer = running.turn(batch)
+                        memory[arm, batch] = answer["worker_rss_mib"]
+                        if turn:
+                            seconds.setdefault((arm, batch), []).append(answer["seconds"])
         rows = []
         for (arm, batch), spent in seconds.items():
             tokens = batch * given.output_tokens
@@ -167,6 +174,7 @@ def _take_turns(
                 "repeats": given.repeats,
                 "start_up_s": arms[arm].ready["start_up_s"],
                 "worker_rss_mib": memory[arm, batch],
+                "other_cpu_share": round(other.share, 4),
             }
             print(f"  {arm}, batch {batch}: {row['tokens_per_s']} tokens/s", file=sys.stderr)
             rows.append(row)
