@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -51,9 +53,9 @@ class Row:
     """One arm in one cell.
 
     `rss_mib` is of the arm's processes after one full-length request, `load_peak_mib` the most that
-    loading took, `tokens_per_s_all` the waves behind the median, `dtype` what is computed in. `sparse_ratio` is the median of
-    the sparse arm's tokens per second over this arm's, wave by wave of the same run; None without
-    one. `other_cpu_share` is of this cell.
+    loading took, `tokens_per_s_all` the waves behind the median, `dtype` what is computed in.
+    `sparse_ratio` is the median of the sparse arm's tokens per second over this arm's, wave by wave
+    of the same run; None without one. `other_cpu_share` is of this cell.
     """
 
     arm: str
@@ -79,12 +81,19 @@ class Row:
 
 
 class Worker:
-    """An arm in a process of its own that speaks `benchmarks.engine_worker`'s protocol."""
+    """An arm in a process of its own that speaks `benchmarks.engine_worker`'s protocol.
+
+    Between its turns it is stopped, with all processes below it: vLLM's spin while they wait.
+    """
 
     def __init__(self, arm: str, command: Sequence[str]) -> None:
         self.arm = arm
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self.rss_mib = 0.0
         self.ready: dict[str, Any] = {}
@@ -96,6 +105,7 @@ class Worker:
             BenchError: the process ended instead.
         """
         self.ready = self._read()
+        self._signal(signal.SIGSTOP)
 
     def ask(self, command: object) -> dict[str, Any]:
         """Send one command and wait for its answer.
@@ -104,12 +114,16 @@ class Worker:
             BenchError: the process ended.
         """
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        return self._read()
+        answer = self._read()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and all below it."""
+        self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -117,9 +131,13 @@ class Worker:
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
+
+    def _signal(self, what: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, what)
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -169,6 +170,8 @@ def _measure(arms: dict[str, list[str]], plan: Plan, result: str, keep: bool) ->
     old: dict[str, Any] = {"rows": [], "command": ""}
     if keep and path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
+    # Ended from outside, it still lets go on, and ends, the arms that wait stopped for their turn.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     commands = [*filter(None, old["command"].split("; ")), _command()]
     rows = []
     for row in bench.measure(arms, plan, lambda line: typer.echo(line, err=True)):

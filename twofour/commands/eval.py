@@ -28,7 +28,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="lm-eval tasks, separated by commas: arc_easy=FILE and piqa=FILE read a local"
-            " file (see docs/masks.md), other names are lm-eval's own and need its data."
+            " file (docs/evaluation.md), other names are lm-eval's own and need its data."
         ),
     ] = None,
     limit: Annotated[
