@@ -14,12 +14,13 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.resumable import Row, Table
 from maskgen.data import TextSet, load_texts
-from maskgen.evaluate import measure_perplexity
+from maskgen.evaluate import joined_tokens, measure_perplexity
 from maskgen.maskfile import base_digest, read_mask
 from maskgen.models import resolve_model
 from twofour.scoring import Subject, engine_subject, torch_subject
@@ -55,32 +56,33 @@ def _arms(given: argparse.Namespace, texts: TextSet) -> dict[str, Callable[[], R
     arms: dict[str, Callable[[], Row]] = {}
     for arm, directory in (("sparse", given.sparse), ("dense", given.dense)):
         if directory is not None:
-
-            def by_engine(directory: Path = directory) -> Row:
-                with engine_subject(directory, None) as subject:
-                    return _row(subject, texts, given.windows)
-
-            arms[arm] = by_engine
             mask = given.mask if arm == "sparse" else None
-            arms[f"torch-{arm}"] = lambda mask=mask: _row(
-                torch_subject(given.model, mask, None, "fp32"), texts, given.windows
-            )
+            arms[arm] = partial(_by_engine, directory, texts, given.windows)
+            arms[f"torch-{arm}"] = partial(_by_torch, given.model, mask, texts, given.windows)
     for spec in given.gguf:
         name, found, file = spec.partition("=")
         if not found or not Path(file).is_file():
             raise SystemExit(f"error: --gguf {spec!r} is not TYPE=FILE, or there is no such file")
-        arms[f"llama.cpp-{name}"] = lambda file=Path(file): _row(
-            _gguf_subject(file, given.model), texts, given.windows
-        )
+        arms[f"llama.cpp-{name}"] = partial(_by_gguf, Path(file), given.model, texts, given.windows)
     return arms
 
 
-def _row(subject: Subject, texts: TextSet, windows: int) -> Row:
-    from maskgen.evaluate import joined_tokens
+def _by_engine(directory: Path, texts: TextSet, windows: int) -> Row:
+    with engine_subject(directory, None) as subject:
+        return _row(subject, texts, windows)
 
-    value, count, available = measure_perplexity(
-        subject.score, joined_tokens(subject.encode, texts), windows=windows
-    )
+
+def _by_torch(model: str, mask: Path | None, texts: TextSet, windows: int) -> Row:
+    return _row(torch_subject(model, mask, None, "fp32"), texts, windows)
+
+
+def _by_gguf(gguf: Path, model: str, texts: TextSet, windows: int) -> Row:
+    return _row(_gguf_subject(gguf, model), texts, windows)
+
+
+def _row(subject: Subject, texts: TextSet, windows: int) -> Row:
+    tokens = joined_tokens(subject.encode, texts)
+    value, count, available = measure_perplexity(subject.score, tokens, windows=windows)
     return {
         "perplexity": round(value, 4),
         "windows": count,
