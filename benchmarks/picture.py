@@ -20,6 +20,7 @@ LABELS = {
     "llama.cpp-q8_0": "llama.cpp, Q8_0",
     "llama.cpp-q4_1": "llama.cpp, Q4_1",
 }
+COLOURS = {"sparse": "tab:green", "dense": "tab:blue"}
 NAME = "quality-speed.png"
 
 
@@ -66,14 +67,14 @@ def draw(found: dict[str, tuple[float, float, float]], title: str, path: Path) -
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-    for arm, (perplexity, rate, weights) in found.items():
-        colour = "tab:green" if arm == "sparse" else "tab:blue" if arm == "dense" else "tab:grey"
-        for axes, x in ((left, rate), (right, weights)):
-            axes.scatter(x, perplexity, color=colour, s=45, zorder=3)
+    for axes, which in ((left, 1), (right, 2)):
+        ordered = sorted(found.items(), key=lambda item: item[1][which])
+        for rank, (arm, values) in enumerate(ordered):
+            axes.scatter(values[which], values[0], color=COLOURS.get(arm, "tab:grey"), s=45)
             axes.annotate(
                 LABELS[arm],
-                (x, perplexity),
-                xytext=(0, 7 + 11 * (list(found).index(arm) % 3)),
+                (values[which], values[0]),
+                xytext=(0, 7 + 11 * (rank % 3)),  # neighbours at different heights
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
@@ -82,9 +83,11 @@ def draw(found: dict[str, tuple[float, float, float]], title: str, path: Path) -
     right.set_xlabel("weights, MiB (left is better)")
     left.set_ylabel("perplexity, log scale (lower is better)")
     left.set_yscale("log")
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis("{x:.0f}")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.margins(0.25)
+        axes.margins(0.25, 0.35)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     partial = path.with_name(path.name + ".partial")
