@@ -59,12 +59,6 @@ class Patch:
         """Bytes that the patch keeps resident."""
         return self.row_start.nbytes + self.group.nbytes + self.codes.nbytes + self.delta.nbytes
 
-    def recoded(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Codes (n, k/4) of the base mask -> those of the patch's mask."""
-        changed = codes.copy()
-        changed.reshape(-1)[_places(self)] = self.codes >> 4
-        return changed
-
 
 def make_patch(
     weights: npt.NDArray[Any],

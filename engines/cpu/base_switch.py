@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.cpu.config import LINEARS, DecoderConfig
 from engines.cpu.mask_weights import LayerPatches, LayerWeights, native_patches, patch_bytes
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel
 from engines.layout import Layout
 from engines.patch import Patch, PatchError, apply_patch, inverse, rebase, revert_patch
-from maskgen.maskfile import Mask
 
 
 class BaseSwitch:
@@ -91,17 +89,6 @@ def patch_weights(patches: LayerPatches, weights: LayerWeights, *, threads: int 
             for patch, packed in pairs[:done]:
                 revert_patch(patch, packed, threads=threads)
             raise
-
-
-def recoded(mask: Mask, config: DecoderConfig, patches: LayerPatches) -> Mask:
-    """The mask to which patches change `mask`, under the old labels."""
-    codes = dict(mask.codes)
-    for layer, row in enumerate(patches):
-        for linear, patch in zip(LINEARS, row, strict=True):
-            if patch is not None:
-                name = config.module(layer, linear)
-                codes[name] = patch.recoded(codes[name])
-    return replace(mask, codes=codes)
 
 
 def _rebased(patches: LayerPatches, base: LayerPatches) -> LayerPatches:

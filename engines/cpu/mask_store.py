@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.base import MaskInfo
-from engines.build import changed_share
-from engines.cpu.base_switch import BaseSwitch, recoded
+from engines.cpu.base_switch import BaseSwitch
 from engines.cpu.mask_weights import (
     DenseSource,
     copies_of,
@@ -68,29 +67,26 @@ class MaskStore:
         self._masks: dict[str, LoadedMask] = {}
         self._loading: set[str] = set()
         self._retired: list[LoadedMask] = []
-        self._base: Mask | None = None  # what the packed weights hold
-        self._placed: LoadedMask | None = None  # the same
+        self._shapes: dict[str, tuple[int, int]] = {}  # of the layers that masks list
+        self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
         self._dense = LoadedMask("", "", model.base_mask, model.base_set, None)
+        if len(manifest.masks) > 1 and self._rule is None:
+            self._rule = measured_rule(model)
         for record in manifest.masks:
             mask = read_mask(directory / record.file)
             if mask.digest != record.digest:
                 raise MaskError(f"{record.file} holds another mask than engine.json names")
             if record.name == manifest.default_mask:
-                self._base = mask
-        if len(manifest.masks) > 1 and self._rule is None:
-            self._rule = measured_rule(model)
-        for record in manifest.masks:
-            if record.name == manifest.default_mask:
-                self._add_base(record.name)
+                self._shapes = mask.shapes
+                self._add_base(record.name, mask)
             else:
-                mask = read_mask(directory / record.file)
                 self._masks[record.name] = self._prepare(record.name, mask)()
 
     @property
     def eligible_layers(self) -> int:
         """Linear layers that the masks list."""
-        return 0 if self._base is None else len(self._base.codes)
+        return len(self._shapes)
 
     def infos(self) -> tuple[MaskInfo, ...]:
         """What is loaded, with the current pins."""
@@ -129,7 +125,7 @@ class MaskStore:
             raise MaskError(f"mask name {name!r} is not letters, digits, '.', '_' or '-'")
         if name in self._masks or name in self._loading:
             raise MaskError(f"a mask named {name!r} is loaded already")
-        if self._base is None:
+        if self._placed is None:
             raise MaskError("this engine is dense: it was built without a mask")
         if not (self._directory / COMPLEMENT_FILE).is_file():
             raise MaskError(
@@ -174,10 +170,8 @@ class MaskStore:
         return new.info
 
     async def _switch(self, new: LoadedMask, call: Call, forget: Callable[[], None]) -> None:
-        old, patches = self._placed, new.patches
-        assert self._base is not None
+        old = self._placed
         assert old is not None
-        assert patches is not None
         # Those that were unloaded go before the switch is carried out: nothing pins them.
         others = [mask for mask in self._masks.values() if mask not in (old, new)]
         switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others)
@@ -191,7 +185,6 @@ class MaskStore:
         await _between_steps(call, carry_out)
         self._placed = new
         self._source.home = self._masks[self._manifest.default_mask or ""].patches
-        self._base = await asyncio.to_thread(recoded, self._base, self._model.config, patches)
 
     def unload(self, name: str) -> LoadedMask:
         """Stop offering a mask; `free` it once nothing pins it.
@@ -227,22 +220,20 @@ class MaskStore:
             mask = read_mask(path)
         except (MaskFileError, OSError) as error:
             raise MaskError(str(error)) from error
-        assert self._base is not None
         if mask.base_digest != self._manifest.base_digest:
             raise MaskError(
                 f"mask {name!r} was made for the model with base digest"
                 f" {mask.base_digest[:12]}..., this engine's is"
                 f" {self._manifest.base_digest[:12]}..."
             )
-        if mask.shapes != self._base.shapes:
+        if mask.shapes != self._shapes:
             raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
         return mask
 
-    def _add_base(self, name: str) -> None:
-        assert self._base is not None
-        info = MaskInfo(name, self._base.digest, self._base.domain, "base")
+    def _add_base(self, name: str, mask: Mask) -> None:
+        info = MaskInfo(name, mask.digest, mask.domain, "base")
         model = self._model
-        self._placed = LoadedMask(name, self._base.digest, model.base_mask, model.base_set, info)
+        self._placed = LoadedMask(name, mask.digest, model.base_mask, model.base_set, info)
         self._masks[name] = self._placed
 
     def _switchable(self, name: str) -> LoadedMask:
@@ -264,10 +255,9 @@ class MaskStore:
 
     def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
         """Make a mask's weights; the result hands them to the native decoder."""
-        assert self._base is not None
         assert self._rule is not None
         native, base_set = self._model.native, self._model.base_set
-        share = changed_share(mask, self._base)
+        share = self._source.changed_share(mask)
         storage, reason = self._rule.storage(share), self._rule.reason(share)
         info = MaskInfo(name, mask.digest, mask.domain, storage, share, reason=reason)
         _log.info("mask %s is kept as a %s: %s", name, storage, reason)
