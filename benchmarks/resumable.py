@@ -23,7 +23,7 @@ class Table:
         name: of the result file.
         key: fields that together name a row.
         command: what to run to get the file again.
-        inputs: name -> digest of everything that the rows depend on (text, model).
+        inputs: name -> digest of everything that the rows depend on (text, model, settings).
         redo: measure rows again although they are there.
 
     Raises:

@@ -59,6 +59,7 @@ def test_the_league_is_measured_once(folder):
     assert bench(folder, *only).exit_code == 0
     assert Path("docs/results/masks.json").read_text() == before
     assert isinstance(bench(folder, *only, learn="test.txt").exception, StaleRowsError)
+    assert isinstance(bench(folder, *only, "--windows", 2).exception, StaleRowsError)
     assert bench(folder, *only, "--plot", folder / "curves.png").exit_code == 0
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -104,7 +104,7 @@ def masks(
     changed = _overrides(settings or [])
     name = "domains" if domains else "mask-ablations" if ablations else "masks"
     key = {"domains": ("domain", "seed"), "mask-ablations": ("what", "value"), "masks": ("method",)}
-    inputs = _inputs(bench, texts, name)
+    inputs = {**_inputs(bench, texts, name), "number of windows": str(windows or "all")}
     start = None if general is None else read_mask(general)
     if domains and start is not None:
         inputs["general mask"] = start.digest
