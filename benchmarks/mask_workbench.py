@@ -150,7 +150,7 @@ class Workbench:
         log = [json.loads(line) for line in (request.folder / "log.jsonl").read_text().splitlines()]
         curve = [[r["tokens"], round(r["held_out"], 4)] for r in log if "held_out" in r]
         row = {
-            "bits_per_weight": round(8 * path.stat().st_size / result.mask.weights, 4),
+            "bits_per_weight": round(8 * path.stat().st_size / result.mask.weights, 5),
             "tokens_seen": result.tokens,
             "seconds": round(result.seconds, 1),
             "state_bytes_per_weight": result.state_bytes["total"],

@@ -13,6 +13,7 @@ from rich.console import Console
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.hf import check_base, dtype_name, load_model, load_tokenizer
+from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig
@@ -108,6 +109,8 @@ def learn(
     digest = base_digest(model_dir)
     check_base(prior, digest, str(model_dir))
     model = load_model(model_dir, request.dtype, request.device)
+    if next(model.parameters()).device.type == "cpu":
+        keep_freed_memory()
     names = list(select_layers(model, request.layers).layers)
     if missing := [name for name in names if name not in prior.codes]:
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")

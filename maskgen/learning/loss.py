@@ -47,7 +47,8 @@ class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient), None, None, None
+        scale = float(gradients[0])
+        return gradient if scale == 1.0 else gradient * scale, None, None, None
 
 
 def next_token_loss(

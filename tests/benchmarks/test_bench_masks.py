@@ -90,6 +90,7 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     assert first["dense"] == second["dense"]
     assert first["general"] == second["general"]
     assert first["bits_per_weight"] > 0
+    assert 0 <= first["entropy_per_weight"] < 0.67
     mask = read_mask(folder / "work" / "tiny-0-transfer.safetensors")
     assert mask.parent_digest == read_mask(general).digest
 
