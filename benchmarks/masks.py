@@ -23,7 +23,7 @@ from maskgen.maskfile import Mask
 PRUNED = ("magnitude", "wanda", "ria", "sparsegpt", "sparsegpt-update")
 SHORT = {"sequence_length": 512, "batch_size": 4}
 FOCUSED = {"epsilon": 1e-4}
-"""AdamW's epsilon near the gradient's size: groups that matter little stay (docs/experiments.md)."""
+"""AdamW's epsilon near the gradient's size: groups that matter little stay (experiments.md)."""
 MASKLLM = {
     **SHORT,
     **FOCUSED,
@@ -162,14 +162,22 @@ def domains(
     Scratch starts from the same one-shot prior computed on the domain's own text.
     """
     for domain in texts.domains:
+        unlearned: dict[str, float] = {}
         for seed in range(domain.seeds):
-            measure = partial(_domain_row, bench, domain, seed, general, changed)
+            measure = partial(_domain_row, bench, domain, seed, general, changed, unlearned)
             table.measure((domain.name, seed), measure)
-            bench.console.print(str(table[(domain.name, seed)]))
+            row = table[(domain.name, seed)]
+            unlearned = {arm: row[arm] for arm in ("dense", "general")}  # no seed changes them
+            bench.console.print(str(row))
 
 
 def _domain_row(
-    bench: Workbench, domain: Domain, seed: int, general: Mask, changed: Overrides
+    bench: Workbench,
+    domain: Domain,
+    seed: int,
+    general: Mask,
+    changed: Overrides,
+    unlearned: Mapping[str, float],
 ) -> Row:
     settings = {**MASKLLM, "steps": DOMAIN_STEPS, **changed.get("maskllm", {}), "seed": seed}
     label = f"{domain.name}-{seed}"
@@ -184,7 +192,10 @@ def _domain_row(
         "scratch": scratch,
         "transfer": transfer,
     }
-    scores = {arm: bench.perplexity(made, domain.test) for arm, made in arms.items()}
+    scores = {
+        arm: unlearned[arm] if arm in unlearned else bench.perplexity(made, domain.test)
+        for arm, made in arms.items()
+    }
     kept = ("changed_groups", "bits_per_weight", "tokens_seen", "seconds", "mask_digest")
     row = {**scores, **{name: transfer.row[name] for name in kept}, "steps": settings["steps"]}
     if transfer.mask is not None:
