@@ -18,6 +18,7 @@ from benchmarks.mask_workbench import Made, Workbench
 from benchmarks.resumable import Row, Table
 from maskgen.compare import compare
 from maskgen.data import TextSet
+from maskgen.graft import graft
 from maskgen.maskfile import Mask
 
 PRUNED = ("magnitude", "wanda", "ria", "sparsegpt", "sparsegpt-update")
@@ -161,12 +162,21 @@ def _prior(bench: Workbench, text: TextSet, method: str, domain: str) -> Mask:
     return mask
 
 
-def domains(
-    bench: Workbench, texts: Texts, table: Table, general: Mask, changed: Overrides
-) -> None:
-    """Dense, general mask, learned from scratch, and learned from the general mask, by domain.
+@dataclass(frozen=True, slots=True)
+class General:
+    """The general mask of the domain table, and the mask that it was learned from, if given."""
 
-    Scratch starts from the same one-shot prior computed on the domain's own text.
+    mask: Mask
+    prior: Mask | None = None
+
+
+def domains(
+    bench: Workbench, texts: Texts, table: Table, general: General, changed: Overrides
+) -> None:
+    """Dense and general mask, and three masks learned alike from different priors, by domain.
+
+    Scratch starts from the same one-shot prior computed on the domain's own text, transfer from the
+    general mask, graft from scratch's prior with the general mask's learned changes carried over.
     """
     for domain in texts.domains:
         unlearned: dict[str, float] = {}
@@ -182,33 +192,36 @@ def _domain_row(
     bench: Workbench,
     domain: Domain,
     seed: int,
-    general: Mask,
+    general: General,
     changed: Overrides,
     unlearned: Mapping[str, float],
 ) -> Row:
     settings = {**MASKLLM, "steps": DOMAIN_STEPS, **changed.get("maskllm", {}), "seed": seed}
     label = f"{domain.name}-{seed}"
     prior = _prior(bench, domain.train, "sparsegpt", domain.name)
-    scratch = bench.learned("maskllm", domain.train, prior, settings, f"{label}-scratch")
-    transfer = bench.learned(
-        "maskllm", domain.train, general, settings, f"{label}-transfer", parent=general
-    )
-    arms = {
-        "dense": bench.dense(),
-        "general": Made(bench.directory, general, {}),
-        "scratch": scratch,
-        "transfer": transfer,
+    starts = {"scratch": prior, "transfer": general.mask}
+    if general.prior is not None:
+        starts["graft"] = graft(prior, general.mask, general.prior)
+    learned = {
+        arm: bench.learned(
+            "maskllm", domain.train, start, settings, f"{label}-{arm}", parent=general.mask
+        )
+        for arm, start in starts.items()
     }
-    scores = {
+    arms = {"dense": bench.dense(), "general": Made(bench.directory, general.mask, {}), **learned}
+    row: Row = {
         arm: unlearned[arm] if arm in unlearned else bench.perplexity(made, domain.test)
         for arm, made in arms.items()
     }
-    kept = ("changed_groups", "bits_per_weight", "tokens_seen", "seconds", "mask_digest")
-    row = {**scores, **{name: transfer.row[name] for name in kept}, "steps": settings["steps"]}
-    if transfer.mask is not None:
-        _, difference = compare(transfer.mask, general)
-        row["entropy_per_weight"] = round(difference.bits_per_weight, 5)
-    return row
+    for arm, made in learned.items():
+        if made.mask is not None:
+            _, difference = compare(made.mask, general.mask)
+            row[f"{arm}_changed_groups"] = round(difference.changed_share, 5)
+            row[f"{arm}_bits_per_weight"] = made.row["bits_per_weight"]
+            row[f"{arm}_entropy_per_weight"] = round(difference.bits_per_weight, 5)
+            row[f"{arm}_digest"] = made.mask.digest
+    taken = {name: learned["transfer"].row[name] for name in ("tokens_seen", "seconds")}
+    return {**row, **taken, "steps": int(settings["steps"])}
 
 
 def ablations(bench: Workbench, texts: Texts, table: Table, changed: Overrides) -> None:

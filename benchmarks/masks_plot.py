@@ -28,6 +28,8 @@ def plot_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         tokens, losses = zip(*curve, strict=True)
         axes.plot(tokens, [math.exp(loss) for loss in losses], marker="o", label=method)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("perplexity, a few windows of Wikitext-2")
     axes.grid(alpha=0.3, which="both")

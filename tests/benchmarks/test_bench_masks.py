@@ -82,15 +82,17 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     general = folder / "work" / "general-magnitude.safetensors"
     spec = f"tiny={folder / 'learn.txt'},{folder / 'test.txt'},2"
     result = bench(
-        folder, "--domains", "--general", general, "--domain", spec, "--set", "maskllm.steps=3",
+        folder, "--domains", "--general", general, "--general-prior", general, "--domain", spec,
+        "--set", "maskllm.steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, (result.output, result.exception)
     first, second = rows("domains")
     assert (first["domain"], first["seed"], second["seed"]) == ("tiny", 0, 1)
     assert first["dense"] == second["dense"]
     assert first["general"] == second["general"]
-    assert first["bits_per_weight"] > 0
-    assert 0 <= first["entropy_per_weight"] < 0.67
+    assert first["transfer_bits_per_weight"] > 0
+    assert 0 <= first["transfer_entropy_per_weight"] < 0.67
+    assert first["graft_digest"] == first["scratch_digest"]  # nothing was learned to carry over
     mask = read_mask(folder / "work" / "tiny-0-transfer.safetensors")
     assert mask.parent_digest == read_mask(general).digest
 

@@ -30,6 +30,10 @@ def masks(
         _Option(help="NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS, for --domains (repeat)."),
     ] = None,
     general: Annotated[Path | None, _Option(help="The general mask, for --domains.")] = None,
+    general_prior: Annotated[
+        Path | None,
+        _Option(help="What --general was learned from: adds an arm that grafts its changes."),
+    ] = None,
     domains: Annotated[bool, _Option("--domains", help="Measure the domain table.")] = False,
     ablations: Annotated[bool, _Option("--ablations", help="Measure the ablations.")] = False,
     cost: Annotated[bool, _Option("--cost", help="Measure what sampling masks costs.")] = False,
@@ -67,7 +71,7 @@ def masks(
 ) -> None:
     """Measure masks row by row; what is in the result file already is not measured again."""
     from benchmarks.mask_workbench import Workbench
-    from benchmarks.masks import Texts
+    from benchmarks.masks import General, Texts
     from benchmarks.masks import ablations as run_ablations
     from benchmarks.masks import domains as run_domains
     from benchmarks.masks import league as run_league
@@ -105,11 +109,13 @@ def masks(
     name = "domains" if domains else "mask-ablations" if ablations else "masks"
     key = {"domains": ("domain", "seed"), "mask-ablations": ("what", "value"), "masks": ("method",)}
     inputs = {**_inputs(bench, texts, name), "number of windows": str(windows or "all")}
-    start = None if general is None else read_mask(general)
-    if domains and start is not None:
-        inputs["general mask"] = start.digest
+    start = None
+    if domains and general is not None:
+        prior = None if general_prior is None else read_mask(general_prior)
+        start = General(read_mask(general), prior)
+        inputs["general mask"] = start.mask.digest
     table = Table(name, key[name], shlex.join(["twofour", *sys.argv[1:]]), inputs, redo)
-    if domains and start is not None:
+    if start is not None:
         run_domains(bench, texts, table, start, changed)
     elif ablations:
         run_ablations(bench, texts, table, changed)

@@ -214,6 +214,25 @@ def diff(
     )
 
 
+@app.command("graft")
+def graft(
+    onto: Annotated[Path, typer.Option(help="Mask that is changed, such as a domain's one-shot.")],
+    learned: Annotated[Path, typer.Option(help="Mask that was learned on other text.")],
+    prior: Annotated[Path, typer.Option(help="The mask that it was learned from.")],
+    out: Annotated[Path, typer.Option(help="The mask file to write.")],
+) -> None:
+    """Carry over to a mask what learning changed in another one."""
+    from maskgen.compare import compare
+    from maskgen.graft import graft as carry_over
+    from maskgen.maskfile import read_mask, write_mask
+
+    start = read_mask(onto)
+    grafted = carry_over(start, read_mask(learned), read_mask(prior))
+    write_mask(out, grafted)
+    changed = compare(grafted, start)[1].changed
+    Console().print(f"{out}: {onto} with {changed:,} groups changed", soft_wrap=True)
+
+
 @app.command("apply")
 def apply(
     model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],

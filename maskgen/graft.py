@@ -1,0 +1,34 @@
+"""Carry over to another mask what learning changed in one: the changes, not the mask.
+
+Learning changes about one group in a thousand of its prior. On another text the one-shot mask
+differs in a third of all groups, and yet the same few changes improve it (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from maskgen.compare import compare
+from maskgen.maskfile import Mask
+
+
+def graft(onto: Mask, learned: Mask, prior: Mask) -> Mask:
+    """`onto`, with `learned`'s pattern in each group in which `learned` differs from `prior`.
+
+    Args:
+        onto: typically a one-shot mask of a domain's text; its facts are kept.
+        learned: a mask that was learned on other text.
+        prior: the mask that `learned` started from.
+
+    Raises:
+        MaskFileError: the masks are for different models, or list other layers.
+    """
+    for other in (learned, prior):
+        compare(onto, other)
+    codes = {
+        name: np.where(learned.codes[name] == prior.codes[name], kept, learned.codes[name])
+        for name, kept in onto.codes.items()
+    }
+    return replace(onto, codes=codes, parent_digest=None)
