@@ -131,6 +131,7 @@ class Workbench:
         label: str,
         held_out: TextSet | None = None,
         parent: Mask | None = None,
+        domain: str = "general",
     ) -> Made:
         """A learned mask; an interrupted run of the same label goes on where it was."""
         config = parse_config(method, settings)
@@ -138,6 +139,7 @@ class Workbench:
             method,
             config,
             self.folder / f"{label}.run",
+            domain=domain,
             resume=True,
             dtype=self.dtype,
             held_out=held_out,

@@ -204,7 +204,13 @@ def _domain_row(
         starts["graft"] = graft(prior, general.mask, general.prior)
     learned = {
         arm: bench.learned(
-            "maskllm", domain.train, start, settings, f"{label}-{arm}", parent=general.mask
+            "maskllm",
+            domain.train,
+            start,
+            settings,
+            f"{label}-{arm}",
+            parent=general.mask,
+            domain=domain.name,
         )
         for arm, start in starts.items()
     }
