@@ -64,8 +64,8 @@ weight, and noise scales kept weights by 1.3 and 0.7 (docs/experiments.md).
 PRIORS = {"maskpro": "magnitude"}
 """Where a learned method starts if not at SparseGPT's mask.
 
-A scalar reward a step cannot find the few groups by which that mask can be improved; from the
-magnitude mask there is something for it to find (docs/experiments.md).
+Nearly every change to that one is harmful, so that a scalar reward a pass has nothing to find
+(docs/experiments.md).
 """
 
 DOMAIN_STEPS = 100
