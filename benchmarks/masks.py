@@ -64,7 +64,7 @@ weight, and noise scales kept weights by 1.3 and 0.7 (docs/experiments.md).
 PRIORS = {"maskpro": "magnitude"}
 """Where a learned method starts if not at SparseGPT's mask.
 
-Nearly every change to that one is harmful, so that a scalar reward a pass has nothing to find
+Nearly every change to that one should harm, so that a scalar reward a pass would find nothing
 (docs/experiments.md).
 """
 

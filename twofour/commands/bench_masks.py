@@ -114,6 +114,8 @@ def masks(
         prior = None if general_prior is None else read_mask(general_prior)
         start = General(read_mask(general), prior)
         inputs["general mask"] = start.mask.digest
+        if prior is not None:
+            inputs["general mask's prior"] = prior.digest
     table = Table(name, key[name], shlex.join(["twofour", *sys.argv[1:]]), inputs, redo)
     if start is not None:
         run_domains(bench, texts, table, start, changed)
