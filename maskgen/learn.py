@@ -109,8 +109,8 @@ def learn(
     digest = base_digest(model_dir)
     check_base(prior, digest, str(model_dir))
     model = load_model(model_dir, request.dtype, request.device)
-    if next(model.parameters()).device.type == "cpu":
-        keep_freed_memory()
+    if next(model.parameters()).device.type == "cpu" and not keep_freed_memory():
+        console.print("the C library is not glibc: freed memory is not kept, steps take longer")
     names = list(select_layers(model, request.layers).layers)
     if missing := [name for name in names if name not in prior.codes]:
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")

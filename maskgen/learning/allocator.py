@@ -18,7 +18,7 @@ _ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep what is freed; says whether it could (elsewhere: no effect).
+    """Tell glibc's malloc to keep what is freed; says whether it could (elsewhere it does nothing).
 
     The process then holds on to its largest size until it ends.
     """

@@ -27,6 +27,11 @@ class Batches:
         order = np.random.Generator(np.random.Philox(key=self._seed)).permutation(len(self.windows))
         return Batches(self.windows[order[:count]], self._size, self._seed)
 
+    @property
+    def epoch_length(self) -> int:
+        """Micro-batches that it takes to see every window."""
+        return -(-len(self.windows) // self._size)
+
     def indices(self, index: int) -> npt.NDArray[np.int64]:
         """Which windows micro-batch number `index` of the run holds, (size,)."""
         count = len(self.windows)

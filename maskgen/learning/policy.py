@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -76,10 +77,14 @@ class PolicyLearner:
         tracker = decay * tracker + (1 - decay) * r_t
         logits -= rate * (r_t - tracker) * d log p(m_t) / d logits
 
-    f(m_0) is measured once for every window, before the first step.
+    f(m_0) is measured for every window before the first step, and again, with m_0 the mask that
+    has been learned so far and the tracker started afresh, every `refresh_every` steps.
 
     Args:
         strength: the prior's kept weights start with this logit, the others with 0.
+        refresh_every: 0 for never.
+        debias: divide the tracker by the weight that it has given to residuals so far.
+        clip: largest residual, in nats, that counts; a few weights cost more than all others.
     """
 
     def __init__(
@@ -92,6 +97,9 @@ class PolicyLearner:
         rate: float,
         strength: float,
         tracker_decay: float,
+        refresh_every: int,
+        debias: bool,
+        clip: float,
         native: ModuleType | None,
     ) -> None:
         prepare_model(model, activation_checkpointing=False)
@@ -100,11 +108,14 @@ class PolicyLearner:
         self._seed = seed
         self._rate = rate
         self._decay = tracker_decay
+        self._refresh_every = refresh_every
+        self._debias = debias
+        self._clip = clip
         self._tracker = 0.0
         self._native = native
         self._device = next(model.parameters()).device
         self._decide = RelaxedTopTwo(native).decide
-        self._initial_losses: Tensor | None = None
+        self._baseline = torch.empty(0, dtype=torch.float64)
         self.layers = [self._layer(name, prior[name], strength) for name in sorted(prior)]
 
     def _layer(self, name: str, codes: Codes, strength: float) -> SampledLayer:
@@ -122,28 +133,35 @@ class PolicyLearner:
     @torch.no_grad()
     def step(self, step: int) -> StepReport:
         """One sample, one forward pass, one update."""
-        if self._initial_losses is None:
-            self._initial_losses = self._measure_initial_losses()
+        tracked = step % self._refresh_every if self._refresh_every else step
+        if tracked == 0:
+            self._baseline, self._tracker = self._measure_baseline(), 0.0
         for layer in self.layers:
             layer.sample(layer.key(self._seed, step), self._native)
         chosen = self._batches.indices(step)
-        loss = self._loss(self._batches(step))
-        reward = loss - float(self._initial_losses[torch.from_numpy(chosen)].mean())
-        self._tracker = self._decay * self._tracker + (1.0 - self._decay) * reward
-        advantage = reward - self._tracker
+        ids = self._ids(self._batches(step))
+        loss = next_token_loss(self._model(input_ids=ids, use_cache=False).logits, ids)[1]
+        residual = loss - float(self._baseline[torch.from_numpy(chosen)].mean())
+        taken = min(max(residual, -self._clip), self._clip)
+        self._tracker = self._decay * self._tracker + (1.0 - self._decay) * taken
+        weight = 1.0 - self._decay ** (tracked + 1) if self._debias else 1.0
+        advantage = taken - self._tracker / weight
         for layer in self.layers:
             layer.update(layer.key(self._seed, step), -self._rate * advantage, self._native)
-        return StepReport(loss, {"residual": reward, "tracker": self._tracker})
+        return StepReport(loss, {"residual": residual, "tracker": self._tracker})
 
-    def _measure_initial_losses(self) -> Tensor:
+    def _measure_baseline(self) -> Tensor:
         for layer in self.layers:
-            layer.use(layer.prior)
-        losses = [self._loss(window[None]) for window in self._batches.windows]
+            layer.use(self._decide(layer.logits, layer.prior, 1.0)[0])
+        losses: list[float] = []
+        for windows in np.array_split(self._batches.windows, self._batches.epoch_length):
+            ids = self._ids(windows)
+            logits = self._model(input_ids=ids, use_cache=False).logits
+            losses += [next_token_loss(logits[i, None], ids[i, None])[1] for i in range(len(ids))]
         return torch.tensor(losses, dtype=torch.float64)
 
-    def _loss(self, batch: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> float:
-        ids = torch.from_numpy(batch.astype(np.int64)).to(self._device)
-        return next_token_loss(self._model(input_ids=ids, use_cache=False).logits, ids)[1]
+    def _ids(self, windows: npt.NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(windows.astype(np.int64)).to(self._device)
 
     @torch.no_grad()
     def evaluate(self, windows: Sequence[Tensor]) -> float:
@@ -174,11 +192,11 @@ class PolicyLearner:
         return {layer.name: layer.logits for layer in self.layers}
 
     def optimiser(self) -> dict[str, Tensor]:
-        """The tracker and the initial mask's losses."""
-        tensors = {"tracker": torch.tensor(self._tracker, dtype=torch.float64)}
-        if self._initial_losses is not None:
-            tensors["initial_losses"] = self._initial_losses
-        return tensors
+        """The tracker, and m_0's losses."""
+        return {
+            "tracker": torch.tensor(self._tracker, dtype=torch.float64),
+            "baseline": self._baseline,
+        }
 
     def restore(
         self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
@@ -188,7 +206,7 @@ class PolicyLearner:
             layer.logits.copy_(logits[layer.name])
         tensors = optimiser()
         self._tracker = float(tensors["tracker"])
-        self._initial_losses = tensors.get("initial_losses")
+        self._baseline = tensors["baseline"]
 
     def state_bytes(self) -> dict[str, float]:
         """Bytes of training state per weight."""

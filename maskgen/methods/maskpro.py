@@ -38,6 +38,14 @@ class MaskProConfig(LearnConfig):
     """C: the initial logit of weights that the prior keeps; the others start at 0."""
     tracker_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving average of the residual."""
+    debias_tracker: bool = False
+    """Correct the moving average for its start at 0, which the released code does not: there the
+    first hundred samples are all called worse than average if sampling alone costs loss."""
+    clip: Positive = 100.0
+    """Largest residual, in nats, that counts."""
+    refresh_every: Annotated[int, Field(ge=0)] = 0
+    """Passes after which the residual is taken against the mask learned so far; 0 for never. Costs
+    a forward pass over all windows. The paper asks for it once the loss has halved."""
     windows: Count = 512
     """Windows of the text that are used; the initial mask's loss is measured on each."""
 
@@ -71,5 +79,8 @@ class MaskPro(LearnMethod[MaskProConfig]):
             rate=config.learning_rate,
             strength=config.strength,
             tracker_decay=config.tracker_decay,
+            refresh_every=config.refresh_every,
+            debias=config.debias_tracker,
+            clip=config.clip,
             native=choose_kernels(config.kernels, first.device, first.dtype),
         )

@@ -103,7 +103,8 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
         (["--domains"], "needs --general"),
         (["--set", "maskllm.steps=0"], "greater than or equal to 1"),
         (["--set", "wanda.steps=3"], "METHOD.NAME=VALUE"),
-        (["--domain", "french"], "NAME=TRAIN,TEST"),
+        (["--domains", "--general", "g.safetensors", "--domain", "french"], "NAME=TRAIN,TEST"),
+        (["--general-prior", "g.safetensors"], "are for --domains"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(folder, arguments, message):

@@ -112,11 +112,19 @@ def test_recomputed_activations_see_the_same_noise(model_dir, prior, tmp_path, m
     assert results[0].mask.digest == results[1].mask.digest
 
 
-@pytest.mark.parametrize("method", ["maskllm", "roi", "maskpro"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("maskllm", {}),
+        ("roi", {}),
+        ("maskpro", {}),
+        ("maskpro", {"refresh_every": 4, "debias_tracker": True, "learning_rate": 1e4}),
+    ],
+)
 def test_a_run_interrupted_between_steps_ends_with_the_same_mask(
-    model_dir, prior, tmp_path, method
+    model_dir, prior, tmp_path, method, settings
 ):
-    whole = small_run(model_dir, tmp_path / "whole", method, prior)
+    whole = small_run(model_dir, tmp_path / "whole", method, prior, **settings)
     half = tmp_path / "half"
 
     class InterruptError(Exception):
@@ -132,9 +140,9 @@ def test_a_run_interrupted_between_steps_ends_with_the_same_mask(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Watch, "check", stop_at_four)
         with pytest.raises(InterruptError):
-            small_run(model_dir, half, method, prior)
+            small_run(model_dir, half, method, prior, **settings)
     assert [p.name for p in half.glob("checkpoint-*")] == ["checkpoint-000002"]
-    resumed = small_run(model_dir, half, method, prior, resume=True)
+    resumed = small_run(model_dir, half, method, prior, resume=True, **settings)
     assert resumed.mask.digest == whole.mask.digest
     assert losses(half) == losses(tmp_path / "whole")
 

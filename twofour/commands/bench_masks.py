@@ -88,6 +88,8 @@ def masks(
         return
     if domains and (general is None or not domain):
         raise ValueError("--domains needs --general MASK and at least one --domain NAME=TRAIN,TEST")
+    if not domains and (general or general_prior or domain):
+        raise ValueError("--general, --general-prior and --domain are for --domains; add it")
     bench = Workbench(
         model_name(model),
         directory,
