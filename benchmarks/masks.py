@@ -54,13 +54,13 @@ LEARNED: dict[str, dict[str, Any]] = {
     "maskpro": {
         **SHORT,
         "steps": 1500,
-        "windows": 64,
+        "windows": 16,
         "strength": 8.0,
-        "learning_rate": 60.0,
+        "learning_rate": 45.0,
         "tracker_decay": 0.9,
         "debias_tracker": True,
         "clip": 0.15,
-        "refresh_every": 100,
+        "refresh_every": 24,
     },
 }
 """The league's budgets: 2,048 tokens a step; short runs want a larger alpha and learning rate.
@@ -69,7 +69,7 @@ A longer run can wait for more evidence before a group changes: a lower rate, an
 soft for longer (kappa and tau), than the short runs of MASKLLM.
 RoI cannot start as soft as MaskLLM: at a high temperature both of its choices fall on the same
 weight, and noise scales kept weights by 1.3 and 0.7 (docs/experiments.md).
-MaskPro gets ten times the changes a sample, and an average that keeps up with what it improves.
+MaskPro gets ten times the paper's changes a sample, and is compared with what it has reached.
 """
 
 PRIORS = {"maskpro": "magnitude"}
