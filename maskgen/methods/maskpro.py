@@ -4,7 +4,7 @@ A mask is sampled from the logits without replacement, its loss is compared with
 on the same text, and the logits follow the exact gradient of the sample's log-probability, weighted
 by that residual less a moving average of it (the tracker). Plain SGD; four bytes of state a weight.
 Defaults are those of the released code: learning rate 50, C = 10, 512 samples of 128 tokens, 32 a
-step, about 10,000 steps.
+step, about 10,000 steps; `debias_tracker`, `clip` and `refresh_every` are not in it.
 """
 
 from __future__ import annotations
