@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,19 +108,31 @@ def _path_texts(path: Path) -> Iterator[str]:
 
 def _jsonl_texts(path: Path) -> Iterator[str]:
     opener = gzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}, line {number}: expected a JSON object with a `text` field"
-                ) from error
-            if not isinstance(text, str):
-                raise DataError(f"{path}, line {number}: `text` is not a string")
-            yield text
+    number = 0
+    try:
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _text_of_line(line, f"{path}, line {number}")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is damaged after line {number}: {error}") from error
+
+
+def _text_of_line(line: bytes, where: str) -> str:
+    try:
+        text = json.loads(line.decode())["text"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where}: expected a JSON object with a `text` field") from error
+    if not isinstance(text, str):
+        raise DataError(f"{where}: `text` is not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start} of `text` is {text[error.start]!r}, a lone surrogate"
+            " (half a character); write both halves or leave it out"
+        ) from error
+    return text
 
 
 def _hub_texts(data: str) -> Iterator[str]:

@@ -35,6 +35,19 @@ def test_digest_depends_on_document_boundaries() -> None:
         ("rows.jsonl", b'{"text": "x"}\n{"body": "y"}\n', "line 2"),
         ("rows.jsonl", b"[1]\n", "line 1"),
         ("rows.jsonl", b'{"text": 3}\n', "not a string"),
+        (
+            "rows.jsonl",
+            b'{"text": "x"}\n{"text": "y \\ud83d z"}\n',
+            "line 2: character 2 .*surrogate",
+        ),
+        ("rows.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "line 2"),
+        ("rows.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", "line 1"),
+        ("rows.jsonl.gz", b"no gzip", "damaged after line 0"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9],
+            r"rows\.jsonl\.gz is damaged",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
