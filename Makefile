@@ -66,9 +66,10 @@ sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minu
 soak: setup ## 15 minutes of random requests, masks and cancellations
 	$(BIN)/python -m pytest -m soak tests/engines/test_soak.py
 
-lint: setup ## ruff and hadolint
+lint: setup ## ruff, clang-format and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp,$(NATIVE))
 	$(BIN)/hadolint Dockerfile
 
 type: setup ## mypy --strict

@@ -26,8 +26,8 @@ const Kernels& choose() {
   }
 #endif
   if (name.empty()) return portable_kernels();
-  throw std::invalid_argument(
-      "TWOFOUR_ISA=" + name + " is unknown here; choose avx512_bf16, avx512, avx2 or portable");
+  throw std::invalid_argument("TWOFOUR_ISA=" + name +
+                              " is unknown here; choose avx512_bf16, avx512, avx2 or portable");
 }
 
 }  // namespace

@@ -40,9 +40,8 @@ inline Patterns sample_patterns(const float* logits, std::int64_t groups, int co
 }
 
 template <typename Weight>
-void gumbel_forward_row(const Weight* weight, const float* logits, std::int64_t groups,
-                        float kappa, float tau, const NoiseKey& key, std::uint32_t first_group,
-                        Weight* masked) {
+void gumbel_forward_row(const Weight* weight, const float* logits, std::int64_t groups, float kappa,
+                        float tau, const NoiseKey& key, std::uint32_t first_group, Weight* masked) {
   for (std::int64_t g = 0; g < groups; g += kLanes) {
     const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
     const Patterns s = sample_patterns(logits + g, groups, count, kappa, tau, key,
@@ -66,8 +65,7 @@ void gumbel_backward_row(const Weight* weight, const float* logits, const Weight
     const Quad dw = load_quad(gradient + 4 * g, count);
     Float keep_gradient[4];
     for (int j = 0; j < 4; ++j) {
-      keep_gradient[j] =
-          w.v[j] * (dw.v[j] - (2.0f * regularisation) * (w.v[j] * s.keep[j]));
+      keep_gradient[j] = w.v[j] * (dw.v[j] - (2.0f * regularisation) * (w.v[j] * s.keep[j]));
     }
     Float pattern_gradient[6];
     Float mean{};
@@ -77,8 +75,7 @@ void gumbel_backward_row(const Weight* weight, const float* logits, const Weight
     }
     for (int i = 0; i < 6; ++i) {
       float* plane = out + i * groups + g;
-      store(plane,
-            load(plane, count) + (s.y[i] * slope) * (pattern_gradient[i] - mean), count);
+      store(plane, load(plane, count) + (s.y[i] * slope) * (pattern_gradient[i] - mean), count);
     }
   }
 }

@@ -49,7 +49,8 @@ inline Words philox(const NoiseKey& key, std::uint32_t first_group) {
   return {{c0, c1, c2, c3}};
 }
 
-// Gumbel = -log(exponential), exponential = -log(uniform). What the samplers use is log(exponential).
+// Gumbel = -log(exponential), exponential = -log(uniform). What the samplers use is
+// log(exponential).
 inline Float log_exponential(Float uniform) { return log(-log(uniform)); }
 
 // Six draws of 21 bits from the 128 bits of one call.

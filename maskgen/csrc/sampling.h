@@ -1,5 +1,6 @@
-// MaskPro's sampling (arXiv 2506.12876): two of four without replacement from softmax(logits), drawn
-// as the top two of logits + gumbel (the same distribution), and the gradient of its log-probability.
+// MaskPro's sampling (arXiv 2506.12876): two of four without replacement from softmax(logits),
+// drawn as the top two of logits + gumbel (the same distribution), and the gradient of its
+// log-probability.
 //   log p({i, j}) = log p_i + log p_j + log(1 / (1 - p_i) + 1 / (1 - p_j))
 #pragma once
 

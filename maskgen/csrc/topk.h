@@ -1,5 +1,5 @@
-// RoI's relaxation (arXiv 2608.23048): Gumbel top-2 of four, relaxed as in "Reparameterizable subset
-// sampling via continuous relaxations" (Xie and Ermon, 2019).
+// RoI's relaxation (arXiv 2608.23048): Gumbel top-2 of four, relaxed as in "Reparameterizable
+// subset sampling via continuous relaxations" (Xie and Ermon, 2019).
 //   a1 = logits / lambda + gumbel,  mu1 = softmax(a1 / tau)
 //   a2 = a1 + log(1 - mu1),         mu2 = softmax(a2 / tau),   keep = mu1 + mu2
 #pragma once
@@ -93,8 +93,7 @@ void topk_backward_row(const Weight* weight, const float* logits, const Weight* 
     }
     for (int j = 0; j < 4; ++j) {
       float* plane = out + j * groups + g;
-      const Float slope =
-          second[j] + t.first.p[j] * inverse_tau * (first[j] - first_mean);
+      const Float slope = second[j] + t.first.p[j] * inverse_tau * (first[j] - first_mean);
       store(plane, load(plane, count) + slope * inverse_lambda, count);
     }
   }

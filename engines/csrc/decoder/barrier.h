@@ -1,5 +1,6 @@
-// A barrier for the threads of one parallel region. It spins for as long as a balanced phase needs, and
-// then sleeps: on a machine with other work, spinning keeps the thread that is waited for from running.
+// A barrier for the threads of one parallel region. It spins for as long as a balanced phase needs,
+// and then sleeps: on a machine with other work, spinning keeps the thread that is waited for from
+// running.
 #pragma once
 
 #include <atomic>

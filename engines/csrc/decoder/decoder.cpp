@@ -1,4 +1,3 @@
-#include "affinity.h"
 #include "decoder.h"
 
 #include <omp.h>
@@ -9,12 +8,15 @@
 #include <new>
 #include <stdexcept>
 
+#include "affinity.h"
 #include "run.h"
 
 namespace twofour {
 
-LazyBuffer::LazyBuffer(std::size_t bytes) : data_(nullptr), bytes_(std::max<std::size_t>(bytes, 1)) {
-  void* found = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+LazyBuffer::LazyBuffer(std::size_t bytes)
+    : data_(nullptr), bytes_(std::max<std::size_t>(bytes, 1)) {
+  void* found = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
   data_ = static_cast<std::byte*>(found);
 }
@@ -24,24 +26,39 @@ LazyBuffer::~LazyBuffer() { munmap(data_, bytes_); }
 Decoder::~Decoder() = default;
 
 Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
-    : model_(std::move(model)), limits_(limits), kernels_(kernels_for(isa)), ops_(decoder_ops(isa)) {
-  if (model_.kv_heads == 0 || model_.heads % model_.kv_heads != 0) throw std::invalid_argument("decoder: heads are no multiple of key-value heads");
-  if (model_.head_dim == 0 || model_.head_dim % 2 != 0) throw std::invalid_argument("decoder: the head size must be even");
-  if (limits_.threads < 1 || limits_.max_tokens < 1 || limits_.pages < 1) throw std::invalid_argument("decoder: a limit is below 1");
-  page_stride_ = model_.layers.size() * model_.kv_heads * head_page_bytes(padded_dim(model_.head_dim));
+    : model_(std::move(model)),
+      limits_(limits),
+      kernels_(kernels_for(isa)),
+      ops_(decoder_ops(isa)) {
+  if (model_.kv_heads == 0 || model_.heads % model_.kv_heads != 0) {
+    throw std::invalid_argument("decoder: heads are no multiple of key-value heads");
+  }
+  if (model_.head_dim == 0 || model_.head_dim % 2 != 0) {
+    throw std::invalid_argument("decoder: the head size must be even");
+  }
+  if (limits_.threads < 1 || limits_.max_tokens < 1 || limits_.pages < 1) {
+    throw std::invalid_argument("decoder: a limit is below 1");
+  }
+  page_stride_ =
+      model_.layers.size() * model_.kv_heads * head_page_bytes(padded_dim(model_.head_dim));
   cache_ = std::make_unique<LazyBuffer>(limits_.pages * page_stride_);
   const std::size_t tokens = limits_.max_tokens;
-  const auto floats = [&](std::size_t per_token) { return std::make_unique<LazyBuffer>(tokens * per_token * sizeof(float)); };
+  const auto floats = [&](std::size_t per_token) {
+    return std::make_unique<LazyBuffer>(tokens * per_token * sizeof(float));
+  };
   residual_ = floats(model_.hidden);
   qkv_ = floats(model_.q_width() + 2 * model_.kv_width());
   attention_ = floats(model_.q_width());
   rotary_ = floats(model_.head_dim);
   gate_ = floats(model_.intermediate);
   up_ = floats(model_.intermediate);
-  query_ = std::make_unique<LazyBuffer>(tokens * model_.heads * padded_dim(model_.head_dim) * sizeof(std::uint16_t));
+  query_ = std::make_unique<LazyBuffer>(tokens * model_.heads * padded_dim(model_.head_dim) *
+                                        sizeof(std::uint16_t));
   const std::size_t width = std::max({model_.hidden, model_.q_width(), model_.intermediate});
   // Every unit starts on a boundary of its own.
-  const auto prepared = [&](std::size_t count, std::size_t k) { return count * (kernels_.prepared_bytes(1, k) + vector_bytes); };
+  const auto prepared = [&](std::size_t count, std::size_t k) {
+    return count * (kernels_.prepared_bytes(1, k) + vector_bytes);
+  };
   prepared_ = std::make_unique<LazyBuffer>(prepared(std::max(tokens, limits_.max_logits), width));
   intermediate_ = std::make_unique<LazyBuffer>(prepared(tokens, model_.intermediate));
   next_item_ = std::make_unique<std::atomic<std::size_t>[]>(model_.layers.size());
@@ -51,12 +68,18 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
 }
 
 std::size_t Decoder::add_weights(std::vector<Linears> layers) {
-  if (layers.size() != model_.layers.size()) throw std::invalid_argument("decoder: weights for another number of layers");
-  const std::size_t q = model_.q_width(), kv = model_.kv_width(), h = model_.hidden, i = model_.intermediate;
-  const std::size_t shapes[linear_count][2] = {{q, h}, {kv, h}, {kv, h}, {h, q}, {i, h}, {i, h}, {h, i}};
+  if (layers.size() != model_.layers.size()) {
+    throw std::invalid_argument("decoder: weights for another number of layers");
+  }
+  const std::size_t q = model_.q_width(), kv = model_.kv_width(), h = model_.hidden,
+                    i = model_.intermediate;
+  const std::size_t shapes[linear_count][2] = {{q, h}, {kv, h}, {kv, h}, {h, q},
+                                               {i, h}, {i, h},  {h, i}};
   for (const Linears& linears : layers) {
     for (std::size_t id = 0; id < linear_count; ++id) {
-      if (linears[id].n != shapes[id][0] || linears[id].k != shapes[id][1]) throw std::invalid_argument("decoder: weights of another shape");
+      if (linears[id].n != shapes[id][0] || linears[id].k != shapes[id][1]) {
+        throw std::invalid_argument("decoder: weights of another shape");
+      }
     }
   }
   for (std::size_t set = 0; set < sets_.size(); ++set) {
@@ -75,13 +98,19 @@ void Decoder::remove_weights(std::size_t set) {
 }
 
 std::size_t Decoder::add_mask(std::size_t set, std::vector<Patches> patches) {
-  if (set >= sets_.size() || sets_[set].empty()) throw std::invalid_argument("decoder: no such weights");
-  if (!patches.empty() && patches.size() != model_.layers.size()) throw std::invalid_argument("decoder: patches for another number of layers");
+  if (set >= sets_.size() || sets_[set].empty()) {
+    throw std::invalid_argument("decoder: no such weights");
+  }
+  if (!patches.empty() && patches.size() != model_.layers.size()) {
+    throw std::invalid_argument("decoder: patches for another number of layers");
+  }
   for (std::size_t layer = 0; layer < patches.size(); ++layer) {
     for (std::size_t id = 0; id < linear_count; ++id) {
       const Patch* patch = patches[layer][id];
       const Weights& weights = sets_[set][layer][id];
-      if (patch && (patch->n != weights.n || patch->k != weights.k)) throw std::invalid_argument("decoder: a patch of another shape");
+      if (patch && (patch->n != weights.n || patch->k != weights.k)) {
+        throw std::invalid_argument("decoder: a patch of another shape");
+      }
     }
   }
   auto slot = std::find_if(masks_.begin(), masks_.end(), [](const Mask& m) { return !m.used; });
@@ -91,7 +120,9 @@ std::size_t Decoder::add_mask(std::size_t set, std::vector<Patches> patches) {
 }
 
 void Decoder::remove_mask(std::size_t mask) {
-  if (mask >= masks_.size() || !masks_[mask].used) throw std::invalid_argument("decoder: no such mask");
+  if (mask >= masks_.size() || !masks_[mask].used) {
+    throw std::invalid_argument("decoder: no such mask");
+  }
   masks_[mask] = Mask{};
 }
 
@@ -99,8 +130,12 @@ void Decoder::step(const StepInput& input) {
   check(input);
   const StepPlan plan = this->plan(input);
   const std::size_t row = model_.group() * padded_dim(model_.head_dim);
-  if (partial_.size() < plan.partials * (row + 2 * model_.group())) partial_.resize(plan.partials * (row + 2 * model_.group()));
-  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) next_item_[layer].store(0, std::memory_order_relaxed);
+  if (partial_.size() < plan.partials * (row + 2 * model_.group())) {
+    partial_.resize(plan.partials * (row + 2 * model_.group()));
+  }
+  for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) {
+    next_item_[layer].store(0, std::memory_order_relaxed);
+  }
   // The runtime may give fewer threads than asked for, so the team's size is known only inside.
   std::unique_ptr<Run> run;
 #pragma omp parallel num_threads(limits_.threads)

@@ -14,10 +14,10 @@
 namespace twofour {
 
 struct DecoderLimits {
-  std::size_t max_tokens;     // most tokens of one step
-  std::size_t max_logits;     // most rows of logits of one step
-  std::size_t context;        // positions below this
-  std::size_t pages;          // pages of the key-value cache
+  std::size_t max_tokens;  // most tokens of one step
+  std::size_t max_logits;  // most rows of logits of one step
+  std::size_t context;     // positions below this
+  std::size_t pages;       // pages of the key-value cache
   int threads;
 };
 
@@ -51,7 +51,8 @@ class Decoder {
   std::size_t add_mask(std::size_t set, std::vector<Patches> patches);
   void remove_mask(std::size_t mask);
 
-  // Runs one step. Throws std::invalid_argument for input out of range, before anything is computed.
+  // Runs one step. Throws std::invalid_argument for input out of range, before anything is
+  // computed.
   void step(const StepInput& input);
 
   std::size_t page_bytes() const { return page_stride_; }
@@ -79,7 +80,8 @@ class Decoder {
   std::size_t page_stride_;
   std::unique_ptr<LazyBuffer> cache_;
   // Sized for max_tokens once, so that a step allocates nothing but its plan.
-  std::unique_ptr<LazyBuffer> residual_, qkv_, query_, attention_, rotary_, gate_, up_, prepared_, intermediate_;
+  std::unique_ptr<LazyBuffer> residual_, qkv_, query_, attention_, rotary_, gate_, up_, prepared_,
+      intermediate_;
   std::vector<float> partial_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<std::atomic<std::size_t>[]> next_item_;

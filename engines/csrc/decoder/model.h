@@ -10,7 +10,16 @@
 
 namespace twofour {
 
-enum LinearId : std::size_t { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, linear_count };
+enum LinearId : std::size_t {
+  q_proj,
+  k_proj,
+  v_proj,
+  o_proj,
+  gate_proj,
+  up_proj,
+  down_proj,
+  linear_count
+};
 
 using Linears = std::array<Weights, linear_count>;
 using Patches = std::array<const Patch*, linear_count>;  // null: the layer does not differ
@@ -27,10 +36,10 @@ struct Layer {
 struct Model {
   std::size_t hidden, heads, kv_heads, head_dim, intermediate, vocab;
   float eps;
-  float rope_factor;                   // attention scaling of the rotary embedding; 1 for most
-  const float* inverse_frequency;      // head_dim / 2
-  const std::uint16_t* embedding;      // vocab x hidden, bf16
-  Weights head;                        // packed, unless the head is the embedding itself
+  float rope_factor;               // attention scaling of the rotary embedding; 1 for most
+  const float* inverse_frequency;  // head_dim / 2
+  const std::uint16_t* embedding;  // vocab x hidden, bf16
+  Weights head;                    // packed, unless the head is the embedding itself
   const float* final_norm;
   std::vector<Layer> layers;
 

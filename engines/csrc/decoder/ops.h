@@ -1,9 +1,12 @@
-// The decoder's work beside the weight products, one table per instruction set: normalisation, rotary
-// embedding, the key-value cache, attention.
+// The decoder's work beside the weight products, one table per instruction set: normalisation,
+// rotary embedding, the key-value cache, attention.
 //
-// Cache page (one layer, one page of 16 positions, one key-value head), dim = head size rounded up to 16:
-//   keys    [dim / 2][16 positions][2]   bf16: one load fetches a pair of dimensions of 16 positions
-//   values  [8 position pairs][dim][2]   bf16: one load fetches a pair of positions of 16 dimensions
+// Cache page (one layer, one page of 16 positions, one key-value head); dim is the head size
+// rounded up to 16:
+//
+//   keys    [dim / 2][16 positions][2]   bf16: a load gets one pair of dimensions of 16 positions
+//   values  [8 position pairs][dim][2]   bf16: a load gets one pair of positions of 16 dimensions
+//
 // Both are the order in which a bf16 dot-product instruction wants them.
 #pragma once
 
@@ -15,16 +18,18 @@
 namespace twofour {
 
 inline constexpr std::size_t page_positions = 16;
-// Positions whose attention is computed from a fresh start and then merged into what came before, by
-// absolute position, so that the order of additions depends on the position alone.
+// Positions whose attention is computed from a fresh start and then merged into what came before,
+// by absolute position, so that the order of additions depends on the position alone.
 inline constexpr std::size_t span_positions = 128;
 
 constexpr std::size_t padded_dim(std::size_t head_dim) { return (head_dim + 15) / 16 * 16; }
-constexpr std::size_t head_page_bytes(std::size_t dim) { return 2 * page_positions * dim * sizeof(std::uint16_t); }
+constexpr std::size_t head_page_bytes(std::size_t dim) {
+  return 2 * page_positions * dim * sizeof(std::uint16_t);
+}
 
 // Rotary embedding of one head, after an optional RMS norm over the head.
 struct Rotary {
-  const float* cos;   // head_dim / 2
+  const float* cos;  // head_dim / 2
   const float* sin;
   const float* norm;  // head_dim weights, or none
   float eps;
@@ -32,16 +37,16 @@ struct Rotary {
 };
 
 // Attention of `rows` query heads that share one key-value head over positions [begin, end) of one
-// sequence; begin is a multiple of span_positions and end - begin at most that. A row sees positions
-// up to its own, and with window > 0 only the last `window` of them.
+// sequence; begin is a multiple of span_positions and end - begin at most that. A row sees
+// positions up to its own, and with window > 0 only the last `window` of them.
 struct Attend {
   const std::uint16_t* const* q;  // rows pointers to dim bf16 values
   const std::int32_t* position;   // rows
   std::size_t rows;
-  const std::int32_t* pages;      // page numbers of the sequence
-  const std::byte* cache;         // the layer's pages, this head's part of page 0
-  std::size_t page_stride;        // bytes
-  std::size_t dim;                // padded
+  const std::int32_t* pages;  // page numbers of the sequence
+  const std::byte* cache;     // the layer's pages, this head's part of page 0
+  std::size_t page_stride;    // bytes
+  std::size_t dim;            // padded
   float scale;
   std::int32_t window;
   std::size_t begin, end;

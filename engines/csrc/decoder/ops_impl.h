@@ -1,6 +1,7 @@
-// The operations of ops.h in GCC/Clang vector code, compiled once per instruction set by the ops_*.cpp
-// that include it. They define TWOFOUR_OPS_NAMESPACE and `dot_pairs`, `fused` before. Everything is in an
-// anonymous namespace, and nothing of the standard library is called: see kernels/numeric.h.
+// The operations of ops.h in GCC/Clang vector code, compiled once per instruction set by the
+// ops_*.cpp that include it. They define TWOFOUR_OPS_NAMESPACE and `dot_pairs`, `fused` before.
+// Everything is in an anonymous namespace, and nothing of the standard library is called: see
+// kernels/numeric.h.
 #pragma once
 
 #include "../kernels/numeric.h"
@@ -75,8 +76,8 @@ void rotate(const float* x, const Rotary& r, std::uint16_t* out) {
   for (std::size_t i = r.head_dim; i < padded_dim(r.head_dim); ++i) out[i] = 0;
 }
 
-void store(const std::uint16_t* key, const float* value, std::size_t head_dim, std::byte* page, std::size_t slot,
-           bool last) {
+void store(const std::uint16_t* key, const float* value, std::size_t head_dim, std::byte* page,
+           std::size_t slot, bool last) {
   const std::size_t dim = padded_dim(head_dim);
   for (std::size_t pair = 0; pair < dim / 2; ++pair) {
     __builtin_memcpy(page + (pair * page_positions + slot) * 4, key + 2 * pair, 4);
@@ -95,8 +96,8 @@ void store(const std::uint16_t* key, const float* value, std::size_t head_dim, s
 
 // scores[r][64] = scale * q[r] . keys of the chunk's four tiles.
 template <int R>
-void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std::size_t dim, float scale,
-               float (*scores)[chunk_positions]) {
+void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std::size_t dim,
+               float scale, float (*scores)[chunk_positions]) {
   Floats acc[R][chunk_tiles];
   for (int r = 0; r < R; ++r) {
     for (std::size_t t = 0; t < chunk_tiles; ++t) acc[r][t] = Floats{};
@@ -106,7 +107,9 @@ void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std
     for (std::size_t t = 0; t < chunk_tiles; ++t) keys[t] = load_words(tiles[t] + pair * 64);
     for (int r = 0; r < R; ++r) {
       const Words query = splat_word(q[r] + 2 * pair);
-      for (std::size_t t = 0; t < chunk_tiles; ++t) acc[r][t] = dot_pairs(acc[r][t], keys[t], query);
+      for (std::size_t t = 0; t < chunk_tiles; ++t) {
+        acc[r][t] = dot_pairs(acc[r][t], keys[t], query);
+      }
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -114,16 +117,21 @@ void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std
   }
 }
 
-// acc[r][v] = acc[r][v] * rescale[r] + weights[r] . values, for V vectors from dimension `first` on.
+// acc[r][v] = acc[r][v] * rescale[r] + weights[r] . values, for V vectors from dimension `first`
+// on.
 template <int R, int V>
-void add_values(const std::uint16_t (*weights)[chunk_positions], const float* rescale, const std::byte* const* tiles,
-                std::size_t pairs, std::size_t dim, std::size_t first, float* acc) {
+void add_values(const std::uint16_t (*weights)[chunk_positions], const float* rescale,
+                const std::byte* const* tiles, std::size_t pairs, std::size_t dim,
+                std::size_t first, float* acc) {
   Floats sum[R][V];
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) sum[r][v] = load(acc + static_cast<std::size_t>(r) * dim + first + v * lanes) * rescale[r];
+    for (int v = 0; v < V; ++v) {
+      sum[r][v] = load(acc + static_cast<std::size_t>(r) * dim + first + v * lanes) * rescale[r];
+    }
   }
   for (std::size_t pair = 0; pair < pairs; ++pair) {
-    const std::byte* row = tiles[pair / 8] + head_page_bytes(dim) / 2 + ((pair % 8) * dim + first) * 4;
+    const std::byte* row =
+        tiles[pair / 8] + head_page_bytes(dim) / 2 + ((pair % 8) * dim + first) * 4;
     Words values[V];
     for (int v = 0; v < V; ++v) values[v] = load_words(row + v * 64);
     for (int r = 0; r < R; ++r) {
@@ -132,7 +140,9 @@ void add_values(const std::uint16_t (*weights)[chunk_positions], const float* re
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) save(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
+    for (int v = 0; v < V; ++v) {
+      save(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
+    }
   }
 }
 
@@ -158,14 +168,16 @@ Floats exp_lanes(Floats x) {
 
 // Turns one row's scores of positions [lo, hi) of the chunk into bf16 weights, zero elsewhere.
 // Returns the factor for what the row has accumulated so far.
-float soften(const float* scores, std::size_t lo, std::size_t hi, float* max, float* sum, std::uint16_t* weights) {
+float soften(const float* scores, std::size_t lo, std::size_t hi, float* max, float* sum,
+             std::uint16_t* weights) {
   const Words index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const float lowest = -3.0e38f;
   Floats shown[chunk_tiles];
   Floats best = Floats{} + lowest;
   for (std::size_t t = 0; t < chunk_tiles; ++t) {
     const Words place = index + static_cast<std::uint32_t>(t * lanes);
-    const auto inside = (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
+    const auto inside =
+        (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
     shown[t] = inside ? load(scores + t * lanes) : Floats{} + lowest;
     best = shown[t] > best ? shown[t] : best;
   }
@@ -176,7 +188,8 @@ float soften(const float* scores, std::size_t lo, std::size_t hi, float* max, fl
   Floats total{};
   for (std::size_t t = 0; t < chunk_tiles; ++t) {
     const Words place = index + static_cast<std::uint32_t>(t * lanes);
-    const auto inside = (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
+    const auto inside =
+        (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
     Floats x = shown[t] - top;
     x = x < -87.0f ? Floats{} - 87.0f : x;
     const Floats weight = inside ? exp_lanes(x) : Floats{};
@@ -192,8 +205,8 @@ float soften(const float* scores, std::size_t lo, std::size_t hi, float* max, fl
 }
 
 template <int R>
-void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* tiles, std::size_t start, std::size_t stop,
-                   const Softmax& out) {
+void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* tiles,
+                   std::size_t start, std::size_t stop, const Softmax& out) {
   float scores[R][chunk_positions];
   std::uint16_t weights[R][chunk_positions];
   float rescale[R];
@@ -202,7 +215,9 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
   for (int r = 0; r < R; ++r) {
     const std::size_t at = row + static_cast<std::size_t>(r);
     const std::size_t seen = static_cast<std::size_t>(a.position[at]) + 1;
-    const std::size_t oldest = a.window > 0 && seen > static_cast<std::size_t>(a.window) ? seen - static_cast<std::size_t>(a.window) : 0;
+    const std::size_t oldest = a.window > 0 && seen > static_cast<std::size_t>(a.window)
+                                   ? seen - static_cast<std::size_t>(a.window)
+                                   : 0;
     const std::size_t lo = oldest > start ? oldest - start : 0;
     const std::size_t hi = seen > start ? smaller(seen, stop) - start : 0;
     if (lo >= hi) {
@@ -216,12 +231,16 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
   const std::size_t pairs = (last + 1) / 2;
   float* acc = out.acc + row * a.dim;
   std::size_t first = 0;
-  for (; first + 4 * lanes <= a.dim; first += 4 * lanes) add_values<R, 4>(weights, rescale, tiles, pairs, a.dim, first, acc);
-  for (; first < a.dim; first += lanes) add_values<R, 1>(weights, rescale, tiles, pairs, a.dim, first, acc);
+  for (; first + 4 * lanes <= a.dim; first += 4 * lanes) {
+    add_values<R, 4>(weights, rescale, tiles, pairs, a.dim, first, acc);
+  }
+  for (; first < a.dim; first += lanes) {
+    add_values<R, 1>(weights, rescale, tiles, pairs, a.dim, first, acc);
+  }
 }
 
-using ChunkOfRows = void (*)(const Attend&, std::size_t, const std::byte* const*, std::size_t, std::size_t,
-                             const Softmax&);
+using ChunkOfRows = void (*)(const Attend&, std::size_t, const std::byte* const*, std::size_t,
+                             std::size_t, const Softmax&);
 constexpr ChunkOfRows chunk_of[max_rows] = {chunk_of_rows<1>, chunk_of_rows<2>, chunk_of_rows<3>,
                                             chunk_of_rows<4>, chunk_of_rows<5>, chunk_of_rows<6>};
 
@@ -255,7 +274,8 @@ void merge(std::size_t rows, std::size_t dim, const Softmax& part, const Softmax
       continue;
     }
     const float top = total.max[r] > part.max[r] ? total.max[r] : part.max[r];
-    const float old_factor = exp_clamped(total.max[r] - top), new_factor = exp_clamped(part.max[r] - top);
+    const float old_factor = exp_clamped(total.max[r] - top),
+                new_factor = exp_clamped(part.max[r] - top);
     total.max[r] = top;
     total.sum[r] = total.sum[r] * old_factor + part.sum[r] * new_factor;
     for (std::size_t i = 0; i < dim; ++i) acc[i] = acc[i] * old_factor + more[i] * new_factor;

@@ -7,10 +7,14 @@ namespace twofour {
 
 namespace {
 
-float* floats(const std::unique_ptr<LazyBuffer>& buffer) { return reinterpret_cast<float*>(buffer->data()); }
+float* floats(const std::unique_ptr<LazyBuffer>& buffer) {
+  return reinterpret_cast<float*>(buffer->data());
+}
 
 // Tokens [begin, end) of `thread`.
-Range part(std::size_t total, std::size_t thread, std::size_t count) { return share(total, thread, count); }
+Range part(std::size_t total, std::size_t thread, std::size_t count) {
+  return share(total, thread, count);
+}
 
 }  // namespace
 
@@ -25,7 +29,8 @@ Decoder::Scratch::Scratch(const Model& model, std::size_t width, std::size_t pre
   total.resize(rows * (dim + 2));
 }
 
-Decoder::Run::Run(Decoder& decoder, const StepInput& input, const StepPlan& plan, std::uint32_t threads)
+Decoder::Run::Run(Decoder& decoder, const StepInput& input, const StepPlan& plan,
+                  std::uint32_t threads)
     : d_(decoder),
       m_(decoder.model_),
       in_(input),
@@ -109,7 +114,8 @@ void Decoder::Run::mlp_layer(std::size_t layer, std::size_t thread, std::size_t 
   const std::byte* normed = prepare_normed(m_.layers[layer].post_norm, thread, count);
   gated(layer, normed, thread, count);
   barrier_.wait();
-  multiply(layer, d_.intermediate_->data(), {{down_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
+  multiply(layer, d_.intermediate_->data(),
+           {{down_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
   barrier_.wait();
 }
 
@@ -126,11 +132,13 @@ void Decoder::Run::head(std::size_t thread, std::size_t count) {
   }
   if (!alone) barrier_.wait();
   const Range blocks = share(row_blocks(m_.vocab), thread, count);
-  d_.kernels_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab}, blocks.begin, blocks.end);
+  d_.kernels_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab}, blocks.begin,
+                     blocks.end);
 }
 
 template <class Fill>
-const std::byte* Decoder::Run::prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill) {
+const std::byte* Decoder::Run::prepare(std::size_t k, std::size_t thread, std::size_t count,
+                                       Fill fill) {
   Scratch& scratch = *d_.scratch_[thread];
   std::byte* to = replicate_ ? scratch.prepared.data() : d_.prepared_->data();
   const Range mine = replicate_ ? Range{0, plan_.tokens} : part(plan_.tokens, thread, count);
@@ -139,13 +147,15 @@ const std::byte* Decoder::Run::prepare(std::size_t k, std::size_t thread, std::s
     const Unit& unit = plan_.units[number];
     const float* row = fill(t, scratch.row.data());
     const std::size_t in_unit = t - unit.begin;
-    d_.kernels_.prepare_f32(row, 0, unit.size(), k, to + unit_offset(number, k), in_unit, in_unit + 1);
+    d_.kernels_.prepare_f32(row, 0, unit.size(), k, to + unit_offset(number, k), in_unit,
+                            in_unit + 1);
   }
   if (!replicate_) barrier_.wait();
   return to;
 }
 
-const std::byte* Decoder::Run::prepare_normed(const float* weight, std::size_t thread, std::size_t count) {
+const std::byte* Decoder::Run::prepare_normed(const float* weight, std::size_t thread,
+                                              std::size_t count) {
   return prepare(m_.hidden, thread, count, [&](std::size_t t, float* row) {
     d_.ops_.rms_norm(residual_ + t * m_.hidden, weight, m_.hidden, m_.eps, row);
     return row;
@@ -160,8 +170,9 @@ const std::byte* Decoder::Run::prepare_attention(std::size_t thread, std::size_t
   });
 }
 
-void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared, std::initializer_list<Job> jobs,
-                            std::size_t thread, std::size_t count) {
+void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared,
+                            std::initializer_list<Job> jobs, std::size_t thread,
+                            std::size_t count) {
   for (std::size_t number = 0; number < plan_.units.size(); ++number) {
     const Unit& unit = plan_.units[number];
     const Linears& linears = d_.sets_[unit.weights][layer];
@@ -177,7 +188,8 @@ void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared, std::i
       first += own;
       if (begin == end) continue;
       const std::byte* x = prepared + unit_offset(number, weights.k);
-      const Output out{job.kind, job.data + unit.begin * job.stride, job.stride, m_.layers[layer].bias[job.id]};
+      const Output out{job.kind, job.data + unit.begin * job.stride, job.stride,
+                       m_.layers[layer].bias[job.id]};
       d_.kernels_.linear(weights, x, unit.size(), out, begin, end);
       for (const PatchRun& run : plan_.patch_runs) {
         if (run.unit == number) patch(run, layer, job, x, begin, end);
@@ -186,8 +198,8 @@ void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared, std::i
   }
 }
 
-void Decoder::Run::patch(const PatchRun& run, std::size_t layer, const Job& job, const std::byte* prepared,
-                         std::size_t begin, std::size_t end) {
+void Decoder::Run::patch(const PatchRun& run, std::size_t layer, const Job& job,
+                         const std::byte* prepared, std::size_t begin, std::size_t end) {
   const Patch* difference = d_.masks_[run.mask].patches[layer][job.id];
   if (!difference) return;
   const Unit& unit = plan_.units[run.unit];
@@ -201,38 +213,44 @@ bool Decoder::Run::patched(std::size_t unit, std::size_t layer, LinearId id) con
   });
 }
 
-void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size_t thread, std::size_t count) {
+void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size_t thread,
+                         std::size_t count) {
   const std::size_t width = m_.intermediate;
   for (std::size_t number = 0; number < plan_.units.size(); ++number) {
     const Unit& unit = plan_.units[number];
     const Weights& gate = d_.sets_[unit.weights][layer][gate_proj];
     const Weights& up = d_.sets_[unit.weights][layer][up_proj];
     const std::byte* x = prepared + unit_offset(number, gate.k);
-    const Output out{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width), 0};
+    const Output out{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width),
+                     0};
     const Range mine = share(row_blocks(width), thread, count);
     if (mine.begin == mine.end) continue;
-    const bool apart = gate.layout != up.layout || m_.layers[layer].bias[gate_proj] || m_.layers[layer].bias[up_proj] ||
-                       patched(number, layer, gate_proj) || patched(number, layer, up_proj);
+    const bool apart = gate.layout != up.layout || m_.layers[layer].bias[gate_proj] ||
+                       m_.layers[layer].bias[up_proj] || patched(number, layer, gate_proj) ||
+                       patched(number, layer, up_proj);
     if (!apart) {
       d_.kernels_.gated(gate, up, x, unit.size(), out, mine.begin, mine.end);
       continue;
     }
-    const Job jobs[] = {{gate_proj, OutputKind::f32, floats(d_.gate_), width}, {up_proj, OutputKind::f32, floats(d_.up_), width}};
+    const Job jobs[] = {{gate_proj, OutputKind::f32, floats(d_.gate_), width},
+                        {up_proj, OutputKind::f32, floats(d_.up_), width}};
     for (const Job& job : jobs) {
-      const Output to{job.kind, job.data + unit.begin * width, width, m_.layers[layer].bias[job.id]};
+      const Output to{job.kind, job.data + unit.begin * width, width,
+                      m_.layers[layer].bias[job.id]};
       d_.kernels_.linear(job.id == gate_proj ? gate : up, x, unit.size(), to, mine.begin, mine.end);
       for (const PatchRun& run : plan_.patch_runs) {
         if (run.unit == number) patch(run, layer, job, x, mine.begin, mine.end);
       }
     }
-    d_.kernels_.silu_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width, width, width, unit.size(), out,
-                         mine.begin, mine.end);
+    d_.kernels_.silu_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width,
+                         width, width, unit.size(), out, mine.begin, mine.end);
   }
 }
 
 std::size_t Decoder::Run::unit_offset(std::size_t unit, std::size_t k) const {
   // Units are few, tokens of a unit many: room for its own alignment beside each token suffices.
-  return plan_.units[unit].begin * (d_.kernels_.prepared_bytes(1, k) + vector_bytes) / vector_bytes * vector_bytes;
+  return plan_.units[unit].begin * (d_.kernels_.prepared_bytes(1, k) + vector_bytes) /
+         vector_bytes * vector_bytes;
 }
 
 }  // namespace twofour

@@ -18,8 +18,8 @@ inline constexpr std::size_t item_tokens = 16;
 struct Decoder::Scratch {
   Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes);
 
-  std::vector<float> row;         // one token, the widest input of a product
-  LazyBuffer prepared;            // few_tokens of them
+  std::vector<float> row;  // one token, the widest input of a product
+  LazyBuffer prepared;     // few_tokens of them
   std::vector<std::uint16_t> queries, key;
   std::vector<const std::uint16_t*> query_rows;
   std::vector<std::int32_t> positions;
@@ -46,16 +46,17 @@ class Decoder::Run {
   void mlp_layer(std::size_t layer, std::size_t thread, std::size_t count);
   void head(std::size_t thread, std::size_t count);
 
-  // Norm of the residual stream, prepared; returns the buffer that the products of this thread read.
+  // Norm of the residual stream, prepared; returns the buffer that the products of this thread
+  // read.
   const std::byte* prepare_normed(const float* weight, std::size_t thread, std::size_t count);
   const std::byte* prepare_attention(std::size_t thread, std::size_t count);
   // Fills in every unit's share of `to` through `fill(token, row)`, which returns k floats.
   template <class Fill>
   const std::byte* prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill);
-  void multiply(std::size_t layer, const std::byte* prepared, std::initializer_list<Job> jobs, std::size_t thread,
-                std::size_t count);
-  void patch(const PatchRun& run, std::size_t layer, const Job& job, const std::byte* prepared, std::size_t begin,
-             std::size_t end);
+  void multiply(std::size_t layer, const std::byte* prepared, std::initializer_list<Job> jobs,
+                std::size_t thread, std::size_t count);
+  void patch(const PatchRun& run, std::size_t layer, const Job& job, const std::byte* prepared,
+             std::size_t begin, std::size_t end);
   void gated(std::size_t layer, const std::byte* prepared, std::size_t thread, std::size_t count);
   bool patched(std::size_t unit, std::size_t layer, LinearId id) const;
   std::size_t unit_offset(std::size_t unit, std::size_t k) const;
@@ -69,7 +70,8 @@ class Decoder::Run {
   Rotary rotary(std::size_t token, const float* norm) const;
   Attend attention_of(std::size_t layer, const AttentionItem& item, Scratch& scratch) const;
   Softmax partial(std::size_t number) const;
-  std::byte* page(std::size_t layer, std::size_t sequence, std::size_t position, std::size_t kv_head) const;
+  std::byte* page(std::size_t layer, std::size_t sequence, std::size_t position,
+                  std::size_t kv_head) const;
 
   Decoder& d_;
   const Model& m_;

@@ -22,8 +22,10 @@ Rotary Decoder::Run::rotary(std::size_t token, const float* norm) const {
   return {angles, angles + m_.head_dim / 2, norm, m_.eps, m_.head_dim};
 }
 
-std::byte* Decoder::Run::page(std::size_t layer, std::size_t sequence, std::size_t position, std::size_t kv_head) const {
-  const auto number = static_cast<std::size_t>(in_.pages[sequence * in_.page_stride + position / page_positions]);
+std::byte* Decoder::Run::page(std::size_t layer, std::size_t sequence, std::size_t position,
+                              std::size_t kv_head) const {
+  const auto number =
+      static_cast<std::size_t>(in_.pages[sequence * in_.page_stride + position / page_positions]);
   return d_.cache_->data() + number * d_.page_stride_ +
          (layer * m_.kv_heads + kv_head) * head_page_bytes(padded_dim(m_.head_dim));
 }
@@ -34,18 +36,21 @@ Softmax Decoder::Run::partial(std::size_t number) const {
   return {data, data + group, data + 2 * group};
 }
 
-void Decoder::Run::rotate_query(std::size_t layer, std::size_t token, std::size_t head, std::uint16_t* out) {
-  d_.ops_.rotate(qkv_ + token * qkv_width_ + head * m_.head_dim, rotary(token, m_.layers[layer].q_norm), out);
+void Decoder::Run::rotate_query(std::size_t layer, std::size_t token, std::size_t head,
+                                std::uint16_t* out) {
+  d_.ops_.rotate(qkv_ + token * qkv_width_ + head * m_.head_dim,
+                 rotary(token, m_.layers[layer].q_norm), out);
 }
 
-void Decoder::Run::store_key_value(std::size_t layer, std::size_t token, std::size_t kv_head, Scratch& scratch) {
+void Decoder::Run::store_key_value(std::size_t layer, std::size_t token, std::size_t kv_head,
+                                   Scratch& scratch) {
   const TokenPlace& place = plan_.places[token];
   const float* row = qkv_ + token * qkv_width_ + m_.q_width() + kv_head * m_.head_dim;
   d_.ops_.rotate(row, rotary(token, m_.layers[layer].k_norm), scratch.key.data());
   const auto position = static_cast<std::size_t>(place.position);
   const bool last = static_cast<std::size_t>(in_.token_begin[place.sequence + 1]) == token + 1;
-  d_.ops_.store(scratch.key.data(), row + m_.kv_width(), m_.head_dim, page(layer, place.sequence, position, kv_head),
-                position % page_positions, last);
+  d_.ops_.store(scratch.key.data(), row + m_.kv_width(), m_.head_dim,
+                page(layer, place.sequence, position, kv_head), position % page_positions, last);
 }
 
 void Decoder::Run::rotate_tokens(std::size_t layer, std::size_t thread, std::size_t count) {
@@ -55,12 +60,16 @@ void Decoder::Run::rotate_tokens(std::size_t layer, std::size_t thread, std::siz
   const Range mine = share(plan_.tokens, thread, count);
   for (std::size_t t = mine.begin; t < mine.end; ++t) {
     for (std::size_t head = 0; head < m_.kv_heads; ++head) store_key_value(layer, t, head, scratch);
-    if (plan_.places[t].partial_count > 0) continue;  // single tokens rotate their queries where they use them
-    for (std::size_t head = 0; head < m_.heads; ++head) rotate_query(layer, t, head, queries + (t * m_.heads + head) * dim);
+    // Single tokens rotate their queries where they use them.
+    if (plan_.places[t].partial_count > 0) continue;
+    for (std::size_t head = 0; head < m_.heads; ++head) {
+      rotate_query(layer, t, head, queries + (t * m_.heads + head) * dim);
+    }
   }
 }
 
-Attend Decoder::Run::attention_of(std::size_t layer, const AttentionItem& item, Scratch& scratch) const {
+Attend Decoder::Run::attention_of(std::size_t layer, const AttentionItem& item,
+                                  Scratch& scratch) const {
   const std::size_t dim = padded_dim(m_.head_dim);
   Attend a{};
   a.q = scratch.query_rows.data();
@@ -98,7 +107,8 @@ void Decoder::Run::attend(std::size_t layer, const AttentionItem& item, Scratch&
   for (std::size_t i = 0; i < item.count; ++i) {
     const std::size_t token = item.token + i;
     for (std::size_t g = 0; g < group; ++g) {
-      scratch.query_rows[i * group + g] = queries + (token * m_.heads + item.kv_head * group + g) * dim;
+      scratch.query_rows[i * group + g] =
+          queries + (token * m_.heads + item.kv_head * group + g) * dim;
       scratch.positions[i * group + g] = plan_.places[token].position;
     }
   }
@@ -113,7 +123,8 @@ void Decoder::Run::attend(std::size_t layer, const AttentionItem& item, Scratch&
   }
   for (std::size_t r = 0; r < rows; ++r) {
     const std::size_t token = item.token + r / group, head = item.kv_head * group + r % group;
-    d_.ops_.finish(total.acc + r * dim, total.sum[r], m_.head_dim, attention_ + token * m_.q_width() + head * m_.head_dim);
+    d_.ops_.finish(total.acc + r * dim, total.sum[r], m_.head_dim,
+                   attention_ + token * m_.q_width() + head * m_.head_dim);
   }
 }
 
@@ -134,7 +145,8 @@ void Decoder::Run::collect(std::size_t token, float* row, Scratch& scratch) {
       total = own;
     }
     for (std::size_t r = 0; r < group; ++r) {
-      d_.ops_.finish(total.acc + r * dim, total.sum[r], m_.head_dim, row + (head * group + r) * m_.head_dim);
+      d_.ops_.finish(total.acc + r * dim, total.sum[r], m_.head_dim,
+                     row + (head * group + r) * m_.head_dim);
     }
   }
 }

@@ -10,9 +10,12 @@ namespace twofour {
 
 namespace {
 
-constexpr std::size_t query_tile = 16;  // tokens of a longer sequence that one thread takes at a time
+// Tokens of a longer sequence that one thread takes at a time.
+constexpr std::size_t query_tile = 16;
 
-[[noreturn]] void bad(const std::string& what) { throw std::invalid_argument("decoder step: " + what); }
+[[noreturn]] void bad(const std::string& what) {
+  throw std::invalid_argument("decoder step: " + what);
+}
 
 }  // namespace
 
@@ -24,21 +27,27 @@ void Decoder::check(const StepInput& in) const {
     if (count < 1) bad("sequence " + std::to_string(s) + " has no tokens");
     const std::int64_t last = in.start[s] + count;
     if (in.start[s] < 0 || last > static_cast<std::int64_t>(limits_.context)) {
-      bad("position " + std::to_string(last) + " of sequence " + std::to_string(s) + " exceeds the context");
+      bad("position " + std::to_string(last) + " of sequence " + std::to_string(s) +
+          " exceeds the context");
     }
     const std::size_t used = (static_cast<std::size_t>(last) + page_positions - 1) / page_positions;
     if (used > in.page_stride) bad("sequence " + std::to_string(s) + " lacks pages");
     for (std::size_t p = 0; p < used; ++p) {
       const std::int32_t page = in.pages[s * in.page_stride + p];
-      if (page < 0 || static_cast<std::size_t>(page) >= limits_.pages) bad("page " + std::to_string(page) + " does not exist");
+      if (page < 0 || static_cast<std::size_t>(page) >= limits_.pages) {
+        bad("page " + std::to_string(page) + " does not exist");
+      }
     }
     const std::int32_t mask = in.masks[s];
-    if (mask < 0 || static_cast<std::size_t>(mask) >= masks_.size() || !masks_[static_cast<std::size_t>(mask)].used) {
+    if (mask < 0 || static_cast<std::size_t>(mask) >= masks_.size() ||
+        !masks_[static_cast<std::size_t>(mask)].used) {
       bad("mask " + std::to_string(mask) + " does not exist");
     }
   }
   const std::size_t tokens = static_cast<std::size_t>(in.token_begin[in.sequences]);
-  if (tokens > limits_.max_tokens) bad(std::to_string(tokens) + " tokens, at most " + std::to_string(limits_.max_tokens));
+  if (tokens > limits_.max_tokens) {
+    bad(std::to_string(tokens) + " tokens, at most " + std::to_string(limits_.max_tokens));
+  }
   for (std::size_t t = 0; t < tokens; ++t) {
     if (in.tokens[t] < 0 || static_cast<std::size_t>(in.tokens[t]) >= model_.vocab) {
       bad("token id " + std::to_string(in.tokens[t]) + " is outside the vocabulary");
@@ -46,7 +55,9 @@ void Decoder::check(const StepInput& in) const {
   }
   if (in.logit_count > limits_.max_logits) bad("too many rows of logits");
   for (std::size_t r = 0; r < in.logit_count; ++r) {
-    if (in.logit_rows[r] < 0 || static_cast<std::size_t>(in.logit_rows[r]) >= tokens) bad("a row of logits is no token");
+    if (in.logit_rows[r] < 0 || static_cast<std::size_t>(in.logit_rows[r]) >= tokens) {
+      bad("a row of logits is no token");
+    }
   }
 }
 
@@ -55,17 +66,23 @@ StepPlan Decoder::plan(const StepInput& in) const {
   plan.tokens = static_cast<std::size_t>(in.token_begin[in.sequences]);
   plan.places.resize(plan.tokens);
   for (std::size_t s = 0; s < in.sequences; ++s) {
-    const auto begin = static_cast<std::size_t>(in.token_begin[s]), end = static_cast<std::size_t>(in.token_begin[s + 1]);
+    const auto begin = static_cast<std::size_t>(in.token_begin[s]),
+               end = static_cast<std::size_t>(in.token_begin[s + 1]);
     const auto start = static_cast<std::size_t>(in.start[s]);
     const auto number = static_cast<std::size_t>(in.masks[s]);
     const Mask& mask = masks_[number];
-    if (plan.units.empty() || plan.units.back().weights != mask.weights) plan.units.push_back({mask.weights, begin, begin});
+    if (plan.units.empty() || plan.units.back().weights != mask.weights) {
+      plan.units.push_back({mask.weights, begin, begin});
+    }
     plan.units.back().end = end;
     const std::size_t unit = plan.units.size() - 1;
     if (!mask.patches.empty()) {
-      auto run = std::find_if(plan.patch_runs.begin(), plan.patch_runs.end(),
-                              [&](const PatchRun& r) { return r.unit == unit && r.mask == number; });
-      if (run == plan.patch_runs.end()) run = plan.patch_runs.insert(run, PatchRun{unit, number, {}});
+      auto run =
+          std::find_if(plan.patch_runs.begin(), plan.patch_runs.end(),
+                       [&](const PatchRun& r) { return r.unit == unit && r.mask == number; });
+      if (run == plan.patch_runs.end()) {
+        run = plan.patch_runs.insert(run, PatchRun{unit, number, {}});
+      }
       for (std::size_t t = begin; t < end; ++t) {
         run->which.push_back(static_cast<std::uint32_t>(t - plan.units[unit].begin));
       }
@@ -74,13 +91,15 @@ StepPlan Decoder::plan(const StepInput& in) const {
     plan.single_tokens = plan.single_tokens && single;
     const std::size_t spans = start / span_positions + 1;
     for (std::size_t t = begin; t < end; ++t) {
-      plan.places[t] = {s, static_cast<std::int32_t>(start + t - begin), unit, plan.partials, single ? spans : 0};
+      plan.places[t] = {s, static_cast<std::int32_t>(start + t - begin), unit, plan.partials,
+                        single ? spans : 0};
     }
     for (std::size_t head = 0; head < model_.kv_heads; ++head) {
       if (single) {
         for (std::size_t span = 0; span < spans; ++span) {
           const std::size_t first = span * span_positions;
-          plan.items.push_back({s, head, begin, 1, first, std::min(first + span_positions, start + 1), plan.partials++});
+          plan.items.push_back({s, head, begin, 1, first,
+                                std::min(first + span_positions, start + 1), plan.partials++});
         }
       } else {
         for (std::size_t t = begin; t < end; t += query_tile) {
@@ -91,9 +110,10 @@ StepPlan Decoder::plan(const StepInput& in) const {
     }
   }
   // The longest shares first, so that the threads end together.
-  std::stable_sort(plan.items.begin(), plan.items.end(), [](const AttentionItem& a, const AttentionItem& b) {
-    return a.count * (a.end - a.begin) > b.count * (b.end - b.begin);
-  });
+  std::stable_sort(plan.items.begin(), plan.items.end(),
+                   [](const AttentionItem& a, const AttentionItem& b) {
+                     return a.count * (a.end - a.begin) > b.count * (b.end - b.begin);
+                   });
   return plan;
 }
 

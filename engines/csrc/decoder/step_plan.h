@@ -7,19 +7,19 @@
 
 namespace twofour {
 
-// The caller's arrays. Sequence s has tokens [token_begin[s], token_begin[s + 1]), the first at position
-// start[s], and keeps its keys and values in pages[s * page_stride + position / 16].
+// The caller's arrays. Sequence s has tokens [token_begin[s], token_begin[s + 1]), the first at
+// position start[s], and keeps its keys and values in pages[s * page_stride + position / 16].
 struct StepInput {
   const std::int32_t* tokens;
   const std::int32_t* token_begin;  // sequences + 1
   const std::int32_t* start;
   const std::int32_t* pages;
   std::size_t page_stride;
-  const std::int32_t* masks;        // mask number of each sequence
+  const std::int32_t* masks;  // mask number of each sequence
   std::size_t sequences;
-  const std::int32_t* logit_rows;   // tokens whose logits are wanted
+  const std::int32_t* logit_rows;  // tokens whose logits are wanted
   std::size_t logit_count;
-  float* logits;                    // logit_count x vocab
+  float* logits;  // logit_count x vocab
 };
 
 // Consecutive tokens that multiply the same set of packed weights.
@@ -50,8 +50,8 @@ struct TokenPlace {
   std::size_t sequence;
   std::int32_t position;
   std::size_t unit;
-  std::size_t partial;       // first partial result of its first head, for single tokens
-  std::size_t partial_count; // spans per head; 0: attention writes the finished result
+  std::size_t partial;        // first partial result of its first head, for single tokens
+  std::size_t partial_count;  // spans per head; 0: attention writes the finished result
 };
 
 struct StepPlan {

@@ -1,5 +1,6 @@
-// AVX2 with FMA: as AVX-512 without BF16, on half a row block at a time. vpermps looks at three bits of
-// each index, so one register of 8 inputs serves two groups and a code's nibble is its own table index.
+// AVX2 with FMA: as AVX-512 without BF16, on half a row block at a time. vpermps looks at three
+// bits of each index, so one register of 8 inputs serves two groups and a code's nibble is its own
+// table index.
 #include <immintrin.h>
 
 #include "driver.h"
@@ -17,10 +18,13 @@ struct Avx2Ops {
   static constexpr std::size_t max_tokens = 4;  // 2 halves x 4 tokens: 8 of 16 registers
   static constexpr bool expands = false;
 
-  static __m256i load(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static __m256i load(const std::byte* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  }
   static __m256 low(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
   static __m256 high(__m256i pairs) {
-    return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   template <Source S, int R, int T>
@@ -33,7 +37,8 @@ struct Avx2Ops {
   }
 
   template <Layout L, int T>
-  static inline __attribute__((always_inline)) void one_block(const Part<1>& one, const Activation* x,
+  static inline __attribute__((always_inline)) void one_block(const Part<1>& one,
+                                                              const Activation* x,
                                                               std::size_t tiles, float* acc) {
     __m256 sum[2][T];
     for (int h = 0; h < 2; ++h) {
@@ -55,14 +60,16 @@ struct Avx2Ops {
   }
 
   template <int T>
-  static inline __attribute__((always_inline)) void sparse_tile(const std::byte* from, const Activation* in,
+  static inline __attribute__((always_inline)) void sparse_tile(const std::byte* from,
+                                                                const Activation* in,
                                                                 __m256 (&sum)[2][T]) {
     const __m256i codes[2] = {load(from), load(from + 32)};
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
       const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(positions.entry[g]));
       for (int h = 0; h < 2; ++h) {
-        const __m256i first = _mm256_permutevar8x32_epi32(table, _mm256_srli_epi32(codes[h], 4 * g));
+        const __m256i first =
+            _mm256_permutevar8x32_epi32(table, _mm256_srli_epi32(codes[h], 4 * g));
         const __m256i second = _mm256_srli_epi32(first, 4);
         const __m256i pairs = load(from + 64 + 64 * g + 32 * h);
         const __m256 left = low(pairs), right = high(pairs);
@@ -77,7 +84,8 @@ struct Avx2Ops {
   }
 
   template <int T>
-  static inline __attribute__((always_inline)) void dense_tile(const std::byte* from, const Activation* in,
+  static inline __attribute__((always_inline)) void dense_tile(const std::byte* from,
+                                                               const Activation* in,
                                                                __m256 (&sum)[2][T]) {
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) {

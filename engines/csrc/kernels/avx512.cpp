@@ -1,5 +1,5 @@
-// AVX-512 without BF16: weights become fp32 by a shift or a mask, activations are prepared as fp32 (rounded
-// to bf16 first), and a pair costs two permutes and two fused multiply-adds.
+// AVX-512 without BF16: weights become fp32 by a shift or a mask, activations are prepared as fp32
+// (rounded to bf16 first), and a pair costs two permutes and two fused multiply-adds.
 #include <immintrin.h>
 
 #include "driver.h"
@@ -19,7 +19,8 @@ struct Avx512Ops {
 
   static __m512 low(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
   static __m512 high(__m512i pairs) {
-    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   template <Source S, int R, int T>
@@ -46,7 +47,8 @@ struct Avx512Ops {
 
   template <int R, int T>
   static inline __attribute__((always_inline)) void sparse_tile(const std::byte* const* w,
-                                                                std::size_t offset, const Activation* in,
+                                                                std::size_t offset,
+                                                                const Activation* in,
                                                                 __m512 (&sum)[R][T]) {
     __m512i codes[R];
     for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(w[r] + offset);
@@ -54,8 +56,8 @@ struct Avx512Ops {
     for (int g = 0; g < 8; ++g) {
       const __m512i table = _mm512_load_si512(positions.entry[g]);
       for (int r = 0; r < R; ++r) {
-        const __m512i first =
-            _mm512_permutexvar_epi32(_mm512_srli_epi32(codes[r], static_cast<unsigned>(4 * g)), table);
+        const __m512i first = _mm512_permutexvar_epi32(
+            _mm512_srli_epi32(codes[r], static_cast<unsigned>(4 * g)), table);
         const __m512i second = _mm512_srli_epi32(first, 4);
         const __m512i pairs = _mm512_loadu_si512(w[r] + offset + 64 + 64 * g);
         const __m512 left = low(pairs), right = high(pairs);
@@ -70,8 +72,10 @@ struct Avx512Ops {
   }
 
   template <int R, int T>
-  static inline __attribute__((always_inline)) void dense_tile(const std::byte* const* w, std::size_t offset,
-                                                               const Activation* in, __m512 (&sum)[R][T]) {
+  static inline __attribute__((always_inline)) void dense_tile(const std::byte* const* w,
+                                                               std::size_t offset,
+                                                               const Activation* in,
+                                                               __m512 (&sum)[R][T]) {
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) {
       __m512 left[R], right[R];
@@ -99,13 +103,15 @@ struct Avx512Ops {
       const std::size_t left = smaller(4, length - i);
       alignas(64) float buffer[16] = {};
       for (std::size_t j = 0; j < left; ++j) {
-        const float* from = x + (group[i + j] / tile_groups) * tile_stride + 4 * (group[i + j] % tile_groups);
+        const float* from =
+            x + (group[i + j] / tile_groups) * tile_stride + 4 * (group[i + j] % tile_groups);
         _mm_store_ps(buffer + 4 * j, _mm_loadu_ps(from));
       }
       inputs = _mm512_load_ps(buffer);
       const __mmask16 mask = static_cast<__mmask16>((1u << (4 * left)) - 1u);
       const __m256i change = _mm256_maskz_loadu_epi16(mask, delta + 4 * i);
-      const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(change), 16));
+      const __m512 values =
+          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(change), 16));
       sum = _mm512_fmadd_ps(values, inputs, sum);
     }
     return _mm512_reduce_add_ps(sum);

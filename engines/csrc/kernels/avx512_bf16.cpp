@@ -1,9 +1,9 @@
 // AVX-512 with BF16: vdpbf16ps multiplies 16 rows' pairs of weights with 16 pairs of inputs.
 //
-// Sparse: the codes of a group become, through a 16-entry table (vpermd), the positions of each row's two
-// kept inputs among the tile's 32; vpermw fetches those pairs from the one register that holds
-// the tile's inputs. So activations need no preparation beyond their order, and the positions, which do
-// not depend on the token, are shared by all tokens of a panel.
+// Sparse: the codes of a group become, through a 16-entry table (vpermd), the positions of each
+// row's two kept inputs among the tile's 32; vpermw fetches those pairs from the one register that
+// holds the tile's inputs. So activations need no preparation beyond their order, and the
+// positions, which do not depend on the token, are shared by all tokens of a panel.
 #include <immintrin.h>
 
 #include "driver.h"
@@ -14,12 +14,13 @@
 namespace twofour {
 namespace {
 
-constexpr Positions positions = make_positions(32, 16);  // one 16-bit index for each of vpermw's lanes
+// One 16-bit index for each of vpermw's lanes.
+constexpr Positions positions = make_positions(32, 16);
 
 struct Bf16Ops {
   using Activation = std::uint16_t;
-  // 2 row blocks x 8 tokens: 16 sums and 8 inputs of 32 registers. Six cycles of latency at two products a
-  // cycle need 12 sums; more tokens would push the inputs out of the registers.
+  // 2 row blocks x 8 tokens: 16 sums and 8 inputs of 32 registers. Six cycles of latency at two
+  // products a cycle need 12 sums; more tokens would push the inputs out of the registers.
   static constexpr std::size_t max_tokens = 8;
   static constexpr bool expands = true;
   static __m512bh pairs(__m512i v) { return reinterpret_cast<__m512bh>(v); }
@@ -40,7 +41,8 @@ struct Bf16Ops {
       } else {
         const std::byte* places[R];
         for (int r = 0; r < R; ++r) {
-          places[r] = S == Source::expanded ? part.expanded[r] + tile * expanded_tile_bytes : part.w[r] + offset;
+          places[r] = S == Source::expanded ? part.expanded[r] + tile * expanded_tile_bytes
+                                            : part.w[r] + offset;
         }
         sparse_tile<S, R, T>(part.w, offset, places, in, sum);
       }
@@ -71,7 +73,8 @@ struct Bf16Ops {
   static inline __attribute__((always_inline)) void sparse_tile(const std::byte* const* w,
                                                                 std::size_t offset,
                                                                 const std::byte* const* places,
-                                                                const Activation* in, __m512 (&sum)[R][T]) {
+                                                                const Activation* in,
+                                                                __m512 (&sum)[R][T]) {
     __m512i codes[R];
     if constexpr (S == Source::codes) {
       for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(places[r]);
@@ -97,8 +100,10 @@ struct Bf16Ops {
   }
 
   template <int R, int T>
-  static inline __attribute__((always_inline)) void dense_tile(const std::byte* const* w, std::size_t offset,
-                                                               const Activation* in, __m512 (&sum)[R][T]) {
+  static inline __attribute__((always_inline)) void dense_tile(const std::byte* const* w,
+                                                               std::size_t offset,
+                                                               const Activation* in,
+                                                               __m512 (&sum)[R][T]) {
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) {
       __m512i values[R];
@@ -139,7 +144,8 @@ struct Bf16Ops {
     for (__m512i& part : sum) part = _mm512_setzero_si512();
     for (std::size_t i = 0; i + 512 <= bytes; i += 512) {
       for (std::size_t j = 0; j < 8; ++j) {
-        _mm_prefetch(reinterpret_cast<const char*>(data + i + 64 * j + prefetch_bytes), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(data + i + 64 * j + prefetch_bytes),
+                     _MM_HINT_T0);
       }
       for (std::size_t j = 0; j < 8; ++j) {
         sum[j] = _mm512_xor_si512(sum[j], _mm512_loadu_si512(data + i + 64 * j));
@@ -150,7 +156,8 @@ struct Bf16Ops {
   }
 
   static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-zmm-vpermw-vdpbf16ps" : "dense-zmm-vdpbf16ps";
+    return layout == Layout::sparse24_bf16 ? "sparse24-zmm-vpermw-vdpbf16ps"
+                                           : "dense-zmm-vdpbf16ps";
   }
 };
 

@@ -63,8 +63,9 @@ const Kernels& choose() {
   if (forced && *forced) {
     Isa isa{};
     if (!isa_from_name(forced, &isa)) {
-      throw std::runtime_error("TWOFOUR_ISA=" + std::string(forced) +
-                               " is not an instruction set; this machine has: " + supported_names());
+      throw std::runtime_error(
+          "TWOFOUR_ISA=" + std::string(forced) +
+          " is not an instruction set; this machine has: " + supported_names());
     }
     return kernels_for(isa);
   }
@@ -102,8 +103,9 @@ bool supported(Isa isa) { return entries[static_cast<int>(isa)].table != nullptr
 
 const Kernels& kernels_for(Isa isa) {
   if (!supported(isa)) {
-    const char* why = entries[static_cast<int>(isa)].table ? "this machine lacks the instruction set "
-                                                           : "this build lacks the instruction set ";
+    const char* why = entries[static_cast<int>(isa)].table
+                          ? "this machine lacks the instruction set "
+                          : "this build lacks the instruction set ";
     throw std::runtime_error(why + std::string(isa_name(isa)) + "; it has: " + supported_names());
   }
   static const auto tables = [] {

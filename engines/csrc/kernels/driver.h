@@ -1,7 +1,8 @@
 // The loops around an instruction set's inner kernels, written once.
 //
-// `Ops` is a type of the including file's anonymous namespace, so that each file gets its own copy of
-// everything here (a shared copy would be compiled for whichever file the linker met first). It provides
+// `Ops` is a type of the including file's anonymous namespace, so that each file gets its own copy
+// of everything here (a shared copy would be compiled for whichever file the linker met first).
+// It provides
 //   Activation            element of prepared activations: std::uint16_t (bf16) or float
 //   max_tokens            most tokens of one panel
 //   expands               whether `expand` is worth calling when several panels share weights
@@ -9,8 +10,8 @@
 //   block<S, R, T>(part, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
 //                         acc[R][T][16] += W x; x is the panel's first tile
 //
-// Prepared activations are panels of up to max_tokens tokens; a panel is stored tile by tile, and in a
-// tile token by token: [panel][tile][token][32 inputs]. One micro-kernel call then reads
+// Prepared activations are panels of up to max_tokens tokens; a panel is stored tile by tile, and
+// in a tile token by token: [panel][tile][token][32 inputs]. One micro-kernel call then reads
 // consecutive memory whatever k is, with no two tokens a power of two apart.
 #pragma once
 
@@ -27,22 +28,23 @@ constexpr Layout layout_of(Source source) {
 }
 inline constexpr std::size_t expanded_tile_bytes = vector_bytes * tile_groups;
 
-// The weights of one inner call. `skip`: bytes between the end of a row block here and the same row of the
-// next call, so that prefetching looks past a row's end to what will be read.
+// The weights of one inner call. `skip`: bytes between the end of a row block here and the same row
+// of the next call, so that prefetching looks past a row's end to what will be read.
 template <int R>
 struct Part {
   const std::byte* w[R];         // each row block's first tile
   const std::byte* expanded[R];  // with Source::expanded
   std::size_t skip;
-  // When several panels share the weights: what to fetch for the next chunk, so many lines a tile. Each panel
-  // fetches its part of it, since a burst would only wait for memory.
+  // When several panels share the weights: what to fetch for the next chunk, so many lines a tile.
+  // Each panel fetches its part of it, since a burst would only wait for memory.
   const std::byte* next[R];
   std::size_t next_lines;
 };
 
 // Panels of nearly equal size: 16 tokens are 8 + 8, not 12 + 4.
 struct Panels {
-  std::size_t count, base, larger;  // the first `larger` panels hold base + 1 tokens, the others base
+  std::size_t count;
+  std::size_t base, larger;  // the first `larger` panels hold base + 1 tokens, the others base
   std::size_t first(std::size_t panel) const { return panel * base + smaller(panel, larger); }
   std::size_t size(std::size_t panel) const { return base + (panel < larger ? 1 : 0); }
   std::size_t of(std::size_t token) const {
@@ -58,12 +60,12 @@ struct Driver {
   using Block = void (*)(const Part<R>& part, const Activation* x, std::size_t tiles, float* acc);
   static constexpr std::size_t max_tokens = Ops::max_tokens;
   static constexpr std::size_t max_rows = 2;  // row blocks per inner kernel
-  // Tokens whose accumulators one pass over the weights keeps: the activations of a pass should stay in
-  // the second-level cache (half of 1 MiB, the smallest that AVX-512 server cores have).
+  // Tokens whose accumulators one pass over the weights keeps: the activations of a pass should
+  // stay in the second-level cache (half of 1 MiB, the smallest that AVX-512 server cores have).
   static constexpr std::size_t pass_tokens = 12 * max_tokens;
   static constexpr std::size_t pass_bytes = 2048 * 1024;
-  // Input tiles per inner call when several panels share the weights: 16 tiles of two row blocks are
-  // 18 KiB (sparse), which stay in the first-level cache while the panels pass.
+  // Input tiles per inner call when several panels share the weights: 16 tiles of two row blocks
+  // are 18 KiB (sparse), which stay in the first-level cache while the panels pass.
   static constexpr std::size_t chunk_tiles = 16;
 
   static Panels panels(std::size_t tokens) {
@@ -72,7 +74,8 @@ struct Driver {
   }
 
   // First element of (token, tile).
-  static std::size_t place(const Panels& p, std::size_t tiles, std::size_t token, std::size_t tile) {
+  static std::size_t place(const Panels& p, std::size_t tiles, std::size_t token,
+                           std::size_t tile) {
     const std::size_t panel = p.of(token), first = p.first(panel);
     return (first * tiles + tile * p.size(panel) + (token - first)) * tile_inputs;
   }
@@ -97,8 +100,8 @@ struct Driver {
   }
 
   template <class Source>
-  static void prepare(const Source* x, std::size_t stride, std::size_t tokens, std::size_t k, void* prepared,
-                      std::size_t begin, std::size_t end) {
+  static void prepare(const Source* x, std::size_t stride, std::size_t tokens, std::size_t k,
+                      void* prepared, std::size_t begin, std::size_t end) {
     const Panels p = panels(tokens);
     const std::size_t tiles = input_tiles(k);
     Activation* out = static_cast<Activation*>(prepared);
@@ -120,8 +123,8 @@ struct Driver {
   }
 
   // Writes 16 outputs of one token and row block; `values` may be changed.
-  static void write(const Output& y, const Panels& p, std::size_t n, std::size_t token, std::size_t block,
-                    float* values) {
+  static void write(const Output& y, const Panels& p, std::size_t n, std::size_t token,
+                    std::size_t block, float* values) {
     const std::size_t first = block * tile_rows;
     const std::size_t valid = smaller(tile_rows, n - first);
     if (y.bias) {
@@ -154,7 +157,6 @@ struct Driver {
     return table.entry[tokens - 1];
   }
 
-  // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
   // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
   template <Layout L, int R>
   static void multiply(const Part<R>& rows, const Activation* x, const Panels& p, std::size_t first,
@@ -226,23 +228,26 @@ struct Driver {
       last = pass_end(p, first, tiles);
       std::size_t block = begin;
       for (; block + 2 <= end; block += 2) {
-        const Part<2> rows{{w.data + block * bytes, w.data + (block + 1) * bytes}, {}, bytes, {}, 0};
-        pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
-          write(y, p, w.n, token, block, v);
-          write(y, p, w.n, token, block + 1, v + next);
-        });
+        const Part<2> rows{
+            {w.data + block * bytes, w.data + (block + 1) * bytes}, {}, bytes, {}, 0};
+        pass<L, 2>(rows, x, p, first, last, tiles, acc,
+                   [&](std::size_t token, float* v, std::size_t next) {
+                     write(y, p, w.n, token, block, v);
+                     write(y, p, w.n, token, block + 1, v + next);
+                   });
       }
       if (block < end) {
         const Part<1> rows{{w.data + block * bytes}, {}, 0, {}, 0};
-        pass<L, 1>(rows, x, p, first, last, tiles, acc,
-                   [&](std::size_t token, float* v, std::size_t) { write(y, p, w.n, token, block, v); });
+        pass<L, 1>(
+            rows, x, p, first, last, tiles, acc,
+            [&](std::size_t token, float* v, std::size_t) { write(y, p, w.n, token, block, v); });
       }
     }
   }
 
   template <Layout L>
-  static void gated_of(const Weights& gate, const Weights& up, const Activation* x, std::size_t tokens,
-                       const Output& y, std::size_t begin, std::size_t end) {
+  static void gated_of(const Weights& gate, const Weights& up, const Activation* x,
+                       std::size_t tokens, const Output& y, std::size_t begin, std::size_t end) {
     alignas(64) float acc[max_rows * pass_tokens * tile_rows];
     const Panels p = panels(tokens);
     const std::size_t tiles = input_tiles(gate.k), bytes = block_bytes(L, gate.k);
@@ -250,10 +255,11 @@ struct Driver {
       last = pass_end(p, first, tiles);
       for (std::size_t block = begin; block < end; ++block) {
         const Part<2> rows{{gate.data + block * bytes, up.data + block * bytes}, {}, 0, {}, 0};
-        pass<L, 2>(rows, x, p, first, last, tiles, acc, [&](std::size_t token, float* v, std::size_t next) {
-          for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
-          write(y, p, gate.n, token, block, v);
-        });
+        pass<L, 2>(rows, x, p, first, last, tiles, acc,
+                   [&](std::size_t token, float* v, std::size_t next) {
+                     for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
+                     write(y, p, gate.n, token, block, v);
+                   });
       }
     }
   }
@@ -268,8 +274,8 @@ struct Driver {
     }
   }
 
-  static void gated(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
-                    const Output& y, std::size_t begin, std::size_t end) {
+  static void gated(const Weights& gate, const Weights& up, const void* prepared,
+                    std::size_t tokens, const Output& y, std::size_t begin, std::size_t end) {
     const Activation* x = static_cast<const Activation*>(prepared);
     if (gate.layout == Layout::sparse24_bf16) {
       gated_of<Layout::sparse24_bf16>(gate, up, x, tokens, y, begin, end);
@@ -304,15 +310,15 @@ struct Driver {
       for (std::size_t i = 0; i < count; ++i) {
         const std::size_t token = which[i], tile_stride = p.size(p.of(token)) * tile_inputs;
         const Activation* x = static_cast<const Activation*>(prepared) + place(p, tiles, token, 0);
-        y[token * stride + row] += Ops::patch_row(patch.group + from, patch.delta + 4 * std::size_t{from},
-                                                  length, x, tile_stride);
+        y[token * stride + row] += Ops::patch_row(
+            patch.group + from, patch.delta + 4 * std::size_t{from}, length, x, tile_stride);
       }
     }
   }
 
   static Kernels table(Isa isa, const char* name) {
-    return {isa,      name,  prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated,
-            silu_mul, patch_add, Ops::read,  Ops::kernel_name};
+    return {isa,   name,     prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear,
+            gated, silu_mul, patch_add,      Ops::read,      Ops::kernel_name};
   }
 
  private:

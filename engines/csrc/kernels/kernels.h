@@ -4,12 +4,13 @@
 // Activations are rounded to bf16 (nearest even) on entry, on every instruction set.
 //
 // A product has two steps. `prepare` brings activations into the order that the instruction set's
-// kernels read; then `linear` (or `gated`) multiplies a range of row blocks. Both are *range* forms: they
-// do their share and return, so that a caller may run them inside its own OpenMP parallel region, with
-// a barrier between the two. team.h has the forms that open the region themselves.
+// kernels read; then `linear` (or `gated`) multiplies a range of row blocks. Both are *range*
+// forms: they do their share and return, so that a caller may run them inside its own OpenMP
+// parallel region, with a barrier between the two. team.h has the forms that open the region
+// themselves.
 //
-// Reduction order: each output is one chain of fp32 additions in rising order of inputs, whatever the
-// number of tokens, the row range, the blocking or the thread. So every kernel of one table is
+// Reduction order: each output is one chain of fp32 additions in rising order of inputs, whatever
+// the number of tokens, the row range, the blocking or the thread. So every kernel of one table is
 // invariant: same weights and same activations give the same bits, batch mates or not.
 #pragma once
 
@@ -66,11 +67,12 @@ struct Kernels {
 
   // Bytes of prepared activations for `tokens` rows of k inputs; align the buffer to 64.
   std::size_t (*prepared_bytes)(std::size_t tokens, std::size_t k);
-  // Prepares tokens [begin, end) of `tokens`; x is the whole batch, `stride` elements between tokens.
-  void (*prepare_f32)(const float* x, std::size_t stride, std::size_t tokens, std::size_t k, void* prepared,
-                      std::size_t begin, std::size_t end);
-  void (*prepare_bf16)(const std::uint16_t* x, std::size_t stride, std::size_t tokens, std::size_t k,
-                       void* prepared, std::size_t begin, std::size_t end);
+  // Prepares tokens [begin, end) of `tokens`; x is the whole batch, `stride` elements between
+  // tokens.
+  void (*prepare_f32)(const float* x, std::size_t stride, std::size_t tokens, std::size_t k,
+                      void* prepared, std::size_t begin, std::size_t end);
+  void (*prepare_bf16)(const std::uint16_t* x, std::size_t stride, std::size_t tokens,
+                       std::size_t k, void* prepared, std::size_t begin, std::size_t end);
 
   // Row blocks [begin, end) of row_blocks(w.n). Either layout.
   void (*linear)(const Weights& w, const void* prepared, std::size_t tokens, const Output& y,
@@ -78,24 +80,27 @@ struct Kernels {
   // silu(gate x) * (up x): both of one shape and layout. `y.bias` is not used.
   void (*gated)(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
                 const Output& y, std::size_t begin, std::size_t end);
-  // y = silu(gate) * up over tokens x n floats, row blocks [begin, end): for callers that must change
-  // gate or up (patches) before the product. gate and up have `stride` elements between tokens.
-  void (*silu_mul)(const float* gate, const float* up, std::size_t stride, std::size_t n, std::size_t tokens,
-                   const Output& y, std::size_t begin, std::size_t end);
+  // y = silu(gate) * up over tokens x n floats, row blocks [begin, end): for callers that must
+  // change gate or up (patches) before the product. gate and up have `stride` elements between
+  // tokens.
+  void (*silu_mul)(const float* gate, const float* up, std::size_t stride, std::size_t n,
+                   std::size_t tokens, const Output& y, std::size_t begin, std::size_t end);
   // y[t] += patch product, for the `count` tokens listed in `which`, outputs of row blocks
   // [begin, end). `prepared` and `tokens` are those of the whole batch.
-  void (*patch_add)(const Patch& patch, const void* prepared, std::size_t tokens, const std::uint32_t* which,
-                    std::size_t count, float* y, std::size_t stride, std::size_t begin, std::size_t end);
-  // Reads `bytes` (a multiple of 64) with vector loads; the return value only keeps the loads alive.
+  void (*patch_add)(const Patch& patch, const void* prepared, std::size_t tokens,
+                    const std::uint32_t* which, std::size_t count, float* y, std::size_t stride,
+                    std::size_t begin, std::size_t end);
+  // Reads `bytes` (a multiple of 64) with vector loads; the return value only keeps the loads
+  // alive.
   std::uint64_t (*read)(const std::byte* data, std::size_t bytes);
   // Which kernel `linear` runs for a batch of this size, for reports.
   const char* (*kernel_name)(Layout layout, std::size_t tokens);
 };
 
 // Dispatch. The active table is chosen once: TWOFOUR_ISA if set, else the best that the CPU has.
-bool supported(Isa isa);                // compiled in, and the CPU and the OS have it
-const Kernels& kernels_for(Isa isa);    // throws std::runtime_error unless supported
-const Kernels& active_kernels();        // throws std::runtime_error for a bad TWOFOUR_ISA
+bool supported(Isa isa);              // compiled in, and the CPU and the OS have it
+const Kernels& kernels_for(Isa isa);  // throws std::runtime_error unless supported
+const Kernels& active_kernels();      // throws std::runtime_error for a bad TWOFOUR_ISA
 const char* isa_name(Isa isa);
 bool isa_from_name(const char* name, Isa* isa);
 

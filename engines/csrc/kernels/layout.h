@@ -1,7 +1,8 @@
 // The two weight layouts, as numbers. docs/kernels.md has the picture.
 //
-// Both cut a weight matrix (n rows = outputs, k columns = inputs) into tiles of 16 rows x 32 inputs, stored
-// row block by row block and, inside one, by rising input. Rows and inputs beyond n and k are zero.
+// Both cut a weight matrix (n rows = outputs, k columns = inputs) into tiles of 16 rows x 32
+// inputs, stored row block by row block and, inside one, by rising input. Rows and inputs beyond n
+// and k are zero.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +31,9 @@ inline constexpr std::uint8_t pattern_pairs[pattern_count][2] = {{0, 1}, {0, 2},
 
 // `static`: see numeric.h.
 static constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
-static constexpr std::size_t input_tiles(std::size_t k) { return (k + tile_inputs - 1) / tile_inputs; }
+static constexpr std::size_t input_tiles(std::size_t k) {
+  return (k + tile_inputs - 1) / tile_inputs;
+}
 static constexpr std::size_t tile_bytes(Layout layout) {
   return layout == Layout::sparse24_bf16 ? sparse_tile_bytes : dense_tile_bytes;
 }

@@ -23,7 +23,8 @@ unsigned code_at(const std::byte* packed, const GroupPlace& place) {
   return (std::to_integer<unsigned>(packed[place.code_byte]) >> place.code_shift) & 15u;
 }
 
-void clear_blocks(Layout layout, std::size_t k, std::byte* packed, std::size_t begin, std::size_t end) {
+void clear_blocks(Layout layout, std::size_t k, std::byte* packed, std::size_t begin,
+                  std::size_t end) {
   const std::size_t bytes = block_bytes(layout, k);
   std::memset(packed + begin * bytes, 0, (end - begin) * bytes);
 }
@@ -34,8 +35,9 @@ bool all_zero(const std::byte* at, std::size_t bytes) {
 
 }  // namespace
 
-bool pack_sparse(const std::uint16_t* dense, std::size_t stride, const std::uint8_t* codes, std::size_t n,
-                 std::size_t k, std::byte* packed, std::size_t begin, std::size_t end) {
+bool pack_sparse(const std::uint16_t* dense, std::size_t stride, const std::uint8_t* codes,
+                 std::size_t n, std::size_t k, std::byte* packed, std::size_t begin,
+                 std::size_t end) {
   clear_blocks(Layout::sparse24_bf16, k, packed, begin, end);
   const std::size_t groups = k / 4;
   unsigned bad = 0;
@@ -128,7 +130,9 @@ Finding check(const Weights& w, std::size_t begin, std::size_t end) {
                     (nibbles >> (4 * group)) & 15u};
           }
           const std::size_t groups = lane < rows ? inputs / 4 : 0;
-          if (groups < tile_groups && (nibbles >> (4 * groups)) != 0) return {Fault::padding, 0, 0, 0};
+          if (groups < tile_groups && (nibbles >> (4 * groups)) != 0) {
+            return {Fault::padding, 0, 0, 0};
+          }
         }
       }
       const std::size_t first = sparse ? 1 : 0;
@@ -158,7 +162,8 @@ bool patch_fits(const Patch& patch, const std::byte* packed, bool revert, std::s
 }
 
 // A position that both masks keep has delta 0 and takes its value from the packed weights.
-void patch_apply(const Patch& patch, std::byte* packed, bool revert, std::size_t begin, std::size_t end) {
+void patch_apply(const Patch& patch, std::byte* packed, bool revert, std::size_t begin,
+                 std::size_t end) {
   for (std::size_t row = begin * tile_rows; row < std::min(end * tile_rows, patch.n); ++row) {
     for (std::uint32_t i = patch.row_start[row]; i < patch.row_start[row + 1]; ++i) {
       const unsigned base = patch.codes[i] & 15u, changed = patch.codes[i] >> 4;

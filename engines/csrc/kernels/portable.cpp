@@ -61,8 +61,11 @@ struct PortableOps {
                          const Activation* x, std::size_t tile_stride) {
     float sum = 0.0f;
     for (std::size_t i = 0; i < length; ++i) {
-      const Activation* in = x + (group[i] / tile_groups) * tile_stride + 4 * (group[i] % tile_groups);
-      for (std::size_t j = 0; j < 4; ++j) sum += bf16_to_float(delta[4 * i + j]) * bf16_to_float(in[j]);
+      const Activation* in =
+          x + (group[i] / tile_groups) * tile_stride + 4 * (group[i] % tile_groups);
+      for (std::size_t j = 0; j < 4; ++j) {
+        sum += bf16_to_float(delta[4 * i + j]) * bf16_to_float(in[j]);
+      }
     }
     return sum;
   }

@@ -6,8 +6,9 @@
 namespace twofour {
 namespace {
 
-// entry[group][code] = place of the first kept input | place of the second << shift, where places count
-// within the register of `inputs` inputs that holds the group. Codes 6-15 (refused by `check`) give 0.
+// entry[group][code] = place of the first kept input | place of the second << shift, where places
+// count within the register of `inputs` inputs that holds the group. Codes 6-15 (refused by
+// `check`) give 0.
 struct alignas(64) Positions {
   std::uint32_t entry[tile_groups][16];
 };

@@ -6,11 +6,12 @@
 namespace twofour {
 namespace {
 
-// Covers memory's latency at the bandwidth of one core; measured best of 1 to 16 KiB for two rows at a time.
+// Covers memory's latency at the bandwidth of one core; measured best of 1 to 16 KiB for two rows
+// at a time.
 constexpr std::size_t prefetch_bytes = 8192;
 
-// A share of the next chunk or, for a lone panel, what the R rows will read `prefetch_bytes` later (at the end
-// of a row: in the next ones).
+// A share of the next chunk or, for a lone panel, what the R rows will read `prefetch_bytes` later
+// (at the end of a row: in the next ones).
 template <Layout L, int R>
 inline __attribute__((always_inline)) void prefetch_tile(const Part<R>& part, std::size_t tile,
                                                          std::size_t tiles) {

@@ -1,5 +1,5 @@
-// One function per instruction set's file. Only those that were compiled in may be called, and only on a
-// CPU that has the instruction set; dispatch.cpp sees to both.
+// One function per instruction set's file. Only those that were compiled in may be called, and only
+// on a CPU that has the instruction set; dispatch.cpp sees to both.
 #pragma once
 
 #include "kernels.h"

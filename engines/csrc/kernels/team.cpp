@@ -31,8 +31,8 @@ void* workspace(std::size_t bytes) {
 
 void prepare(const Kernels& kernels, const Input& x, std::size_t k, void* to, Range tokens) {
   if (x.is_bf16) {
-    kernels.prepare_bf16(static_cast<const std::uint16_t*>(x.data), x.stride, x.tokens, k, to, tokens.begin,
-                         tokens.end);
+    kernels.prepare_bf16(static_cast<const std::uint16_t*>(x.data), x.stride, x.tokens, k, to,
+                         tokens.begin, tokens.end);
   } else {
     kernels.prepare_f32(static_cast<const float*>(x.data), x.stride, x.tokens, k, to, tokens.begin,
                         tokens.end);
@@ -46,8 +46,8 @@ Range thread_share(std::size_t blocks) {
 
 // Prepares, waits for all, then runs `body(prepared, row blocks of this thread)`.
 template <class Body>
-void with_prepared(const Kernels& kernels, const Input& x, std::size_t n, std::size_t k, int threads,
-                   Body body) {
+void with_prepared(const Kernels& kernels, const Input& x, std::size_t n, std::size_t k,
+                   int threads, Body body) {
   void* prepared = workspace(kernels.prepared_bytes(x.tokens, k));
 #pragma omp parallel num_threads(team_size(threads))
   {
@@ -69,7 +69,8 @@ void over_blocks(std::size_t n, int threads, Body body) {
 
 }  // namespace
 
-void linear_team(const Kernels& kernels, const Weights& w, const Input& x, const Output& y, int threads) {
+void linear_team(const Kernels& kernels, const Weights& w, const Input& x, const Output& y,
+                 int threads) {
   with_prepared(kernels, x, w.n, w.k, threads, [&](const void* prepared, Range rows) {
     kernels.linear(w, prepared, x.tokens, y, rows.begin, rows.end);
   });
@@ -82,14 +83,16 @@ void gated_team(const Kernels& kernels, const Weights& gate, const Weights& up, 
   });
 }
 
-void patch_add_team(const Kernels& kernels, const Patch& patch, const Input& x, const std::uint32_t* which,
-                    std::size_t count, float* y, std::size_t stride, int threads) {
+void patch_add_team(const Kernels& kernels, const Patch& patch, const Input& x,
+                    const std::uint32_t* which, std::size_t count, float* y, std::size_t stride,
+                    int threads) {
   with_prepared(kernels, x, patch.n, patch.k, threads, [&](const void* prepared, Range rows) {
     kernels.patch_add(patch, prepared, x.tokens, which, count, y, stride, rows.begin, rows.end);
   });
 }
 
-std::uint64_t read_team(const Kernels& kernels, const std::byte* data, std::size_t bytes, int threads) {
+std::uint64_t read_team(const Kernels& kernels, const std::byte* data, std::size_t bytes,
+                        int threads) {
   std::uint64_t sum = 0;
   const std::size_t lines = bytes / 4096;
 #pragma omp parallel num_threads(team_size(threads)) reduction(^ : sum)
@@ -106,19 +109,23 @@ bool pack_sparse_team(const std::uint16_t* dense, std::size_t stride, const std:
 #pragma omp parallel num_threads(team_size(threads)) reduction(&& : good)
   {
     const Range rows = thread_share(row_blocks(n));
-    if (rows.begin < rows.end) good = pack_sparse(dense, stride, codes, n, k, packed, rows.begin, rows.end);
+    if (rows.begin < rows.end) {
+      good = pack_sparse(dense, stride, codes, n, k, packed, rows.begin, rows.end);
+    }
   }
   return good;
 }
 
 void pack_dense_team(const std::uint16_t* dense, std::size_t stride, std::size_t n, std::size_t k,
                      std::byte* packed, int threads) {
-  over_blocks(n, threads, [&](Range r) { pack_dense(dense, stride, n, k, packed, r.begin, r.end); });
+  over_blocks(n, threads,
+              [&](Range r) { pack_dense(dense, stride, n, k, packed, r.begin, r.end); });
 }
 
-void unpack_team(const Weights& packed, std::uint16_t* dense, std::size_t stride, std::uint8_t* codes,
-                 int threads) {
-  over_blocks(packed.n, threads, [&](Range r) { unpack(packed, dense, stride, codes, r.begin, r.end); });
+void unpack_team(const Weights& packed, std::uint16_t* dense, std::size_t stride,
+                 std::uint8_t* codes, int threads) {
+  over_blocks(packed.n, threads,
+              [&](Range r) { unpack(packed, dense, stride, codes, r.begin, r.end); });
 }
 
 Finding check_team(const Weights& packed, int threads) {
