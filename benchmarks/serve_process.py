@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -195,13 +194,11 @@ class Server:
         return psutil.Process(self._process.pid)
 
     def _get(self, path: str) -> bytes:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(self.url + path, timeout=10) as response:
-                body: bytes = response.read()
-                return body
-        except (urllib.error.URLError, OSError) as error:
+            answer = httpx.get(self.url + path, timeout=10, trust_env=False).raise_for_status()
+        except httpx.HTTPError as error:
             raise ServerError(f"the {self.arm} server does not answer {path}: {error}") from error
+        return answer.content
 
     def _stop(self) -> None:
         if self._process is None or self._process.poll() is not None:

@@ -6,7 +6,6 @@ out of wheels. The wheels are unpacked, never installed: their own dependencies 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
 
 
 class FetchError(ValueError):
@@ -43,11 +45,10 @@ class PackagedFile:
 
 
 def cache_root() -> Path:
-    """`$TWOFOUR_CACHE`, else `twofour` below `$XDG_CACHE_HOME` or `~/.cache`."""
+    """`$TWOFOUR_CACHE`, else `twofour` in the cache folder of the user (`~/.cache` on Linux)."""
     if configured := os.environ.get("TWOFOUR_CACHE"):
         return Path(configured).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "twofour"
+    return user_cache_path("twofour", appauthor=False)
 
 
 @contextmanager
@@ -60,8 +61,7 @@ def exclusive(name: str) -> Iterator[Path]:
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     scratch = root / f"{name}.partial"
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / f"{name}.lock"):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:

@@ -6,14 +6,13 @@ Each gives a `Subject`: log-probabilities of a text's tokens, and the labels of 
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 
 class ServerError(ValueError):
@@ -148,7 +147,10 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
             runner.run(engine.close())
 
 
-def server_subject(url: str, model: str | None, mask: str | None, api_key: str | None) -> Subject:
+@contextmanager
+def server_subject(
+    url: str, model: str | None, mask: str | None, api_key: str | None
+) -> Iterator[Subject]:
     """A running server: twofour's, or vLLM's.
 
     Args:
@@ -160,7 +162,11 @@ def server_subject(url: str, model: str | None, mask: str | None, api_key: str |
     Raises:
         ServerError: it cannot be reached, or lacks what this needs.
     """
-    server = _Server(url.rstrip("/").removesuffix("/v1"), api_key)
+    with _connect(url, api_key) as client:
+        yield _subject_of(_Server(client), url, model, mask)
+
+
+def _subject_of(server: _Server, url: str, model: str | None, mask: str | None) -> Subject:
     try:
         listed = server.get("/v1/models")["data"]
         name = model or listed[0]["id"]
@@ -214,26 +220,33 @@ def _complete(scores: list[TokenScore], tokens: int) -> list[TokenScore]:
     return scores
 
 
+def _connect(url: str, api_key: str | None) -> httpx.Client:
+    # Checked here, because the library's own message would show the key.
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise ServerError("the API key holds a line break, or another character that no key has")
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    root = url.rstrip("/").removesuffix("/v1")
+    try:
+        return httpx.Client(base_url=root, headers=headers, timeout=600, follow_redirects=True)
+    except httpx.InvalidURL as error:
+        raise ServerError(f"{url} is not an address: {error}") from None
+
+
 class _Server:
-    def __init__(self, root: str, api_key: str | None) -> None:
-        self._root = root
-        self._headers = {"content-type": "application/json"}
-        if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key}"
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def get(self, path: str) -> Any:
-        return self._send(urllib.request.Request(self._root + path, headers=self._headers))
+        return self._send(self._client.build_request("GET", path))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        return self._send(urllib.request.Request(self._root + path, data, headers=self._headers))
+        return self._send(self._client.build_request("POST", path, json=body))
 
-    def _send(self, request: urllib.request.Request) -> Any:
+    def _send(self, request: httpx.Request) -> Any:
         try:
-            with urllib.request.urlopen(request, timeout=600) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            detail = error.read(500).decode(errors="replace")
-            raise ServerError(f"{request.full_url} answered {error.code}: {detail}") from None
-        except (OSError, ValueError) as error:
-            raise ServerError(f"{request.full_url}: {error}") from None
+            response = self._client.send(request)
+            if response.is_success:
+                return response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ServerError(f"{request.url}: {error}") from None
+        raise ServerError(f"{request.url} answered {response.status_code}: {response.text[:500]}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from loadtests.calibration import fake_server, free_port
@@ -46,9 +45,9 @@ def faulty() -> Iterator[str]:
 def _wait(host: str) -> None:
     for _ in range(600):
         try:
-            urllib.request.urlopen(f"{host}/v1/models", timeout=5).close()
+            httpx.get(f"{host}/v1/models", timeout=5)
             return
-        except (urllib.error.URLError, OSError):
+        except httpx.TransportError:
             time.sleep(0.05)
     raise TimeoutError(host)
 

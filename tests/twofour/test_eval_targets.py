@@ -39,7 +39,7 @@ def evaluate(folder: Path, *arguments: str) -> dict[str, object]:
     return values
 
 
-def test_model_engine_and_server_agree(folder: Path) -> None:
+def test_model_engine_and_server_agree(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_torch = evaluate(
         folder,
         *("--model", str(folder / "model"), "--dtype", "fp32"),
@@ -47,12 +47,16 @@ def test_model_engine_and_server_agree(folder: Path) -> None:
     )
     engine = evaluate(folder, str(folder / "engine"), "--mask", "french")
     command = [sys.executable, "-m", "twofour.cli", "serve", str(folder / "engine"), "--port", "0"]
-    server = start_process(command)
+    server = start_process([*command, "--api-key", "key"])
+    monkeypatch.setenv("TWOFOUR_EVAL_API_KEY", "key")
     try:
         served = evaluate(folder, server.url + "/v1", "--mask", "french")
         default = evaluate(folder, server.url)
+        refused = ["eval", server.url, "--data", str(folder / "text.txt"), "--api-key", "wrong"]
+        answer = CliRunner().invoke(app, refused)
     finally:
         server.stop()
+    assert "/v1/models answered 401" in str(answer.exception)
     assert in_torch["bos"] is engine["bos"] is served["bos"] is True
     assert in_torch["tokens"] == engine["tokens"] == served["tokens"]
     for other in (engine, served):
@@ -68,6 +72,8 @@ def test_model_engine_and_server_agree(folder: Path) -> None:
         ([], "give --model, an engine directory, or"),
         (["/no/such/engine"], "engine"),
         (["http://127.0.0.1:9"], "127.0.0.1:9/v1/models"),
+        (["http://[::1"], "http://[::1 is not an address"),
+        (["http://127.0.0.1:9", "--api-key", "sec\nret"], "the API key holds a line break"),
         (["ENGINE", "--mask", "german"], "no mask 'german'; it has: general, french"),
         (["ENGINE", "--model", "x"], "leave --model out"),
     ],

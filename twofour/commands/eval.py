@@ -175,7 +175,7 @@ def _open(
             raise ValueError("give --model, an engine directory, or a server's URL")
         return nullcontext(torch_subject(model, Path(mask) if mask else None, parent, dtype))
     if target.startswith(("http://", "https://")):
-        return nullcontext(server_subject(target, model, mask, api_key))
+        return server_subject(target, model, mask, api_key)
     if model is not None:
         raise ValueError("an engine directory holds its model: leave --model out")
     return engine_subject(Path(target), mask)
