@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,12 @@ import numpy.typing as npt
 
 from engines.errors import EngineDirectoryError
 from engines.tensorfile import TensorFile, TensorSpec
+from maskgen.format.model_directory import (
+    CONFIG_FILE,
+    ModelDirectoryError,
+    read_json,
+    stored_tensors,
+)
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -26,13 +31,13 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        if not directory.is_dir():
-            raise EngineDirectoryError(f"{directory} is no model directory")
-        self.config = _read_object(directory / "config.json")
-        self._files: dict[str, TensorFile] = {}
-        for path in _weight_files(directory):
-            file = TensorFile(path)
-            self._files |= dict.fromkeys(file, file)
+        try:
+            stored = stored_tensors(directory)
+            self.config = read_json(directory / CONFIG_FILE)
+        except ModelDirectoryError as error:
+            raise EngineDirectoryError(str(error)) from None
+        files = {path: TensorFile(path) for path in {tensor.file for tensor in stored.values()}}
+        self._files = {name: files[tensor.file] for name, tensor in stored.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -74,33 +79,3 @@ class Checkpoint:
             return self._files[name]
         except KeyError:
             raise EngineDirectoryError(f"{self.directory} holds no tensor {name!r}") from None
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = _read_object(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise EngineDirectoryError(f"{index} has no weight_map")
-        names = sorted({str(shard) for shard in shards.values()})
-        if any("/" in name or name.startswith("..") for name in names):
-            raise EngineDirectoryError(f"{index} names a file outside the model directory")
-        return [directory / name for name in names]
-    single = directory / "model.safetensors"
-    if not single.is_file():
-        raise EngineDirectoryError(
-            f"{directory} has neither model.safetensors nor model.safetensors.index.json"
-        )
-    return [single]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise EngineDirectoryError(f"{path} is missing")
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineDirectoryError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise EngineDirectoryError(f"{path} holds {type(value).__name__}, expected an object")
-    return value

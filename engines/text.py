@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from engines.errors import EngineDirectoryError, InvalidRequestError
+from maskgen.format.model_directory import ModelDirectoryError, end_token_ids
 
 TEXT_FILES = (
     "tokenizer.json",
@@ -106,15 +107,10 @@ class TextCodec:
         return found
 
     def _find_eos(self, directory: Path) -> tuple[int, ...]:
-        """generation_config.json wins over config.json, which wins over the tokenizer."""
-        for name in ("generation_config.json", "config.json"):
-            value = _read_json(directory / name).get("eos_token_id")
-            if isinstance(value, int):
-                return (value,)
-            if isinstance(value, list) and value:
-                return tuple(int(v) for v in value)
-        eos = self._token_id(self._special["eos_token"])
-        return () if eos is None else (eos,)
+        try:
+            return end_token_ids(directory, self._token_id(self._special["eos_token"]))
+        except ModelDirectoryError as error:
+            raise EngineDirectoryError(str(error)) from None
 
     def _compile_template(self, directory: Path, config: dict[str, Any]) -> jinja2.Template | None:
         path = directory / "chat_template.jinja"

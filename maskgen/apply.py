@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from maskgen.container import ContainerError, TensorEntry, read_header
-from maskgen.digests import base_digest, weight_files
+from maskgen.digests import base_digest
+from maskgen.format.model_directory import weight_files
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.patterns import keep_from_codes
 

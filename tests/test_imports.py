@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("maskgen", "engines", "serving", "loadtests", "benchmarks", "twofour")
 ALLOWED = {
     "maskgen": {"maskgen"},
-    "engines": {"engines", "maskgen.maskfile", "maskgen.patterns"},
+    "engines": {"engines", "maskgen.format", "maskgen.maskfile", "maskgen.patterns"},
     "serving": {"serving", "engines"},
     "loadtests": {"loadtests"},
     "benchmarks": set(OURS),
@@ -52,7 +52,7 @@ def test_imports_point_one_way(folder: str) -> None:
         "import serving.app",
         "import twofour.cli",
         "import engines.base, engines.registry, engines.cpu.engine",
-        "import maskgen.maskfile, maskgen.patterns",
+        "import maskgen.maskfile, maskgen.patterns, maskgen.format.model_directory",
     ],
 )
 def test_the_core_imports_neither_torch_nor_transformers(statement: str) -> None:

@@ -21,6 +21,7 @@ from engines.layout import Layout, PackedWeights, unpack
 from engines.manifest import read_manifest
 from engines.registry import open_engine
 from engines.tensorfile import TensorFile, TensorSpec, TensorWriter
+from engines.text import TextCodec
 from maskgen.maskfile import read_mask
 from maskgen.patterns import keep_from_codes
 from tests.tiny_model import make_tiny_llama
@@ -241,3 +242,16 @@ def test_a_model_without_a_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
     (model / "tokenizer.json").unlink()
     with pytest.raises(EngineError, match="tokenizer"):
         build(BuildRequest(model, "t", {}, tmp_path / "out"))
+
+
+def test_the_end_tokens_of_configuration_and_tokenizer_both_count(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    # As of a base model that was tuned for chat: the tokenizer alone names the end of a turn.
+    (model / "generation_config.json").write_text('{"eos_token_id": 0}')
+    codec = TextCodec(model)
+    assert codec.eos_token_ids == (0, codec.tokenizer.token_to_id("<|im_end|>"))
+    (model / "generation_config.json").write_text('{"eos_token_id": "<|im_end|>"}')
+    with pytest.raises(EngineDirectoryError, match="eos_token_id"):
+        TextCodec(model)

@@ -14,6 +14,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.maskfile import (
     Mask,
     MaskFileError,
@@ -354,14 +355,14 @@ def test_base_digest_is_the_documented_one_however_the_model_is_sharded(tmp_path
     with pytest.raises(ValueError, match="outside its own directory"):
         base_digest(sharded)
     index.write_text("[]")
-    with pytest.raises(ValueError, match="not an index"):
+    with pytest.raises(ValueError, match="holds list"):
         base_digest(sharded)
 
 
 def test_base_digest_of_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no model directory"):
+    with pytest.raises(ModelDirectoryError, match="no model directory"):
         base_digest(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+    with pytest.raises(ModelDirectoryError, match=r"neither model\.safetensors"):
         base_digest(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights at all")
     with pytest.raises(ValueError, match="is not a safetensors file"):

@@ -12,6 +12,7 @@ from torch import nn
 from maskgen.apply import apply_mask
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
+from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.hf import apply_to_module, load_model, load_tokenizer
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.patterns import keep_from_codes, project
@@ -221,7 +222,7 @@ def test_too_little_or_wrong_input_is_refused(model_dir: Path, tmp_path: Path) -
     for texts, settings, error, message in cases:
         with pytest.raises(error, match=message):
             prune(model_dir, texts, PruneSettings(**settings))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ModelDirectoryError):
         prune(tmp_path / "missing", TEXT, PruneSettings("wanda"))
     assert list(tmp_path.iterdir()) == []
 
