@@ -15,8 +15,8 @@ import typer
 from twofour.commands.bench_mask_mix import mask_mix
 
 if TYPE_CHECKING:
-    from benchmarks.engine import Plan
-    from benchmarks.mask_mix_plan import MixPlan
+    from benchmarks.engine.mix_plan import MixPlan
+    from benchmarks.engine.speed import Plan
 
 _Option = typer.Option
 
@@ -87,8 +87,8 @@ def engine(
     ] = False,
 ) -> None:
     """Measure the arms of the CPU engine in turns, and write docs/results/bench-engine.json."""
-    from benchmarks import engine_arms
-    from benchmarks.engine import Plan
+    from benchmarks.engine import arms as engine_arms
+    from benchmarks.engine.speed import Plan
     from maskgen.models import resolve_model
     from twofour.commands.bench_serve import _engines
 
@@ -140,7 +140,7 @@ def _print(path: Path, as_json: bool) -> None:
 
 
 def _mix_plan(plan: Plan, counts: str, changed: str) -> MixPlan:
-    from benchmarks.mask_mix_plan import MixPlan
+    from benchmarks.engine.mix_plan import MixPlan
 
     if len(plan.lengths) > 1 or len(plan.concurrencies) > 1:
         raise ValueError("--masks takes one pair of --lengths and one --concurrency")
@@ -163,8 +163,8 @@ def _mix_plan(plan: Plan, counts: str, changed: str) -> MixPlan:
 
 def _measure(arms: dict[str, list[str]], plan: Plan, result: str, keep: bool) -> Path:
     """Measure, writing the result file after every cell."""
-    from benchmarks import engine as bench
-    from benchmarks.result_file import RESULTS, write_result
+    from benchmarks.common.result_file import RESULTS, write_result
+    from benchmarks.engine import speed as bench
 
     path = RESULTS / f"{result}.json"
     old: dict[str, Any] = {"rows": [], "command": ""}
@@ -192,9 +192,9 @@ def _measure(arms: dict[str, list[str]], plan: Plan, result: str, keep: bool) ->
 
 
 def _split(dense: Path, sparse: Path, plan: Plan) -> Path:
-    from benchmarks.engine_split import split_of
-    from benchmarks.machine import OtherCpu
-    from benchmarks.result_file import write_result
+    from benchmarks.common.machine import OtherCpu
+    from benchmarks.common.result_file import write_result
+    from benchmarks.engine.split import split_of
 
     rows = []
     with OtherCpu() as other:

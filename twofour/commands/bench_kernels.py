@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.kernels import Row
+    from benchmarks.kernels.measure import Row
 
 _Option = typer.Option
 
@@ -42,10 +42,10 @@ def kernels(
     import psutil
     from rich.console import Console
 
-    from benchmarks import kernels as bench
-    from benchmarks import kernels_report as report
-    from benchmarks.machine import OtherCpu
-    from benchmarks.result_file import RESULTS, write_result
+    from benchmarks.common.machine import OtherCpu
+    from benchmarks.common.result_file import RESULTS, write_result
+    from benchmarks.kernels import measure as bench
+    from benchmarks.kernels import report
     from engines.kernels import supported_isas
 
     console = Console(stderr=json_)
@@ -92,7 +92,7 @@ def kernels(
 
 
 def _merged(path: Path, rows: list[Row]) -> list[Row]:
-    from benchmarks.kernels import Row as KernelRow
+    from benchmarks.kernels.measure import Row as KernelRow
 
     if not path.exists():
         return rows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.mask_mix_plan import MixPlan
+    from benchmarks.engine.mix_plan import MixPlan
 
 
 def mask_mix(
@@ -26,9 +26,9 @@ def mask_mix(
     Raises:
         ValueError: neither `sparse`, nor `model` and a mask; or the directory does not serve.
     """
-    from benchmarks.machine import OtherCpu
-    from benchmarks.mask_mix import Bench, crossovers, measured_rules
-    from benchmarks.result_file import write_result
+    from benchmarks.common.machine import OtherCpu
+    from benchmarks.common.result_file import write_result
+    from benchmarks.engine.mix import Bench, crossovers, measured_rules
 
     with (
         tempfile.TemporaryDirectory(prefix="twofour-masks-") as folder,

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from benchmarks.mask_workbench import Workbench
-    from benchmarks.masks import Domain, Texts
+    from benchmarks.masks.league import Domain, Texts
+    from benchmarks.masks.workbench import Workbench
 
 _Option = typer.Option
 
@@ -70,13 +70,13 @@ def masks(
     ] = False,
 ) -> None:
     """Measure masks row by row; what is in the result file already is not measured again."""
-    from benchmarks.mask_workbench import Workbench
-    from benchmarks.masks import General, Texts
-    from benchmarks.masks import ablations as run_ablations
-    from benchmarks.masks import domains as run_domains
-    from benchmarks.masks import league as run_league
-    from benchmarks.masks_plot import plot_curves
-    from benchmarks.resumable import Table
+    from benchmarks.common.table import Table
+    from benchmarks.masks.league import General, Texts
+    from benchmarks.masks.league import ablations as run_ablations
+    from benchmarks.masks.league import domains as run_domains
+    from benchmarks.masks.league import league as run_league
+    from benchmarks.masks.plot import plot_curves
+    from benchmarks.masks.workbench import Workbench
     from maskgen.data import TextSet, load_texts
     from maskgen.maskfile import read_mask
     from maskgen.models import model_name, resolve_model
@@ -144,7 +144,7 @@ def _inputs(bench: Workbench, texts: Texts, name: str) -> dict[str, str]:
 
 
 def _domain(spec: str) -> Domain:
-    from benchmarks.masks import Domain
+    from benchmarks.masks.league import Domain
     from maskgen.data import load_texts
 
     name, _, rest = spec.partition("=")
@@ -156,7 +156,7 @@ def _domain(spec: str) -> Domain:
 
 
 def _given(specs: list[str]) -> dict[str, Path]:
-    from benchmarks.masks import LEARNED
+    from benchmarks.masks.league import LEARNED
 
     files: dict[str, Path] = {}
     for spec in specs:
@@ -170,7 +170,7 @@ def _given(specs: list[str]) -> dict[str, Path]:
 
 
 def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
-    from benchmarks.masks import LEARNED
+    from benchmarks.masks.league import LEARNED
     from twofour.commands.mask_learn import parse_settings
 
     changed: dict[str, dict[str, Any]] = {}
@@ -185,9 +185,9 @@ def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _cost(directory: Path, dtype: str, json_: bool, console: Console) -> None:
-    from benchmarks.machine import OtherCpu
-    from benchmarks.mask_cost import measure_cost
-    from benchmarks.result_file import write_result
+    from benchmarks.common.machine import OtherCpu
+    from benchmarks.common.result_file import write_result
+    from benchmarks.masks.cost import measure_cost
     from maskgen.hf import load_model
     from maskgen.selection import select_layers
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from benchmarks.serve import Plan
+    from benchmarks.serve.compare import Plan
 
 _Option = typer.Option
 
@@ -54,7 +54,7 @@ def serve(
     ] = False,
 ) -> None:
     """Measure a dense and a sparse server in turns, and write docs/results/serve.json."""
-    from benchmarks.serve import Plan
+    from benchmarks.serve.compare import Plan
 
     if endpoint not in ("completions", "chat"):
         raise ValueError(f"--endpoint {endpoint!r}: must be completions or chat")
@@ -85,10 +85,10 @@ def _compare(dense: Path, sparse: Path, plan: Plan, folder: Path) -> Path:
 
     from rich.console import Console
 
-    from benchmarks.result_file import write_result
-    from benchmarks.serve import ComparisonError, compare_arms
-    from benchmarks.serve_process import ServerError
-    from benchmarks.serve_report import notes, result_fields, table
+    from benchmarks.common.result_file import write_result
+    from benchmarks.serve.compare import ComparisonError, compare_arms
+    from benchmarks.serve.report import notes, result_fields, table
+    from benchmarks.serve.server_process import ServerError
     from loadtests.calibration import CalibrationError
     from loadtests.client import LoadError
 

@@ -39,7 +39,7 @@ def trtllm(
         return
     if model is None or mask is None:
         raise ValueError("give --model and --mask, or --report FOLDER")
-    from benchmarks.trtllm import Plan, parse_grid, write_plan
+    from benchmarks.trtllm.plan import Plan, parse_grid, write_plan
     from engines.tensorrt_llm.version import find_environment
     from maskgen.models import model_name, resolve_model
 
@@ -70,8 +70,8 @@ def _report(folder: Path, json_: bool) -> None:
 
     from rich.console import Console
 
-    from benchmarks.result_file import write_result
-    from benchmarks.trtllm_report import read_reports, table
+    from benchmarks.common.result_file import write_result
+    from benchmarks.trtllm.report import read_reports, table
     from engines.tensorrt_llm.version import find_gpus, installed_version
 
     rows = read_reports(folder)

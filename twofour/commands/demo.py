@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from benchmarks.serve import ServeComparison
+    from benchmarks.serve.compare import ServeComparison
 
 MODEL = "smollm2-135m"
 LEARNED_MASK = Path(__file__).parents[2] / "masks" / MODEL / "general.safetensors"
@@ -206,8 +206,8 @@ def _build_engines(run: DemoRun) -> None:
 
 
 def _serve(run: DemoRun) -> None:
-    from benchmarks.serve import Plan, compare_arms
-    from benchmarks.serve_report import notes
+    from benchmarks.serve.compare import Plan, compare_arms
+    from benchmarks.serve.report import notes
 
     # A demo also runs on a machine with other work on it, and then says so; `bench serve` refuses.
     plan = Plan(concurrencies=(1, 8), requests=8, repeats=3, max_tokens=64, force=True)
@@ -221,7 +221,7 @@ def _serve(run: DemoRun) -> None:
 
 
 def _print_results(run: DemoRun) -> None:
-    from benchmarks.serve import BUSY_SHARE
+    from benchmarks.serve.compare import BUSY_SHARE
 
     comparison = run.comparison
     if comparison is None:

@@ -1,0 +1,120 @@
+"""The README's picture: `python -m benchmarks.engine.picture`.
+
+Perplexity (docs/results/quality.json) against generated tokens per second and against the bytes of
+the weights (docs/results/bench-engine.json), for every arm that both files have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.result_file import RESULTS
+
+LABELS = {
+    "sparse": "twofour, 2:4 in bf16",
+    "dense": "twofour, dense bf16",
+    "llama.cpp-bf16": "llama.cpp, bf16",
+    "llama.cpp-q8_0": "llama.cpp, Q8_0",
+    "llama.cpp-q4_1": "llama.cpp, Q4_1",
+}
+COLOURS = {"sparse": "tab:green", "dense": "tab:blue"}
+NAME = "quality-speed.png"
+
+
+class PictureError(ValueError):
+    """A result file lacks what the picture shows."""
+
+
+def points(
+    quality: list[dict[str, Any]], speed: list[dict[str, Any]], cell: tuple[int, int, int]
+) -> dict[str, tuple[float, float, float]]:
+    """Arm -> (perplexity, tokens per second, weights in MiB), of the arms that both lists have.
+
+    Args:
+        quality: rows of quality.json.
+        speed: rows of bench-engine.json.
+        cell: prompt tokens, output tokens, concurrency.
+
+    Raises:
+        PictureError: the sparse or the dense arm is missing.
+    """
+    perplexity = {row["arm"]: row["perplexity"] for row in quality}
+    # bf16 weights are those of the dense arm, whoever multiplies them.
+    if "dense" in perplexity:
+        perplexity.setdefault("llama.cpp-bf16", perplexity["dense"])
+    found = {}
+    for row in speed:
+        arm = row["arm"]
+        here = (row["prompt_tokens"], row["output_tokens"], row["concurrency"])
+        if here == cell and arm in LABELS and arm in perplexity:
+            found[arm] = (perplexity[arm], row["tokens_per_s"], row["weights_mib"])
+    if missing := {"sparse", "dense"} - found.keys():
+        raise PictureError(
+            f"no {' and no '.join(sorted(missing))} arm at {cell[0]}/{cell[1]} tokens, concurrency"
+            f" {cell[2]}, in both result files; run twofour bench engine and"
+            " benchmarks.engine.quality"
+        )
+    return found
+
+
+def draw(found: dict[str, tuple[float, float, float]], title: str, path: Path) -> None:
+    """Two panels that share the perplexity axis."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axes, which in ((left, 1), (right, 2)):
+        ordered = sorted(found.items(), key=lambda item: item[1][which])
+        for rank, (arm, values) in enumerate(ordered):
+            axes.scatter(values[which], values[0], color=COLOURS.get(arm, "tab:grey"), s=45)
+            axes.annotate(
+                LABELS[arm],
+                (values[which], values[0]),
+                xytext=(0, 7 + 11 * (rank % 3)),  # neighbours at different heights
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    left.set_xlabel("generated tokens/s, one request (right is better)")
+    right.set_xlabel("weights, MiB (left is better)")
+    left.set_ylabel("perplexity, log scale (lower is better)")
+    left.set_yscale("log")
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis("{x:.0f}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.margins(0.25, 0.35)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=140)
+    plt.close(figure)
+    partial.replace(path)
+
+
+def main() -> None:
+    """Draw docs/results/quality-speed.png and print what it shows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cell", default="128/128/1", help="prompt/output/concurrency")
+    given = parser.parse_args()
+    prompt, output, concurrency = (int(part) for part in given.cell.split("/"))
+    quality = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
+    speed = json.loads((RESULTS / "bench-engine.json").read_text(encoding="utf-8"))
+    found = points(quality["rows"], speed["rows"], (prompt, output, concurrency))
+    machine = speed["machine"]
+    title = (
+        f"SmolLM2-135M (dequantised from Q4_1), {prompt}/{output} tokens, {machine['cores']} cores"
+        f" of {machine['cpu']}, {speed['date'][:10]}"
+    )
+    draw(found, title, RESULTS / NAME)
+    for arm, (perplexity, rate, weights) in found.items():
+        print(f"{arm:16} perplexity {perplexity:7.2f}  {rate:7.1f} tokens/s  {weights:6.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""A real `twofour serve` process, and what it says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.calibration import free_port
+
+_POLL_S = 0.05
+_STOP_TIMEOUT_S = 30.0
+
+
+class ServerError(RuntimeError):
+    """A server did not start, died, or does not answer as expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """What a server ran and how much memory it took.
+
+    Attributes:
+        arm: its name in the comparison.
+        directory: the engine directory.
+        base_digest: digest of the model's tensors.
+        isa: instruction set of its kernels.
+        layout: sparse layout, None when no layer is sparse.
+        sparse_layers: layers that ran a sparse kernel.
+        eligible_layers: layers that the mask lists.
+        kernels: layer shape -> kernel.
+        weight_bytes: bytes of its resident weights.
+        rss_bytes: VmRSS of the process after it was measured.
+        generated_tokens: tokens that the engine itself counted.
+    """
+
+    arm: str
+    directory: str
+    base_digest: str
+    isa: str
+    layout: str | None
+    sparse_layers: int
+    eligible_layers: int
+    kernels: dict[str, str]
+    weight_bytes: int
+    rss_bytes: int
+    generated_tokens: int
+
+    @property
+    def sparse_share(self) -> float:
+        """Share of the eligible layers that ran a sparse kernel, 0 to 1."""
+        return self.sparse_layers / self.eligible_layers if self.eligible_layers else 0.0
+
+
+def serve_command(directory: Path, port: str) -> list[str]:
+    """The command that serves an engine directory on a port of the loopback interface."""
+    command = [sys.executable, "-m", "twofour.cli", "serve", str(directory)]
+    return [*command, "--host", "127.0.0.1", "--port", port]
+
+
+class Server:
+    """Serves an engine directory on a free port of the loopback interface while in a `with`.
+
+    Entering starts the process and does not wait for it: see `wait_until_healthy`.
+
+    Args:
+        arm: its name in messages.
+        directory: engine directory.
+        log: where its output goes.
+        threads: OpenMP threads; None leaves it to the machine.
+    """
+
+    def __init__(
+        self,
+        arm: str,
+        directory: Path,
+        log: Path,
+        *,
+        threads: int | None = None,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        self.arm = arm
+        self.directory = directory
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._log = log
+        self._threads = threads
+        self._start_timeout_s = start_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        port = self.url.rpartition(":")[2]
+        # A key in the environment is for a server that faces others.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
+        if self._threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._threads)
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                serve_command(self.directory.resolve(), port),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def wait_until_healthy(self) -> None:
+        """Wait for `/health`.
+
+        Raises:
+            ServerError: the process ended or took too long; with the end of its log.
+        """
+        deadline = time.monotonic() + self._start_timeout_s
+        while time.monotonic() < deadline:
+            self._ps()
+            try:
+                self._get("/health")
+                return
+            except ServerError:
+                time.sleep(_POLL_S)
+        raise ServerError(
+            f"the {self.arm} server was not healthy within {self._start_timeout_s:g} s:\n"
+            f"{self._tail()}"
+        )
+
+    def engine(self) -> dict[str, Any]:
+        """The `engine` part of `/version`."""
+        found: dict[str, Any] = json.loads(self._get("/version"))["engine"]
+        return found
+
+    def metric(self, name: str) -> float:
+        """The value of a metric of `/metrics` that has one series."""
+        for family in text_string_to_metric_families(self._get("/metrics").decode()):
+            for sample in family.samples:
+                if sample.name == name:
+                    return float(sample.value)
+        raise ServerError(f"the {self.arm} server has no metric {name}")
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process so far."""
+        times = self._ps().cpu_times()
+        return float(times.user + times.system)
+
+    def report(self) -> ServerReport:
+        """What it is and what it did so far.
+
+        Raises:
+            ServerError: `/version` and `/metrics` disagree about the kernels.
+        """
+        engine = self.engine()
+        for name in ("sparse_layers", "eligible_layers"):
+            if self.metric(f"twofour:{name}") != engine[name]:
+                raise ServerError(f"the {self.arm} server contradicts itself about {name}")
+        return ServerReport(
+            arm=self.arm,
+            directory=str(self.directory),
+            base_digest=engine["base_digest"],
+            isa=engine["isa"],
+            layout=engine["layout"],
+            sparse_layers=engine["sparse_layers"],
+            eligible_layers=engine["eligible_layers"],
+            kernels=engine["kernels"],
+            weight_bytes=engine["weight_bytes"],
+            rss_bytes=self._ps().memory_info().rss,
+            generated_tokens=int(self.metric("twofour:generation_tokens_total")),
+        )
+
+    def _ps(self) -> psutil.Process:
+        if self._process is None:
+            raise ServerError(f"the {self.arm} server was not started")
+        if self._process.poll() is not None:
+            code = self._process.returncode
+            raise ServerError(f"the {self.arm} server ended with code {code}:\n{self._tail()}")
+        return psutil.Process(self._process.pid)
+
+    def _get(self, path: str) -> bytes:
+        try:
+            answer = httpx.get(self.url + path, timeout=10, trust_env=False).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServerError(f"the {self.arm} server does not answer {path}: {error}") from error
+        return answer.content
+
+    def _stop(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tail(self, lines: int = 15) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])

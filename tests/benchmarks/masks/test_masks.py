@@ -1,0 +1,140 @@
+"""`twofour bench masks` on a tiny model: every row, resumption, and refusal of other data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from benchmarks.common import table as resumable
+from benchmarks.common.table import StaleRowsError, Table
+from benchmarks.masks import league as masks
+from benchmarks.masks.league import gap_closed
+from maskgen.maskfile import read_mask
+from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
+from twofour.cli import app
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_tiny_llama(tmp_path / "model", max_position_embeddings=2048)
+    for name, text in (("learn", SAMPLE_TEXT * 5), ("test", SAMPLE_TEXT[::-1] * 30)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    small = {"steps": 2, "sequence_length": 16, "batch_size": 1}
+    learned = {method: {**s, **small} for method, s in masks.LEARNED.items()}
+    learned["maskpro"]["windows"] = 2
+    monkeypatch.setattr(masks, "LEARNED", learned)
+    monkeypatch.setattr(masks, "MASKLLM", {**masks.MASKLLM, **small})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bench(folder: Path, *arguments: object, learn: str = "learn.txt") -> Result:
+    fixed = ["bench", "masks", "--model", folder / "model", "--learn", folder / learn]
+    texts = ["--wikitext2", folder / "test.txt", "--c4", folder / "test.txt", "--windows", 1]
+    calibration = ["--calibration-windows", 2, "--calibration-length", 64]
+    words = [*fixed, *texts, *calibration, "--work", folder / "work", *arguments]
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows(name: str) -> list[dict[str, object]]:
+    return json.loads(Path(f"docs/results/{name}.json").read_text())["rows"]
+
+
+def test_the_league_is_measured_once(folder):
+    only = [word for m in ("dense", "magnitude", "maskllm", "maskpro") for word in ("--only", m)]
+    result = bench(folder, *only)
+    assert result.exit_code == 0, (result.output, result.exception)
+    table = {row["method"]: row for row in rows("masks")}
+    assert list(table) == ["dense", "magnitude", "maskllm", "maskpro"]
+    for row in table.values():
+        assert row["wikitext2"] > 1
+        assert row["c4"] > 1
+    assert table["maskllm"]["state_bytes_per_weight"] == 24
+    assert table["maskpro"]["state_bytes_per_weight"] == 4
+    assert table["maskllm"]["tokens_seen"] == 32
+    before = Path("docs/results/masks.json").read_text()
+    assert bench(folder, *only).exit_code == 0
+    assert Path("docs/results/masks.json").read_text() == before
+    assert isinstance(bench(folder, *only, learn="test.txt").exception, StaleRowsError)
+    assert isinstance(bench(folder, *only, "--windows", 2).exception, StaleRowsError)
+    assert bench(folder, *only, "--plot", folder / "curves.png").exit_code == 0
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
+    assert bench(folder, "--only", "magnitude").exit_code == 0
+    file = folder / "work" / "general-magnitude.safetensors"
+    assert bench(folder, "--only", "maskllm", "--mask", f"maskllm={file}").exit_code == 0
+    pruned, given = rows("masks")
+    assert given["method"] == "maskllm"
+    assert given["wikitext2"] == pruned["wikitext2"]
+    assert given["tokens_seen"] is None
+    missing = bench(folder, "--mask", "maskllm=nowhere.safetensors")
+    assert isinstance(missing.exception, ValueError)
+    assert "METHOD=FILE" in str(missing.exception)
+
+
+def test_the_domain_table_starts_from_the_general_mask(folder):
+    assert bench(folder, "--only", "magnitude").exit_code == 0
+    general = folder / "work" / "general-magnitude.safetensors"
+    spec = f"tiny={folder / 'learn.txt'},{folder / 'test.txt'},2"
+    result = bench(
+        folder, "--domains", "--general", general, "--general-prior", general, "--domain", spec,
+        "--set", "maskllm.steps=3",
+    )  # fmt: skip
+    assert result.exit_code == 0, (result.output, result.exception)
+    first, second = rows("domains")
+    assert (first["domain"], first["seed"], second["seed"]) == ("tiny", 0, 1)
+    assert first["dense"] == second["dense"]
+    assert first["general"] == second["general"]
+    assert first["transfer_bits_per_weight"] > 0
+    assert 0 <= first["transfer_entropy_per_weight"] < 0.67
+    assert first["graft_digest"] == first["scratch_digest"]  # nothing was learned to carry over
+    mask = read_mask(folder / "work" / "tiny-0-transfer.safetensors")
+    assert mask.parent_digest == read_mask(general).digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--domains"], "needs --general"),
+        (["--set", "maskllm.steps=0"], "greater than or equal to 1"),
+        (["--set", "wanda.steps=3"], "METHOD.NAME=VALUE"),
+        (["--domains", "--general", "g.safetensors", "--domain", "french"], "NAME=TRAIN,TEST"),
+        (["--general-prior", "g.safetensors"], "are for --domains"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(folder, arguments, message):
+    result = bench(folder, *arguments)
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_a_row_is_on_disk_before_the_next_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = Table("t", ("a", "b"), "command", {"text": "digest"})
+    assert table.measure(("x", 1), lambda: {"value": 5})
+
+    def fails() -> dict[str, object]:
+        assert rows("t")[0]["value"] == 5
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        table.measure(("x", 2), fails)
+    again = Table("t", ("a", "b"), "command", {"text": "digest"})
+    assert not again.measure(("x", 1), fails)
+    assert again[("x", 1)]["value"] == 5
+    assert resumable.Table("t", ("a", "b"), "c", {"text": "other"}, redo=True).rows() == []
+
+
+def test_gap_closed():
+    table = [
+        {"method": "dense", "c4": 10.0},
+        {"method": "sparsegpt-update", "c4": 1000.0},
+        {"method": "maskllm", "c4": 100.0},
+    ]
+    assert gap_closed(table, "maskllm", "c4") == pytest.approx(0.5)
