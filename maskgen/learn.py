@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +129,7 @@ def learn(
             "base_digest": digest,
             "prior_digest": prior.digest,
             "text_digest": texts.digest,
-            "layers": len(names),
+            "layers": _layers_identity(names),
             "dtype": dtype_name(model),
             **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},
         }
@@ -157,6 +158,11 @@ def learn(
         state_bytes=learner.state_bytes(),
         first=world.first,
     )
+
+
+def _layers_identity(names: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return f"{len(names)} layers, {digest[:16]}"
 
 
 def _held_out_windows(

@@ -8,7 +8,7 @@ state is sharded by `torch.distributed.optim.ZeroRedundancyOptimizer`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -114,7 +114,7 @@ def load_adamw_state(
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
     parameters: Sequence[nn.Parameter],
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Give this rank's share of the parameters their moments back."""
     local = local_optimizer(optimizer)

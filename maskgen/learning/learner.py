@@ -72,9 +72,7 @@ class Learner(Protocol):
     def optimiser(self) -> dict[str, Tensor]:
         """This rank's optimiser state, for a checkpoint."""
 
-    def restore(
-        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
-    ) -> None:
+    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Take back what `logits` and `optimiser` gave."""
 
     def evaluate(self, windows: Sequence[Tensor]) -> float:
@@ -238,15 +236,13 @@ class GradientLearner:
         """This rank's AdamW moments."""
         return adamw_state(self._optimizer, [la.name for la in self.layers], self._parameters)
 
-    def restore(
-        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
-    ) -> None:
+    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Logits and AdamW moments from a checkpoint."""
         with torch.no_grad():
             for layer in self.layers:
                 layer.mask_logits.copy_(logits[layer.name])
         names = [layer.name for layer in self.layers]
-        load_adamw_state(self._optimizer, names, self._parameters, optimiser())
+        load_adamw_state(self._optimizer, names, self._parameters, optimiser)
 
     def state_bytes(self) -> dict[str, float]:
         """Bytes of training state per weight, by part: logits, gradient, AdamW's two moments."""

@@ -58,21 +58,19 @@ def run(
 
     Raises:
         LearningStoppedError: NaN or divergence.
-        CheckpointError: the folder holds another run's checkpoint, or one although `resume` is off.
+        CheckpointError: the folder holds another run's checkpoint, or damaged ones alone; or a
+            checkpoint cannot be written.
+        ValueError: the folder holds a checkpoint although `resume` is off.
     """
     folder = CheckpointFolder(options.folder, world)
     if not options.resume and folder.latest() is not None:
         raise ValueError(
             f"{options.folder} already holds {folder.latest()}; resume it, or name another folder"
         )
-    state = RunState(0, options.identity)
-    if (loaded := folder.load(options.identity)) is not None:
-        state, logits, optimiser = loaded
-        learner.restore(logits, optimiser)
-        console.print(f"resuming after step {state.step} from {folder.latest()}")
-    watch = _Watch(state.statistics, options.divergence)
     if not world.first:
         console = Console(quiet=True)
+    state = _restored(folder, learner, options, console)
+    watch = _Watch(state.statistics, options.divergence)
     log = options.folder / ("log.jsonl" if world.first else f".log-rank{world.rank}.jsonl")
     reporter = Reporter(
         config.steps, state.step, log, console, options.tensorboard if world.first else None
@@ -107,6 +105,22 @@ def run(
                 state = RunState(done, options.identity, statistics)
                 folder.save(state, learner.logits(), learner.optimiser())
     return seconds
+
+
+def _restored(
+    folder: CheckpointFolder, learner: Learner, options: RunOptions, console: Console
+) -> RunState:
+    """Where the run stands, `learner` included. A function, so that what was read is let go."""
+
+    def show(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    found = folder.load(options.identity, show)
+    if found is None:
+        return RunState(0, options.identity)
+    learner.restore(found.logits, found.optimiser)
+    show(f"resuming after step {found.state.step} from {found.path}")
+    return found.state
 
 
 class _Watch:

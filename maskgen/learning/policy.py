@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -198,15 +198,12 @@ class PolicyLearner:
             "baseline": self._baseline,
         }
 
-    def restore(
-        self, logits: Mapping[str, Tensor], optimiser: Callable[[], dict[str, Tensor]]
-    ) -> None:
+    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Take back what `logits` and `optimiser` gave."""
         for layer in self.layers:
             layer.logits.copy_(logits[layer.name])
-        tensors = optimiser()
-        self._tracker = float(tensors["tracker"])
-        self._baseline = tensors["baseline"]
+        self._tracker = float(optimiser["tracker"])
+        self._baseline = optimiser["baseline"]
 
     def state_bytes(self) -> dict[str, float]:
         """Bytes of training state per weight."""

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from maskgen.container import atomic_writer, named_errors
+
 
 class RunLog:
     """`log.jsonl` of a run, one object a step; a resumed run first drops what it will redo."""
@@ -24,23 +26,23 @@ class RunLog:
     def __init__(self, path: Path, done: int) -> None:
         self._path = path
         if path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= done]
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            scratch.replace(path)
+            lines = path.read_text("utf-8", "replace").splitlines()
+            with atomic_writer(path) as file:
+                file.writelines(f"{line}\n".encode() for line in lines if _step(line) <= done)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with named_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line that a kill cut short
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        # A line that a kill or a full disk cut short.
         return 2**62
 
 

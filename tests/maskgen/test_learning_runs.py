@@ -227,10 +227,6 @@ def test_another_runs_checkpoint_is_refused(model_dir, prior, tmp_path):
         small_run(model_dir, tmp_path, "maskllm", prior)
     with pytest.raises(CheckpointError, match=r"alpha was 3\.0 and is now 5\.0"):
         small_run(model_dir, tmp_path, "maskllm", prior, alpha=5.0, resume=True)
-    newest = max(tmp_path.glob("checkpoint-*"))
-    (newest / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="damaged"):
-        small_run(model_dir, tmp_path, "maskllm", prior, resume=True)
 
 
 def test_unknown_and_impossible_settings_are_refused(model_dir, prior, tmp_path):
