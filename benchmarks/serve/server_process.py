@@ -148,6 +148,13 @@ class Server:
         found: dict[str, Any] = json.loads(self._get("/version"))["engine"]
         return found
 
+    def complete(self, model: str, prompt: str, *, max_tokens: int) -> str:
+        """The greedy continuation of `prompt` by `model`, which names a mask or not."""
+        fields = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        answer = json.loads(self._body("POST", "/v1/completions", json=fields))
+        text: str = answer["choices"][0]["text"]
+        return text
+
     def metric(self, name: str) -> float:
         """The value of a metric of `/metrics` that has one series."""
         for family in text_string_to_metric_families(self._get("/metrics").decode()):
@@ -194,8 +201,13 @@ class Server:
         return psutil.Process(self._process.pid)
 
     def _get(self, path: str) -> bytes:
+        return self._body("GET", path)
+
+    def _body(self, method: str, path: str, **options: Any) -> bytes:
         try:
-            answer = httpx.get(self.url + path, timeout=10, trust_env=False).raise_for_status()
+            answer = httpx.request(
+                method, self.url + path, timeout=10, trust_env=False, **options
+            ).raise_for_status()
         except httpx.HTTPError as error:
             raise ServerError(f"the {self.arm} server does not answer {path}: {error}") from error
         return answer.content

@@ -7,9 +7,8 @@ import tempfile
 from collections.abc import Mapping as MappingType
 from pathlib import Path
 
-from engines.build import MASK_FOLDER, BuildRequest, changed_share, open_inputs
+from engines.build import BuildRequest, open_inputs, store_mask
 from engines.errors import EngineDirectoryError, MaskError
-from engines.manifest import MaskRecord
 from engines.tensorrt_llm.config import read_shape
 from engines.tensorrt_llm.directory import (
     check_mask_name,
@@ -19,7 +18,7 @@ from engines.tensorrt_llm.directory import (
 )
 from engines.tensorrt_llm.record import CHECKPOINTS, read_record, write_record
 from engines.tensorrt_llm.script import write_script
-from maskgen.maskfile import Mask, read_mask, write_mask
+from maskgen.maskfile import read_mask
 
 
 def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> None:
@@ -55,7 +54,6 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
     for name, mask in inputs.masks.items():
         if mask.codes.keys() != default.codes.keys():
             raise MaskError(f"mask {name!r} lists other layers than the directory's default mask")
-        records.append(_mask_record(name, mask, default))
         with tempfile.TemporaryDirectory(prefix=".adding.", dir=directory) as temporary:
             folder = Path(temporary) / name
             request = BuildRequest(model, manifest.model, masks, directory)
@@ -64,19 +62,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
             # What an extension that never finished left behind has this name, too.
             shutil.rmtree(directory / CHECKPOINTS / name, ignore_errors=True)
             folder.replace(directory / CHECKPOINTS / name)
-        write_mask(directory / records[-1].file, mask)
+        records.append(store_mask(directory, name, mask, default))
     record = record.model_copy(update={"engines": engines})
     write_script(directory, record)
     write_record(directory, manifest.model_copy(update={"masks": tuple(records)}), record)
-
-
-def _mask_record(name: str, mask: Mask, default: Mask) -> MaskRecord:
-    return MaskRecord(
-        name=name,
-        digest=mask.digest,
-        domain=mask.domain,
-        method=mask.method,
-        layers=len(mask.codes),
-        file=f"{MASK_FOLDER}/{name}.safetensors",
-        changed_share=changed_share(mask, default),
-    )

@@ -60,7 +60,7 @@ def build(
             BuildRequest(
                 model=resolve_model(model),
                 model_name=name or model_name(model),
-                masks=dict(_named(spec) for spec in mask or []),
+                masks=_masks(mask or []),
                 out=out,
                 sealed=sealed,
                 overwrite=overwrite,
@@ -93,6 +93,18 @@ def _settings(target: str, options: list[str]) -> dict[str, str]:
         if not found:
             raise ValueError(f"--option {name!r} is not NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def _masks(specs: list[str]) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    for name, file in map(_named, specs):
+        if name in masks:
+            raise ValueError(
+                f"two masks are called {name!r} ({masks[name]} and {file}): give one of them"
+                " another name with --mask NAME=FILE"
+            )
+        masks[name] = file
+    return masks
 
 
 def _named(spec: str) -> tuple[str, Path]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODEL = "smollm2-135m"
 LEARNED_MASK = Path(__file__).parents[2] / "masks" / MODEL / "general.safetensors"
+DOMAIN = "python"
+DOMAIN_PROMPT = "def reverse(text: str) -> str:\n"
 # The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
 CALIBRATION, EVALUATION = "wikipedia:train", "c4"
 CALIBRATION_WINDOWS, CALIBRATION_LENGTH = 32, 512
@@ -79,6 +81,7 @@ def demo(
         ("quality", "perplexity", _measure_quality),
         ("build", "engine directories", _build_engines),
         ("serve", "dense and sparse server under load", _serve),
+        ("masks", "a mask per request", _ask_each_mask),
     )
     for number, (name, what, stage) in enumerate(stages, start=1):
         with _stage(console, f"{number}/{len(stages)} {what}", name):
@@ -187,9 +190,7 @@ def _build_engines(run: DemoRun) -> None:
     from engines.build import BuildRequest
     from twofour.commands.build import run_builder
 
-    # One mask alone, so that the sparse memory is that of one mask; others can be loaded later.
-    served = {run.served: run.masks[run.served]}
-    for arm, masks in (("dense", {}), ("sparse", served)):
+    for arm, masks in (("dense", {}), ("sparse", _served_masks(run))):
         with run.console.status(f"packing the {arm} weights"):
             manifest = run_builder(
                 "cpu",
@@ -205,6 +206,15 @@ def _build_engines(run: DemoRun) -> None:
         run.console.print(f"{run.engine(arm)}: masks {names}", soft_wrap=True)
 
 
+def _served_masks(run: DemoRun) -> dict[str, Path]:
+    """The mask that is measured, and the domain mask that was learned from it."""
+    served = {run.served: run.masks[run.served]}
+    domain = LEARNED_MASK.with_name(f"{DOMAIN}.safetensors")
+    if served[run.served] == LEARNED_MASK and domain.is_file():
+        served[DOMAIN] = domain
+    return served
+
+
 def _serve(run: DemoRun) -> None:
     from benchmarks.serve.compare import Plan, compare_arms
     from benchmarks.serve.report import notes
@@ -218,6 +228,19 @@ def _serve(run: DemoRun) -> None:
         )
     for note in notes(run.comparison):
         run.console.print(note, highlight=False, soft_wrap=True)
+
+
+def _ask_each_mask(run: DemoRun) -> None:
+    from benchmarks.serve.server_process import Server
+
+    directory, log = run.engine("sparse"), run.out / "load" / "server-masks.log"
+    with Server("sparse", directory, log) as server:
+        server.wait_until_healthy()
+        for mask in _served_masks(run):
+            model = f"{MODEL}:{mask}"
+            answer = server.complete(model, DOMAIN_PROMPT, max_tokens=24)
+            run.console.print(f"{model} continues {DOMAIN_PROMPT!r} with", highlight=False)
+            run.console.print(f"  {answer!r}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_results(run: DemoRun) -> None:
