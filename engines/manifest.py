@@ -6,11 +6,7 @@ does not know, so that a directory is never half understood.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -175,37 +171,6 @@ def file_sizes(directory: Path) -> dict[str, int]:
     """Size of every file below `directory`, by relative name: the manifest's `files`."""
     paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
     return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
-
-
-@contextlib.contextmanager
-def atomic_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `out` that becomes `out` when the block succeeds.
-
-    Raises:
-        EngineDirectoryError: `out` exists and `overwrite` is False, or it exists and is not an
-            engine directory (those are never deleted).
-    """
-    out = out.absolute()
-    if out.exists():
-        if not overwrite:
-            raise EngineDirectoryError(f"{out} exists; remove it or choose another --out")
-        if not (out / MANIFEST_FILE).is_file():
-            raise EngineDirectoryError(f"{out} exists and is no engine directory; not replaced")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            out.replace(old)
-            temporary.replace(out)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _check_files(directory: Path, manifest: Manifest) -> None:

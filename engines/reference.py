@@ -32,13 +32,14 @@ from engines.base import (
     TokenLogprobs,
 )
 from engines.build import BuildRequest, changed_share, finish, open_inputs
+from engines.directory.staging import atomic_directory
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
     MaskError,
     UnknownMaskError,
 )
-from engines.manifest import Manifest, atomic_directory, read_manifest
+from engines.manifest import Manifest, read_manifest
 from engines.output import ChoiceText
 from engines.sampler import SequenceSampler, logprobs_of, sample
 from engines.semi_structured import PackedMasks, checked_device, has_sparse_kernels

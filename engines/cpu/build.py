@@ -12,6 +12,7 @@ from engines import kernels
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
 from engines.cpu.config import LINEARS, DecoderConfig, read_config
+from engines.directory.staging import atomic_directory
 from engines.errors import EngineDirectoryError, MaskError
 from engines.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
 from engines.manifest import (
@@ -19,7 +20,6 @@ from engines.manifest import (
     WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
-    atomic_directory,
 )
 from engines.tensorfile import TensorSpec, TensorWriter
 from maskgen.patterns import PAIRS

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.staging import atomic_directory
 from engines.errors import MaskError
-from engines.manifest import NAME_PATTERN, Manifest, atomic_directory
+from engines.manifest import NAME_PATTERN, Manifest
 from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, ModelShape, read_shape

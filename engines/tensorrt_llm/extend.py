@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping as MappingType
 from pathlib import Path
 
 from engines.build import BuildRequest, open_inputs, store_mask
+from engines.directory.staging import remove_stale, staging
 from engines.errors import EngineDirectoryError, MaskError
 from engines.tensorrt_llm.config import read_shape
 from engines.tensorrt_llm.directory import (
@@ -51,11 +51,12 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
     shape = read_shape(inputs.checkpoint.config)
     default = read_mask(directory / manifest.mask(manifest.default_mask).file)
     engines, records = dict(record.engines), list(manifest.masks)
+    remove_stale(directory)
     for name, mask in inputs.masks.items():
         if mask.codes.keys() != default.codes.keys():
             raise MaskError(f"mask {name!r} lists other layers than the directory's default mask")
-        with tempfile.TemporaryDirectory(prefix=".adding.", dir=directory) as temporary:
-            folder = Path(temporary) / name
+        with staging(directory, "adding") as temporary:
+            folder = temporary / name
             request = BuildRequest(model, manifest.model, masks, directory)
             write_masked(request, inputs, name, mask, folder, record.mapping, record.dtype)
             engines[name] = engine_record(name, check_masked(folder, mask, shape, record.mapping))

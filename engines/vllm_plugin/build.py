@@ -11,8 +11,9 @@ import numpy as np
 
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
+from engines.directory.staging import atomic_directory
 from engines.errors import EngineDirectoryError, MaskError
-from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest, atomic_directory
+from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
 from engines.tensorfile import TensorSpec, TensorWriter
 from engines.vllm_plugin.format import (
     BF16,

@@ -26,7 +26,7 @@ def import_checkpoint(
     from rich.progress import Progress
 
     from engines.build import BuildRequest
-    from engines.manifest import atomic_directory
+    from engines.directory.staging import atomic_directory
     from engines.orphans import import_checkpoint as run
 
     if target is not None and target not in BUILDERS:
