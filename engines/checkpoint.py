@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorfile import TensorFile, TensorSpec
 from maskgen.format.model_directory import (
     CONFIG_FILE,
-    ModelDirectoryError,
     read_json,
+    read_model_config,
     stored_tensors,
 )
 
@@ -25,17 +25,20 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat
 class Checkpoint:
     """A model directory: `config.json` and safetensors files, sharded or not.
 
+    Args:
+        directory: of the model.
+        encoded: take weights that are quantised or compressed, too; the caller decodes them.
+
     Raises:
-        EngineDirectoryError: a file is missing, malformed or truncated.
+        EngineDirectoryError: a file is missing, malformed or truncated, or the weights are encoded.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, encoded: bool = False) -> None:
         self.directory = directory
-        try:
+        with as_engine_directory_error():
             stored = stored_tensors(directory)
-            self.config = read_json(directory / CONFIG_FILE)
-        except ModelDirectoryError as error:
-            raise EngineDirectoryError(str(error)) from None
+            read = read_json(directory / CONFIG_FILE) if encoded else read_model_config(directory)
+        self.config = read
         files = {path: TensorFile(path) for path in {tensor.file for tensor in stored.values()}}
         self._files = {name: files[tensor.file] for name, tensor in stored.items()}
 

@@ -10,6 +10,11 @@ EngineError
 `-- EngineDirectoryError (ValueError)     an engine directory cannot be built or read
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from maskgen.format.model_directory import ModelDirectoryError
+
 
 class EngineError(Exception):
     """Base of every error an engine raises on purpose."""
@@ -45,3 +50,12 @@ class MaskError(EngineError, ValueError):
 
 class EngineDirectoryError(EngineError, ValueError):
     """An engine directory cannot be built or read."""
+
+
+@contextmanager
+def as_engine_directory_error() -> Iterator[None]:
+    """Raise EngineDirectoryError where the model directory inside an engine's is at fault."""
+    try:
+        yield
+    except ModelDirectoryError as error:
+        raise EngineDirectoryError(str(error)) from None

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from engines.build import copy_text_files
 from engines.checkpoint import Checkpoint
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorfile import TensorSpec, TensorWriter
+from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
 from maskgen.maskfile import Mask, base_digest, write_mask
 from maskgen.patterns import GROUP, Codes, codes_from_keep, keep_from_codes, project
 
@@ -27,7 +28,6 @@ Progress = Callable[[str, int, int], None]
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
 _BITMASK, _COMPRESSED, _SHAPE = ".bitmask", ".compressed", ".shape"
-_LEFTOVERS = ("quantization_config", "compression_config", "sparsity_config")
 _NEVER_SPARSE = ("embed", "lm_head", "norm")
 
 
@@ -70,7 +70,7 @@ def import_checkpoint(
     Raises:
         EngineDirectoryError: `source` is malformed, quantised below 16 bits, or has no 2:4 layer.
     """
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(source, encoded=True)
     _refuse_quantised(checkpoint)
     compressed = _compressed_layers(checkpoint)
     if compressed:
@@ -101,16 +101,13 @@ def import_checkpoint(
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    for key in _LEFTOVERS[:2]:
-        config = checkpoint.config.get(key) or {}
-        if not isinstance(config, dict):
-            raise EngineDirectoryError(f"{checkpoint.directory}: {key} is not an object")
-        method = config.get("quant_method", "compressed-tensors")
-        if method != "compressed-tensors" or config.get("config_groups"):
-            raise EngineDirectoryError(
-                f"{checkpoint.directory} is quantised ({config.get('format', method)});"
-                " only 16- and 32-bit weights can be imported"
-            )
+    with as_engine_directory_error():
+        quantization = read_quantization(checkpoint.config)
+    if quantization is not None and not quantization.sparse_only:
+        raise EngineDirectoryError(
+            f"{checkpoint.directory} is quantised ({quantization.method});"
+            " only 16- and 32-bit weights can be imported"
+        )
 
 
 def _compressed_layers(checkpoint: Checkpoint) -> dict[str, str]:
@@ -224,7 +221,7 @@ def _write_model(
                 values = np.where(values == 0, np.zeros_like(values), values)
             writer.write(name, values)
     copy_text_files(checkpoint.directory, model)
-    config = {k: v for k, v in checkpoint.config.items() if k not in _LEFTOVERS}
+    config = {k: v for k, v in checkpoint.config.items() if k not in QUANTIZATION_KEYS}
     (model / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

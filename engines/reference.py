@@ -38,6 +38,7 @@ from engines.errors import (
     EngineOverloadedError,
     MaskError,
     UnknownMaskError,
+    as_engine_directory_error,
 )
 from engines.manifest import Manifest, read_manifest
 from engines.output import ChoiceText
@@ -45,6 +46,7 @@ from engines.sampler import SequenceSampler, logprobs_of, sample
 from engines.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
+from maskgen.format.model_directory import INDEX_FILE, refuse_other_weights, weight_files
 from maskgen.maskfile import Mask, MaskFileError, read_mask
 from maskgen.patterns import keep_from_codes
 
@@ -57,9 +59,26 @@ def build(request: BuildRequest) -> Manifest:
     """
     inputs = open_inputs(request)
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
-        for path in sorted(request.model.glob("model*.safetensors*")):
+        for path in weight_files(request.model):
             shutil.copyfile(path, directory / path.name)
+        if (request.model / INDEX_FILE).is_file():
+            shutil.copyfile(request.model / INDEX_FILE, directory / INDEX_FILE)
         return finish(request, inputs, directory, "reference", None)
+
+
+def _load_model(directory: Path, dtype: torch.dtype) -> Any:
+    loader: Any = transformers.AutoModelForCausalLM
+    model, found = loader.from_pretrained(
+        directory,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    with as_engine_directory_error():
+        refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
+    return model
 
 
 @dataclass
@@ -95,9 +114,7 @@ class ReferenceEngine(Engine):
         self._device = checked_device(device)
         sparse = has_sparse_kernels(self._device)
         dtype = torch.bfloat16 if sparse else torch.float32
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        self._model = _load_model(directory, dtype)
         torch.nn.Module.to(self._model.eval(), self._device)
         self._modules = dict(self._model.named_modules())
         # Renamed in transformers 5.24.

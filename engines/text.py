@@ -16,8 +16,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from engines.errors import EngineDirectoryError, InvalidRequestError
-from maskgen.format.model_directory import ModelDirectoryError, end_token_ids
+from engines.errors import (
+    EngineDirectoryError,
+    InvalidRequestError,
+    as_engine_directory_error,
+)
+from maskgen.format.model_directory import end_token_ids
 
 TEXT_FILES = (
     "tokenizer.json",
@@ -107,10 +111,8 @@ class TextCodec:
         return found
 
     def _find_eos(self, directory: Path) -> tuple[int, ...]:
-        try:
+        with as_engine_directory_error():
             return end_token_ids(directory, self._token_id(self._special["eos_token"]))
-        except ModelDirectoryError as error:
-            raise EngineDirectoryError(str(error)) from None
 
     def _compile_template(self, directory: Path, config: dict[str, Any]) -> jinja2.Template | None:
         path = directory / "chat_template.jinja"

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskgen.format.model_directory import (
+    ModelDirectoryError,
+    read_model_config,
+    refuse_other_weights,
+    stored_tensors,
+)
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.patterns import keep_from_codes
 
@@ -53,25 +63,94 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
         device: a torch device; by default CUDA if there is one.
 
     Raises:
-        ValueError: unknown dtype, or `transformers` cannot load the directory.
-        OSError: a file is missing.
+        ModelDirectoryError: a file is missing or malformed, the weights are quantised or not those
+            of the architecture, or `transformers` cannot load it.
+        ValueError: unknown dtype.
     """
     chosen = DTYPES[resolve_dtype(dtype, device)]
+    read_model_config(directory)
+    stored_tensors(directory)
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # commands show their own
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=chosen)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
-    model.eval().requires_grad_(False)
-    return model
+    with _one_line_errors(directory):
+        loader: Any = AutoModelForCausalLM
+        model, found = loader.from_pretrained(
+            directory,
+            dtype=chosen,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # only to name them below
+            output_loading_info=True,
+        )
+    refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise ModelDirectoryError(
+            f"{directory}: {name} has shape {tuple(stored)}, config.json says {tuple(expected)}"
+        )
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory."""
+    """The tokenizer of a model directory.
+
+    Raises:
+        ModelDirectoryError: `transformers` cannot load it.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory)
+    with _one_line_errors(directory):
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most tokens of one sequence (`max_position_embeddings`); None if the model states none."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else None
+
+
+def check_tokens(model: PreTrainedModel, tokens: Sequence[int] | npt.NDArray[np.int32]) -> None:
+    """Raise ValueError unless the model has an embedding and a position for every token.
+
+    Args:
+        model: of `load_model`.
+        tokens: (length,) or (windows, length) token ids.
+    """
+    ids = np.asarray(tokens)
+    embedding: Any = model.get_input_embeddings()
+    positions, vocabulary = context_length(model), embedding.weight.shape[0]
+    if positions is not None and ids.shape[-1] > positions:
+        raise ValueError(
+            f"a window of {ids.shape[-1]} tokens is longer than the model's context of {positions}"
+            f" (max_position_embeddings); use windows of at most {positions}"
+        )
+    if ids.size and (stray := int(ids.max())) >= vocabulary:
+        raise ValueError(
+            f"token id {stray} is beyond the model's vocabulary of {vocabulary}: the tokenizer has"
+            " tokens that the model's embedding lacks; use the tokenizer it was trained with, or"
+            " resize the embedding"
+        )
+
+
+@contextmanager
+def _one_line_errors(directory: Path) -> Iterator[None]:
+    """Let transformers show neither progress nor reports, and fail in one line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # commands show their own
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise ModelDirectoryError(f"transformers cannot load {directory}: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_base(mask: Mask, digest: str, model: str) -> None:
@@ -110,7 +189,7 @@ class TorchScorer:
     """Scores windows with a model in torch; a `maskgen.evaluate.Scorer`.
 
     Logits are computed in the model's type, as the standard scripts do, and turned into
-    log-probabilities in fp32.
+    log-probabilities in fp32. Windows that `check_tokens` refuses raise ValueError.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -135,6 +214,7 @@ class TorchScorer:
 
     def _rows(self, tokens: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits in fp32 and the tokens they should predict, some positions at a time."""
+        check_tokens(self._model, tokens)
         ids = torch.tensor(tokens, device=self._model.device)
         logits = self._model(ids[None, :], use_cache=False).logits[0, :-1]
         for rows, targets in zip(

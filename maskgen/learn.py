@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
-from maskgen.hf import check_base, dtype_name, load_model, load_tokenizer
+from maskgen.hf import check_base, check_tokens, dtype_name, load_model, load_tokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
@@ -25,6 +25,9 @@ from maskgen.maskfile import Mask, MaskFileError
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
 from maskgen.windows import token_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Settings that change how a run reports but not what it learns.
 _NOT_IDENTITY = {"checkpoint_every", "log_every"}
@@ -104,6 +107,7 @@ def learn(
         MaskFileError: the prior belongs to another model or lacks a layer.
         LearningStoppedError: NaN or a diverging loss.
         CheckpointError: the run cannot be resumed from its folder.
+        ModelDirectoryError: see `maskgen.hf.load_model`.
         ValueError: text, settings or layers do not fit.
     """
     config = request.config
@@ -118,6 +122,7 @@ def learn(
     use_short_attention(model, config.sequence_length)
     tokenizer = load_tokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
+    check_tokens(model, windows)
     batches = Batches(windows, config.batch_size, config.seed)
     method: LearnMethod[Any] = load_method(request.method, "learn")()
     with world_from_environment(next(model.parameters()).device) as world:
@@ -138,7 +143,7 @@ def learn(
             identity,
             resume=request.resume,
             tensorboard=request.tensorboard,
-            held_out=_held_out_windows(tokenizer, request, next(model.parameters()).device),
+            held_out=_held_out_windows(model, tokenizer, request),
             held_out_every=request.held_out_every,
             divergence=config.divergence if isinstance(config, GradientConfig) else float("inf"),
         )
@@ -166,11 +171,13 @@ def _layers_identity(names: Sequence[str]) -> str:
 
 
 def _held_out_windows(
-    tokenizer: Any, request: LearnRequest, device: torch.device
+    model: PreTrainedModel, tokenizer: Any, request: LearnRequest
 ) -> Sequence[torch.Tensor]:
     if request.held_out is None or not request.held_out_every:
         return ()
     length = request.config.sequence_length
     windows = token_windows(tokenizer, request.held_out.texts, length)
+    check_tokens(model, windows)
+    device = next(model.parameters()).device
     chosen = windows[: request.held_out_windows]
     return [torch.from_numpy(window[None]).long().to(device) for window in chosen]

@@ -93,10 +93,14 @@ def _dequantise(gguf: Path, directory: Path) -> None:
     logging.disable_progress_bar()  # the caller shows its own
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        **source,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        trust_remote_code=False,
     )
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    tokenizer.save_pretrained(directory)
 
 
 def _download_from_hub(model: str) -> Path:

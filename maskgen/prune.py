@@ -14,7 +14,7 @@ from maskgen.apply import Weight, rewrite_weights
 from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
-from maskgen.hf import load_model, load_tokenizer
+from maskgen.hf import check_tokens, load_model, load_tokenizer
 from maskgen.maskfile import Mask
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
@@ -84,13 +84,14 @@ def prune(
         SelectionError: no layer can be masked, or the architecture does not fit the pass.
         TooLittleTextError: the text does not fill the windows.
         FileExistsError: the checkpoint directory exists already.
+        ModelDirectoryError: see `maskgen.hf.load_model`.
         ValueError: text or checkpoint directory missing, or given to a method that has no use
-            for it.
+            for it; or the text has tokens, or the windows positions, that the model has not.
     """
     method: PruneMethod[Any] = load_method(settings.method, "prune")()
     _check(method, texts, settings)
-    digest = base_digest(model_dir)
     model = load_model(model_dir, settings.dtype)
+    digest = base_digest(model_dir)
     selection = select_layers(model, settings.layers)
     tokens = 0
     start = time.perf_counter()
@@ -98,6 +99,7 @@ def prune(
         outcome = prune_by_weight(method, selection, progress)
     else:
         windows = token_windows(load_tokenizer(model_dir), texts.texts, settings.length)
+        check_tokens(model, windows)
         windows = draw_windows(windows, settings.windows, settings.seed)
         tokens = windows.size
         start = time.perf_counter()

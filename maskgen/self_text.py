@@ -55,12 +55,20 @@ def write_self_texts(
     """About `tokens` tokens of text sampled from `model`, the same for the same seed and machine.
 
     Each document starts from the tokenizer's BOS token (or the model's, or token 0) and is sampled
-    at temperature 1 without any filter, 512 tokens at most.
+    at temperature 1 without any filter, 512 tokens at most, or as many as the context holds.
+
+    Raises:
+        DataError: the model ends every text at once.
+        ValueError: the model's vocabulary lacks the token that documents start from.
     """
     import torch
 
+    from maskgen.hf import check_tokens, context_length
+
     starts = (tokenizer.bos_token_id, model.config.bos_token_id, 0)
     start = next(token for token in starts if token is not None)
+    check_tokens(model, [start])
+    length = min(_DOCUMENT_TOKENS, (context_length(model) or _DOCUMENT_TOKENS + 1) - 1)
     prompt = torch.full((_BATCH, 1), start, device=model.device)
     paddings = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     padding = next(token for token in paddings if token is not None)
@@ -73,7 +81,7 @@ def write_self_texts(
             batch = generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                max_new_tokens=_DOCUMENT_TOKENS,
+                max_new_tokens=length,
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,

@@ -70,6 +70,7 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         TorchScorer,
         apply_to_module,
         check_base,
+        context_length,
         dtype_name,
         encoder,
         load_model,
@@ -93,7 +94,7 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         mask=None if mask is None else mask.name,
         dtype=dtype_name(network),
         bos_token_id=tokenizer.bos_token_id,
-        context_length=getattr(network.config, "max_position_embeddings", None),
+        context_length=context_length(network),
     )
 
 

@@ -107,6 +107,7 @@ def _gguf_subject(gguf: Path, model: str) -> Subject:
         gguf_file=gguf.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
+        trust_remote_code=False,
     )
     scorer = TorchScorer(loaded.eval())
     tokenizer = load_tokenizer(resolve_model(model))

@@ -95,10 +95,6 @@ def read_shape(config: dict[str, Any]) -> ModelShape:
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise EngineDirectoryError(f"{name} is set; {model_type} is converted without it only")
-    if config.get("quantization_config"):
-        raise EngineDirectoryError(
-            "the model is quantised; convert the bf16, f16 or f32 model it was made from"
-        )
     act = config.get("hidden_act")
     if act != "silu":
         raise EngineDirectoryError(f"hidden_act is {act!r}; only 'silu' can be converted")

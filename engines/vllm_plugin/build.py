@@ -12,7 +12,7 @@ import numpy as np
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
 from engines.directory.staging import atomic_directory
-from engines.errors import EngineDirectoryError, MaskError
+from engines.errors import MaskError
 from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
 from engines.tensorfile import TensorSpec, TensorWriter
 from engines.vllm_plugin.format import (
@@ -38,14 +38,11 @@ def build(request: BuildRequest) -> Manifest:
     """Build a vLLM engine directory; without masks, a dense one.
 
     Raises:
-        EngineDirectoryError: see `engines.build.open_inputs`; or the model is quantised already.
+        EngineDirectoryError: see `engines.build.open_inputs`.
         MaskError: see `engines.build.open_inputs`; or a listed layer's width is no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)
-    if "quantization_config" in inputs.checkpoint.config:
-        method = inputs.checkpoint.config["quantization_config"].get("quant_method")
-        raise EngineDirectoryError(f"{request.model} is quantised already ({method})")
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     if default is not None:
         _check_widths(default)

@@ -39,7 +39,7 @@ class MaskCatalog:
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._manifest = manifest
-        checkpoint = Checkpoint(directory)
+        checkpoint = Checkpoint(directory, encoded=True)
         self._spec = parse_spec(checkpoint.config["quantization_config"])
         self._entries = {
             m.name: Entry(directory / m.file, m.digest, m.domain, m.changed_share)

@@ -236,6 +236,8 @@ def test_unknown_and_impossible_settings_are_refused(model_dir, prior, tmp_path)
         small_run(model_dir, tmp_path, "maskllm", prior, steps=0)
     with pytest.raises(ValueError, match="micro_batches"):
         small_run(model_dir, tmp_path, "maskpro", prior, micro_batches=2)
+    with pytest.raises(ValueError, match=r"window of 1024 .*max_position_embeddings"):
+        small_run(model_dir, tmp_path, "maskllm", prior, sequence_length=1024)
 
 
 def test_batches_depend_on_seed_and_index_alone():

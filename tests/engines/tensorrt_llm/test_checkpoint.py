@@ -157,7 +157,6 @@ def test_llama3_position_scaling_is_kept() -> None:
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
         ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
     ],

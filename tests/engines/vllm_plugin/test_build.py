@@ -35,7 +35,7 @@ def built(tiny_model: Path, mask_of: MaskOf, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_checkpoint_holds_the_masked_model(built: Path, tiny_model: Path) -> None:
-    base, written = Checkpoint(tiny_model), Checkpoint(built)
+    base, written = Checkpoint(tiny_model), Checkpoint(built, encoded=True)
     mask = read_mask(built / "masks" / "general.safetensors")
     spec = parse_spec(written.config["quantization_config"])
     assert set(spec.sparse_layers) == set(mask.codes)
@@ -55,7 +55,7 @@ def test_the_checkpoint_holds_the_masked_model(built: Path, tiny_model: Path) ->
 def test_vllm_finds_only_the_model_among_the_files(built: Path) -> None:
     index = json.loads((built / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {"model.safetensors"}
-    assert set(index["weight_map"]) == set(Checkpoint(built))
+    assert set(index["weight_map"]) == set(Checkpoint(built, encoded=True))
     assert (built / "complement.safetensors").is_file()
     assert json.loads((built / "config.json").read_text())["dtype"] == "bfloat16"
 
@@ -118,14 +118,17 @@ def test_dense_and_partly_dense_engines(tiny_model: Path, mask_of: MaskOf, tmp_p
     request = BuildRequest(model=tiny_model, model_name="tiny", masks={}, out=tmp_path / "dense")
     manifest = build(request)
     assert manifest.default_mask is None
-    assert parse_spec(Checkpoint(tmp_path / "dense").config["quantization_config"]).mask is None
+    assert (
+        parse_spec(Checkpoint(tmp_path / "dense", encoded=True).config["quantization_config"]).mask
+        is None
+    )
     catalog = MaskCatalog(tmp_path / "dense", manifest)
     assert catalog.resolve(None) is None
     with pytest.raises(MaskError, match="dense"):
         catalog.load("french", mask_of(tiny_model))
     partly = {"general": mask_of(tiny_model, leave_out="k_proj")}
     build(BuildRequest(model=tiny_model, model_name="t", masks=partly, out=tmp_path / "partly"))
-    assert "model.layers.0.self_attn.k_proj.weight" in Checkpoint(tmp_path / "partly")
+    assert "model.layers.0.self_attn.k_proj.weight" in Checkpoint(tmp_path / "partly", encoded=True)
 
 
 def test_models_that_do_not_fit_are_refused(tmp_path: Path, tiny_model: Path) -> None:
