@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.common.machine import OtherCpu
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
 from benchmarks.engine.speed import Worker
-from engines.cpu.config import read_config
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.storage_rule import StorageRule, measured_rule
+from engines.decoder_config import read_config
 from engines.manifest import read_manifest
 from maskgen.maskfile import Mask, read_mask, write_mask
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.build import BuildRequest
 from engines.cpu.build import build
-from engines.cpu.config import LINEARS, DecoderConfig, read_config
+from engines.decoder_config import LINEARS, DecoderConfig, read_config
 from engines.tensorfile import TensorSpec, TensorWriter
 from maskgen.maskfile import Mask, base_digest, write_mask
 

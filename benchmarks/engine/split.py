@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from engines import kernels, layout
-from engines.cpu.config import read_config
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
+from engines.decoder_config import read_config
 
 READ_BYTES = 256 << 20
 

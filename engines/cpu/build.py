@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engines import kernels
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
-from engines.cpu.config import LINEARS, DecoderConfig, read_config
+from engines.decoder_config import LINEARS, DecoderConfig, read_config
 from engines.directory.staging import atomic_directory
 from engines.errors import EngineDirectoryError, MaskError
 from engines.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes

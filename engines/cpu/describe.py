@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from engines import kernels
-from engines.cpu.config import LINEARS, read_config
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.options import default_threads
 from engines.cpu.storage_rule import measured_rule
+from engines.decoder_config import LINEARS, read_config
 from engines.layout import Layout
 from engines.manifest import WEIGHTS_FILE, read_manifest
 from engines.tensorfile import TensorFile

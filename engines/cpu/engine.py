@@ -17,7 +17,6 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
-from engines.cpu.config import read_config
 from engines.cpu.describe import kernels_of
 from engines.cpu.loop import EngineLoop
 from engines.cpu.mask_store import MaskStore
@@ -28,6 +27,7 @@ from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
+from engines.decoder_config import read_config
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cpu.build import BF16
-from engines.cpu.config import LINEARS, DecoderConfig
+from engines.decoder_config import LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.layout import PackedWeights, pack_sparse, unpack
 from engines.manifest import COMPLEMENT_FILE

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engines import _native, kernels
 from engines.cpu.build import EMBEDDING, FINAL_NORM, HEAD
-from engines.cpu.config import LINEARS, DecoderConfig
+from engines.decoder_config import LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.layout import Layout, LayoutError, PackedWeights, empty, validate
 from engines.manifest import WEIGHTS_FILE

@@ -9,8 +9,8 @@ from typing import Literal
 import psutil
 
 from engines import _native
-from engines.cpu.config import DecoderConfig
 from engines.cpu.model import PAGE_POSITIONS, Limits
+from engines.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 
 PROMPT_ROWS = 64

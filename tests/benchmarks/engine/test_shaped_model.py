@@ -26,7 +26,7 @@ SHAPE = {
 LOADING = """
 import json, sys
 from pathlib import Path
-from engines.cpu.config import read_config
+from engines.decoder_config import read_config
 from engines.cpu.model import CpuModel, Limits
 
 def memory(name):
