@@ -45,6 +45,7 @@ class BuildRequest:
         sealed: leave out the values that the default mask drops.
         overwrite: replace an engine directory that is in the way.
         progress: told about every layer.
+        note: told what the user should know about the outcome, a line at a time.
     """
 
     model: Path
@@ -54,6 +55,7 @@ class BuildRequest:
     sealed: bool = False
     overwrite: bool = False
     progress: Progress = lambda what, done, total: None
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from engines.build import BuildRequest, changed_share, finish, open_inputs
 from engines.directory.staging import atomic_directory
 from engines.errors import (
     EngineDeadError,
+    EngineDirectoryError,
     EngineOverloadedError,
     MaskError,
     UnknownMaskError,
@@ -55,9 +56,12 @@ def build(request: BuildRequest) -> Manifest:
     """Build a reference engine directory: the model's own files, and the masks.
 
     Raises:
-        EngineDirectoryError, MaskError, MaskFileError: see `engines.build.open_inputs`.
+        EngineDirectoryError: see `engines.build.open_inputs`; or transformers has no such model.
+        MaskError: see `engines.build.open_inputs`; or a listed layer is none that can be masked.
+        MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)
+    _check_layers(request.model, {name for mask in inputs.masks.values() for name in mask.codes})
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         for path in weight_files(request.model):
             shutil.copyfile(path, directory / path.name)
@@ -79,6 +83,32 @@ def _load_model(directory: Path, dtype: torch.dtype) -> Any:
     with as_engine_directory_error():
         refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
     return model
+
+
+def _check_layers(model: Path, layers: set[str]) -> None:
+    """Refuse, before anything is written, layers that transformers does not keep as linears."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            skeleton = transformers.AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise EngineDirectoryError(
+            f"transformers {transformers.__version__} cannot make a causal language model of"
+            f" {model}/config.json: {type(error).__name__} {reason[0] if reason else ''}"
+        ) from error
+    modules = dict(skeleton.named_modules())
+    for layer in sorted(layers):
+        if not isinstance(modules.get(layer), torch.nn.Linear):
+            raise MaskError(
+                f"the mask lists {layer}, which {type(skeleton).__name__} of transformers"
+                f" {transformers.__version__} does not keep as an nn.Linear: the reference engine"
+                " cannot mask it. Use a mask without such layers, or none"
+            )
 
 
 @dataclass

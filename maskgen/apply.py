@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy.typing as npt
 
 from maskgen.container import ContainerError, TensorEntry, read_header
 from maskgen.digests import base_digest
-from maskgen.format.model_directory import weight_files
+from maskgen.format.coverage import decoder_weights
+from maskgen.format.model_directory import stored_tensors, weight_files
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.patterns import keep_from_codes
 
@@ -30,6 +32,16 @@ _NUMPY_DTYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
+
+
+def with_decoder_weights(mask: Mask, model_dir: Path) -> Mask:
+    """`mask`, with the decoder's weights counted in the model's own files.
+
+    Raises:
+        ModelDirectoryError: the files are missing or malformed.
+    """
+    shapes = {name: stored.entry.shape for name, stored in stored_tensors(model_dir).items()}
+    return replace(mask, decoder_weights=decoder_weights(shapes, mask.codes))
 
 
 def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,12 +101,6 @@ def compare(mask: Mask, other: Mask) -> tuple[list[Difference], Difference]:
 def ordered(mask: Mask) -> list[str]:
     """Layer names, decoder layer by decoder layer (numbers in names count as numbers)."""
     return sorted(mask.codes, key=lambda name: [_key(part) for part in name.split(".")])
-
-
-def decoder_position(name: str) -> tuple[int, str]:
-    """(index of the decoder layer, name inside it); (0, name) when it has no index."""
-    match = re.fullmatch(r".*?\.(\d+)\.(.+)", name)
-    return (int(match[1]), match[2]) if match else (0, name)
 
 
 def _key(part: str) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
+from maskgen.format.coverage import dense_lines
 from maskgen.hf import check_base, check_tokens, dtype_name, load_model, load_tokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
@@ -116,9 +117,12 @@ def learn(
     model = load_model(model_dir, request.dtype, request.device)
     if next(model.parameters()).device.type == "cpu" and not keep_freed_memory():
         console.print("the C library is not glibc: freed memory is not kept, steps take longer")
-    names = list(select_layers(model, request.layers).layers)
+    selection = select_layers(model, request.layers)
+    names = list(selection.layers)
     if missing := [name for name in names if name not in prior.codes]:
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
+    for line in dense_lines(selection.dense, selection.decoder_weights):
+        console.print(line, highlight=False, soft_wrap=True)
     use_short_attention(model, config.sequence_length)
     tokenizer = load_tokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
@@ -156,6 +160,7 @@ def learn(
             domain=request.domain,
             calibration_digest=texts.digest,
             seed=config.seed,
+            decoder_weights=selection.decoder_weights,
         ),
         changed=learner.movement().changed,
         tokens=config.steps * config.tokens_per_step,

@@ -54,6 +54,8 @@ class Mask:
         seed: of the random numbers that went into it.
         parent_digest: digest of the mask that this one is stored as a difference to.
         pattern: `2:4` is the only one so far.
+        decoder_weights: weights of the decoder that the layers belong to, masked or not (see
+            `maskgen.format.coverage`); None if the file does not say.
 
     Raises:
         MaskFileError: a field is malformed.
@@ -67,6 +69,7 @@ class Mask:
     seed: int
     parent_digest: str | None = None
     pattern: str = "2:4"
+    decoder_weights: int | None = None
 
     def __post_init__(self) -> None:
         if self.pattern != "2:4":
@@ -85,6 +88,10 @@ class Mask:
         object.__setattr__(
             self, "codes", {name: _checked(name, self.codes[name]) for name in sorted(self.codes)}
         )
+        if self.decoder_weights is not None and self.decoder_weights < self.weights:
+            raise MaskFileError(
+                f"the mask covers {self.weights} weights of a decoder of {self.decoder_weights}"
+            )
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -137,6 +144,8 @@ def write_mask(path: Path, mask: Mask, parent: Mask | None = None) -> None:
     }
     if mask.calibration_digest is not None:
         metadata["calibration_digest"] = mask.calibration_digest
+    if mask.decoder_weights is not None:
+        metadata["decoder_weights"] = str(mask.decoder_weights)
     if parent is None and mask.parent_digest is not None:
         raise MaskFileError(f"to write this mask its parent {mask.parent_digest} is needed")
     if parent is None:
@@ -174,6 +183,7 @@ def read_mask(path: Path, parent: Path | None = None) -> Mask:
             header = read_header(file)
             metadata = _check_metadata(header.metadata)
             parent_digest = metadata.get("parent_digest")
+            weights = metadata.get("decoder_weights")
             if parent_digest is None:
                 codes = _read_alone(file, header)
             else:
@@ -187,6 +197,7 @@ def read_mask(path: Path, parent: Path | None = None) -> Mask:
                 seed=int(metadata["seed"]),
                 parent_digest=parent_digest,
                 pattern=metadata["pattern"],
+                decoder_weights=int(weights) if weights is not None else None,
             )
         except ContainerError as error:
             raise MaskFileError(f"{path} is not a mask file: {error}") from None
@@ -291,8 +302,9 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
         key for key in [*required, *([] if has_parent else ["shapes"])] if key not in metadata
     ]:
         raise MaskFileError(f"its metadata lacks {', '.join(missing)}")
-    if not _INTEGER.fullmatch(metadata["seed"]):
-        raise MaskFileError(f"seed {metadata['seed'][:40]!r} is not an integer")
+    for field in ("seed", "decoder_weights"):
+        if not _INTEGER.fullmatch(metadata.get(field, "0")):
+            raise MaskFileError(f"{field} {metadata[field][:40]!r} is not an integer")
     _check_digest("mask_digest", metadata["mask_digest"])
     return metadata
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from maskgen.compare import Difference, LayerSummary, decoder_position
+from maskgen.compare import Difference, LayerSummary
+from maskgen.format.coverage import decoder_position
 from maskgen.patterns import PATTERNS
+
+_MAX_DRAWN = 10_000  # decoder layers; names come from files
 
 
 def plot_difference(path: Path, rows: Sequence[Difference], title: str) -> None:
@@ -73,9 +76,12 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def _grid(values: Mapping[str, float]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:
-    places = {name: decoder_position(name) for name in values}
+    places = {name: (decoder_position(name) or ("", 0, name))[1:] for name in values}
     columns = list(dict.fromkeys(inner for _, inner in places.values()))
-    grid = np.full((1 + max(index for index, _ in places.values()), len(columns)), np.nan)
+    last = max(index for index, _ in places.values())
+    if last >= _MAX_DRAWN:
+        raise ValueError(f"decoder layer {last} is too far down to draw; up to {_MAX_DRAWN} are")
+    grid = np.full((1 + last, len(columns)), np.nan)
     for name, (index, inner) in places.items():
         grid[index, columns.index(inner)] = values[name]
     return columns, grid

@@ -14,6 +14,7 @@ from maskgen.apply import Weight, rewrite_weights
 from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
+from maskgen.format.coverage import DenseWeight
 from maskgen.hf import check_tokens, load_model, load_tokenizer
 from maskgen.maskfile import Mask
 from maskgen.methods.base import PruneMethod
@@ -54,13 +55,13 @@ class PruneResult:
 
     Attributes:
         mask: for the model directory, or for `checkpoint` when the method changed weights.
-        dense: linears inside decoder layers that stay dense, and why.
+        dense: matrices inside decoder layers that stay dense, by name.
         tokens: calibration tokens used.
         seconds: wall time of the pass, without loading.
     """
 
     mask: Mask
-    dense: dict[str, str]
+    dense: dict[str, DenseWeight]
     tokens: int
     seconds: float
 
@@ -114,6 +115,7 @@ def prune(
         domain=settings.domain,
         calibration_digest=None if texts is None else texts.digest,
         seed=settings.seed,
+        decoder_weights=selection.decoder_weights,
     )
     return PruneResult(mask, selection.dense, tokens, seconds)
 

@@ -1,13 +1,14 @@
-"""Which linear layers of a Hugging Face decoder get a mask, and why the others stay dense."""
+"""Which linear layers of a Hugging Face decoder get a mask, and why other weights stay dense."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
+from maskgen.format.coverage import DenseWeight, grouped, together
 from maskgen.patterns import GROUP
 
 
@@ -38,11 +39,18 @@ class Selection:
 
     Attributes:
         layers: module name -> linear, in the order of the model.
-        dense: module name -> why this linear inside a decoder layer stays dense.
+        dense: every other matrix inside the decoder layers: linears by module name, parameters
+            of other modules (experts, routers, Conv1D) by their own name without `.weight`.
     """
 
     layers: dict[str, nn.Linear]
-    dense: dict[str, str] = field(default_factory=dict)
+    dense: dict[str, DenseWeight] = field(default_factory=dict)
+
+    @property
+    def decoder_weights(self) -> int:
+        """Weights of all matrices inside the decoder layers, masked or not."""
+        masked = sum(linear.weight.numel() for linear in self.layers.values())
+        return masked + sum(weight.weights for weight in self.dense.values())
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -64,10 +72,12 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Selection:
     """Choose the linears inside the decoder layers whose width is a multiple of 4.
 
-    Embeddings and the output head lie outside the decoder layers and are never chosen.
+    Embeddings and the output head lie outside the decoder layers and are never chosen. Matrices
+    that are no `nn.Linear` stay dense: experts, which transformers 5 keeps as parameters of three
+    dimensions, and the Conv1D of GPT-2, which stores its weight the other way round.
 
     Raises:
-        SelectionError: nothing is chosen, or an include or exclude pattern matches no linear.
+        SelectionError: nothing is chosen, or an include or exclude pattern matches no weight.
     """
     choice = choice or LayerChoice()
     prefix, stack = decoder_layers(model)
@@ -76,22 +86,38 @@ def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Select
     selection = Selection({})
     names: list[str] = []
     for index, layer in enumerate(stack):
-        for inner, module in layer.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            name = f"{prefix}.{index}.{inner}"
-            names.append(name)
-            reason = _why_dense(name, module, index, len(stack), choice)
-            if reason is None:
-                selection.layers[name] = module
-            else:
-                selection.dense[name] = reason
+        for inner, module in layer.named_modules(prefix=f"{prefix}.{index}"):
+            for name, weight, reason in _matrices(inner, module, index, len(stack), choice):
+                names.append(name)
+                if reason is None:
+                    selection.layers[name] = module
+                else:
+                    selection.dense[name] = DenseWeight(reason, weight.numel())
     for pattern in (*choice.include, *choice.exclude):
         if not fnmatch.filter(names, pattern):
-            raise SelectionError(f"the pattern {pattern!r} matches none of {len(names)} linears")
+            raise SelectionError(
+                f"the pattern {pattern!r} matches none of the decoder's {len(names)} weights"
+            )
     if not selection.layers:
         raise SelectionError("no linear layer is left to mask: " + _summary(selection.dense))
     return selection
+
+
+def _matrices(
+    name: str, module: nn.Module, index: int, count: int, choice: LayerChoice
+) -> Iterator[tuple[str, Tensor, str | None]]:
+    """(name, weight, why it stays dense or None) of the module's own matrices."""
+    if isinstance(module, nn.Linear):
+        yield name, module.weight, _why_dense(name, module, index, count, choice)
+        return
+    for own, parameter in module.named_parameters(prefix=name, recurse=False):
+        if parameter.ndim > 1:
+            shape = "x".join(map(str, parameter.shape))
+            yield (
+                own.removesuffix(".weight"),
+                parameter,
+                f"a {shape} parameter of {type(module).__name__}, which is no nn.Linear",
+            )
 
 
 def _why_dense(
@@ -108,5 +134,6 @@ def _why_dense(
     return None
 
 
-def _summary(dense: dict[str, str]) -> str:
-    return "; ".join(sorted(set(dense.values()))) or "the decoder layers hold no nn.Linear"
+def _summary(dense: dict[str, DenseWeight]) -> str:
+    kinds = [f"{together(names)} ({reason})" for names, reason in grouped(dense)]
+    return "; ".join(kinds) or "the decoder layers hold no matrices"

@@ -32,6 +32,8 @@ from maskgen.maskfile import Mask
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _U8 = np.dtype(np.uint8)
+TESTED_MODEL_TYPES = ("llama",)
+"""`model_type` of the models that the plugin's tests run through vLLM."""
 
 
 def build(request: BuildRequest) -> Manifest:
@@ -39,13 +41,15 @@ def build(request: BuildRequest) -> Manifest:
 
     Raises:
         EngineDirectoryError: see `engines.build.open_inputs`.
-        MaskError: see `engines.build.open_inputs`; or a listed layer's width is no multiple of 8.
+        MaskError: see `engines.build.open_inputs`; or a listed layer is an expert, or its width is
+            no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     if default is not None:
-        _check_widths(default)
+        _check_layers(default)
+    request.note(_tested(str(inputs.checkpoint.config.get("model_type"))))
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         _write_weights(directory, inputs, default, request)
         layout = LayoutRecord(id="kept_codes", values="bf16", version=FORMAT_VERSION)
@@ -59,8 +63,20 @@ def build(request: BuildRequest) -> Manifest:
         )
 
 
-def _check_widths(mask: Mask) -> None:
+def _tested(model_type: str) -> str:
+    line = f"tested through vLLM: {', '.join(TESTED_MODEL_TYPES)}; this model is {model_type}"
+    if model_type in TESTED_MODEL_TYPES:
+        return line
+    return f"{line}, which was not: compare its answers with those of --target reference"
+
+
+def _check_layers(mask: Mask) -> None:
     for name, (_, k) in mask.shapes.items():
+        if ".experts." in name:
+            raise MaskError(
+                f"the mask lists {name}: vLLM fuses experts, and the plugin multiplies linear"
+                " layers only. Use a mask without them, or none"
+            )
         if k % COLUMN_STEP:
             raise MaskError(
                 f"{name} has {k} inputs; the vLLM checkpoint needs a multiple of {COLUMN_STEP}."

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskgen.compare import compare, decoder_position, ordered, summarise
+from maskgen.compare import compare, ordered, summarise
 from maskgen.maskfile import MaskFileError
 from maskgen.patterns import keep_from_codes
 from maskgen.plots import plot_difference, plot_patterns
@@ -61,8 +61,6 @@ def test_layers_are_ordered_as_numbers() -> None:
     names = [f"model.layers.{i}.mlp.up_proj" for i in (10, 9, 2)]
     mask = random_mask(0, dict.fromkeys(names, (4, 4)))
     assert ordered(mask) == [names[2], names[1], names[0]]
-    assert decoder_position(names[0]) == (10, "mlp.up_proj")
-    assert decoder_position("head") == (0, "head")
 
 
 def test_pictures_are_written(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from maskgen.apply import apply_mask
+from maskgen.apply import apply_mask, with_decoder_weights
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
+from maskgen.format.coverage import DenseWeight, dense_lines, share
 from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.hf import apply_to_module, load_model, load_tokenizer
 from maskgen.maskfile import Mask, MaskFileError
@@ -184,11 +186,11 @@ def test_layers_can_be_left_dense(model_dir: Path, tmp_path: Path) -> None:
         "model.layers.0.mlp.up_proj",
         "model.layers.0.mlp.down_proj",
     ]
-    assert chosen.dense["model.layers.0.mlp.gate_proj"] == "excluded"
-    assert chosen.dense["model.layers.0.self_attn.q_proj"] == "not included"
-    assert "stay dense" in chosen.dense["model.layers.1.mlp.up_proj"]
+    assert chosen.dense["model.layers.0.mlp.gate_proj"] == DenseWeight("excluded", 128 * 64)
+    assert chosen.dense["model.layers.0.self_attn.q_proj"].reason == "not included"
+    assert "stay dense" in chosen.dense["model.layers.1.mlp.up_proj"].reason
     for choice, message in (
-        (LayerChoice(include=["*experts*"]), r"'\*experts\*' matches none of 14"),
+        (LayerChoice(include=["*experts*"]), r"'\*experts\*' matches none of the decoder's 14"),
         (LayerChoice(dense_first=2), "no linear layer is left"),
         (LayerChoice(dense_first=-1), "cannot be negative"),
     ):
@@ -202,9 +204,49 @@ def test_widths_that_are_no_multiple_of_four_stay_dense(tmp_path: Path) -> None:
     directory = make_tiny_llama(tmp_path / "model", intermediate_size=126)
     result = prune(directory, TEXT, PruneSettings("wanda", **SMALL))
     assert len(result.mask.codes) == 12
-    assert result.dense == {
-        f"model.layers.{i}.mlp.down_proj": "its width 126 is not a multiple of 4" for i in range(2)
-    }
+    dense = DenseWeight("its width 126 is not a multiple of 4", 64 * 126)
+    assert result.dense == {f"model.layers.{i}.mlp.down_proj": dense for i in range(2)}
+
+
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 64},
+    "olmoe": {"num_experts": 4},
+}
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_experts_are_named_with_their_share(tmp_path: Path, architecture: str) -> None:
+    """They are parameters of three dimensions: masks leave most of such a model dense."""
+    directory = make_tiny_llama(
+        tmp_path / "model", architecture=architecture, **EXPERTS[architecture]
+    )
+    result = prune(directory, None, PruneSettings("magnitude"))
+    model = load_model(directory, "fp32")
+    every = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.ndim > 1)
+    assert result.mask.decoder_weights == every
+    assert sum(weight.weights for weight in result.dense.values()) == every - result.mask.weights
+    lines = "\n".join(dense_lines(result.dense, every))
+    experts = sum(w.weights for name, w in result.dense.items() if name.endswith("gate_up_proj"))
+    assert (
+        f"model.layers.0-1.mlp.experts.gate_up_proj stays dense ({share(experts, every)}" in lines
+    )
+    assert "mlp.experts.down_proj" in lines
+    assert "mlp.gate stays dense" in lines
+    # On disk some of them lie otherwise, a matrix for every expert; the sum is the same.
+    counted = with_decoder_weights(result.mask, directory)
+    assert counted.decoder_weights == every
+
+
+def test_layers_that_are_no_linears_are_named_in_the_refusal() -> None:
+    config = AutoConfig.for_model(
+        "gpt2", n_embd=16, n_layer=2, n_head=2, vocab_size=32, bos_token_id=0, eos_token_id=0
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(
+        SelectionError, match=r"transformer\.h\.0-1\.attn\.c_attn \(a 16x48 .* Conv1D"
+    ):
+        select_layers(model)
 
 
 def test_too_little_or_wrong_input_is_refused(model_dir: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,10 @@ def test_prune_inspect_diff_apply_eval(model: str, text: str, tmp_path: Path) ->
     assert (shown["method"], shown["domain"], shown["seed"]) == ("ria", "notes", 3)
     assert shown["density"] == 0.5
     assert len(shown["per_layer"]) == 14
-    assert "0 mlp.down_proj" in succeed("mask", "inspect", domain, "--plot", tmp_path / "i.png")
+    assert (shown["decoder_weights"], shown["weights"]) == (73728, 73728)
+    inspected = succeed("mask", "inspect", domain, "--plot", tmp_path / "i.png")
+    assert "0 mlp.down_proj" in inspected
+    assert "masks 73,728 of the decoder's 73,728 weights (100 %)" in inspected
 
     difference = json.loads(succeed("mask", "diff", domain, general, "--json"))
     assert 0 < difference["changed_share"] < 1
@@ -76,7 +80,8 @@ def test_prune_inspect_diff_apply_eval(model: str, text: str, tmp_path: Path) ->
     assert (tmp_path / "d.png").stat().st_size > 0
 
     sparse = tmp_path / "sparse"
-    succeed("mask", "apply", "--model", model, "--mask", domain, "--out", sparse)
+    applied = succeed("mask", "apply", "--model", model, "--mask", domain, "--out", sparse)
+    assert "of the decoder's 73,728 weights (100 %)" in applied
     with_mask = succeed(
         "eval", "--model", model, "--mask", domain, "--data", text, "--window", 32, "--json"
     )
@@ -84,6 +89,29 @@ def test_prune_inspect_diff_apply_eval(model: str, text: str, tmp_path: Path) ->
     first, second = (json.loads(out.splitlines()[-1]) for out in (with_mask, applied))
     assert first["perplexity"] == second["perplexity"]
     assert (first["mask"], second["mask"]) == ("domain.safetensors", None)
+
+
+def test_what_stays_dense_is_named_with_its_share(model: str, text: str, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    shown = prune(model, text, out, "--exclude", "*down_proj")
+    assert "model.layers.0-1.mlp.down_proj stays dense (22.2 % of the decoder's weights)" in shown
+    assert f"{out} masks 57,344 of the decoder's 73,728 weights (77.8 %)" in shown
+    assert "(77.8 %)" in succeed("mask", "inspect", out)
+    learned = succeed(
+        "mask", "learn", "--model", model, "--data", text, "--prior", out, "--steps", 1,
+        "--sequence-length", 16, "--exclude", "*down_proj", "--out", tmp_path / "l.safetensors",
+    )  # fmt: skip
+    assert "model.layers.0-1.mlp.down_proj stays dense (22.2 %" in learned
+    assert "masks 57,344 of the decoder's 73,728 weights (77.8 %)" in learned
+
+
+def test_a_file_that_does_not_know_its_decoder_says_so(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    succeed("mask", "prune", "--model", model, "--method", "magnitude", "--out", out)
+    write_mask(out, replace(read_mask(out), decoder_weights=None))
+    assert "the file does not say how many the decoder has" in succeed("mask", "inspect", out)
+    applied = succeed("mask", "apply", "--model", model, "--mask", out, "--out", tmp_path / "o")
+    assert "of the decoder's 73,728 weights (100 %)" in applied
 
 
 def test_a_subset_of_windows_is_labelled(model: str, text: str) -> None:

@@ -67,6 +67,7 @@ def build(
                 progress=lambda what, done, total: bar.update(
                     task, description=what, completed=done, total=total
                 ),
+                note=lambda line: bar.console.print(line, highlight=False, soft_wrap=True),
             ),
             _settings(target, option or []),
         )

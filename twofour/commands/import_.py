@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +43,10 @@ def import_checkpoint(
                 model_name=name or checkpoint.resolve().name,
                 masks={domain: found.mask},
                 out=directory / "engine",
+                progress=progress,
+                note=lambda line: bar.console.print(line, highlight=False, soft_wrap=True),
             )
-            run_builder(target, replace(request, progress=progress))
+            run_builder(target, request)
     typer.echo(
         f"{out}: {found.kind} checkpoint with {len(found.sparse_layers)} 2:4 layers"
         f" ({', '.join(p.name for p in sorted(out.iterdir()))})"

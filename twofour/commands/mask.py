@@ -59,6 +59,7 @@ def prune(
     ] = None,
 ) -> None:
     """Compute a mask in one shot."""
+    from maskgen.format.coverage import coverage, dense_lines
     from maskgen.hf import check_base
     from maskgen.maskfile import base_digest, read_mask, write_mask
     from maskgen.models import resolve_model
@@ -96,20 +97,17 @@ def prune(
     with _layer_bar(console, f"{method} on {model}") as report:
         result = run(directory, texts, settings, report)
     write_mask(out, result.mask, parent=base)
-    for name, reason in result.dense.items():
-        console.print(f"{name} stays dense: {reason}", highlight=False, soft_wrap=True)
+    for line in dense_lines(result.dense, result.mask.decoder_weights or 0):
+        _say(console, line)
     bits = out.stat().st_size * 8 / result.mask.weights
-    console.print(
+    _say(
+        console,
         f"{out}: {method} mask of {len(result.mask.codes)} layers, {bits:.3f} bits per weight, "
         f"from {result.tokens:,} tokens in {result.seconds:.1f} s",
-        highlight=False,
-        soft_wrap=True,
     )
+    _say(console, f"{out} {coverage(result.mask)}")
     if checkpoint is not None:
-        console.print(
-            f"{checkpoint}: the model with changed weights, which the mask belongs to",
-            soft_wrap=True,
-        )
+        _say(console, f"{checkpoint}: the model with changed weights, which the mask belongs to")
 
 
 @app.command("inspect")
@@ -120,6 +118,7 @@ def inspect(
     from rich.table import Table
 
     from maskgen.compare import summarise
+    from maskgen.format.coverage import coverage
     from maskgen.maskfile import read_mask
     from maskgen.patterns import PATTERNS
 
@@ -131,6 +130,7 @@ def inspect(
         "weights": mask.weights,
         "bits_per_weight": file.stat().st_size * 8 / mask.weights,
         "density": sum(r.density * r.shape[0] * r.shape[1] for r in rows) / mask.weights,
+        "decoder_weights": mask.decoder_weights,
     }
     if plot is not None:
         from maskgen.plots import plot_patterns
@@ -154,6 +154,7 @@ def inspect(
         table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
     console.print(table)
     _print_facts(console, facts)
+    _say(console, f"{file} {coverage(mask)}")
 
 
 @app.command("diff")
@@ -241,17 +242,18 @@ def apply(
     parent: Parent = None,
 ) -> None:
     """Write a model directory in which the dropped weights are zero, for other tools."""
-    from maskgen.apply import apply_mask
+    from maskgen.apply import apply_mask, with_decoder_weights
+    from maskgen.format.coverage import coverage
     from maskgen.maskfile import read_mask
     from maskgen.models import resolve_model
 
     loaded = read_mask(mask, parent)
+    directory = resolve_model(model)
     console = Console()
     with console.status("writing weights"):
-        digest = apply_mask(resolve_model(model), loaded, out)
-    console.print(
-        f"{out}: {model} with {mask} applied, base digest {digest}", highlight=False, soft_wrap=True
-    )
+        digest = apply_mask(directory, loaded, out)
+    _say(console, f"{out}: {model} with {mask} applied, base digest {digest}")
+    _say(console, f"{mask} {coverage(with_decoder_weights(loaded, directory))}")
 
 
 class _layer_bar:  # noqa: N801 - used like a function
@@ -305,12 +307,16 @@ def _print_facts(console: Console, facts: dict[str, Any]) -> None:
         console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False, soft_wrap=True)
 
 
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def _short(name: str) -> str:
     """`model.layers.3.mlp.up_proj` as `3 mlp.up_proj`."""
-    from maskgen.compare import decoder_position
+    from maskgen.format.coverage import decoder_position
 
-    index, inner = decoder_position(name)
-    return name if inner == name else f"{index} {inner}"
+    place = decoder_position(name)
+    return name if place is None else f"{place[1]} {place[2]}"
 
 
 def _difference_json(row: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def learn(
 ) -> None:
     """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
     from maskgen.data import TextSet, load_texts
+    from maskgen.format.coverage import coverage
     from maskgen.learn import LearnRequest, parse_config
     from maskgen.learn import learn as run
     from maskgen.maskfile import read_mask, write_mask
@@ -120,6 +121,7 @@ def learn(
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"{out} {coverage(result.mask)}", highlight=False, soft_wrap=True)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
