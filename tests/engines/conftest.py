@@ -56,6 +56,28 @@ def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mixtral, whose experts are matrices on disk and none in transformers 5."""
+    folder = tmp_path_factory.mktemp("tiny") / "mixtral"
+    return make_tiny_llama(
+        folder, architecture="mixtral", num_local_experts=2, tie_word_embeddings=False
+    )
+
+
+def mask_of_experts(model: Path, path: Path) -> Path:
+    """A random mask of every expert of a Mixtral, as an importer of its files would list them."""
+    checkpoint = Checkpoint(model)
+    rng = np.random.default_rng(0)
+    codes = {
+        name.removesuffix(".weight"): project(rng.random(checkpoint.spec(name).shape))
+        for name in checkpoint
+        if ".experts." in name
+    }
+    write_mask(path, Mask(codes, base_digest(model), "random", "general", None, 0))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import transformers
 
 from engines.base import GenerationChunk, GenerationRequest
 from engines.build import BuildRequest
-from engines.errors import MaskError, PromptTooLongError, UnknownMaskError
+from engines.errors import EngineDirectoryError, MaskError, PromptTooLongError, UnknownMaskError
 from engines.manifest import read_manifest
 from engines.reference import ReferenceEngine, build
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from maskgen.maskfile import read_mask
 from maskgen.patterns import keep_from_codes
+from tests.engines.conftest import mask_of_experts
+from tests.tiny_model import make_tiny_llama
 
 
 async def collect(chunks: AsyncIterator[GenerationChunk]) -> list[GenerationChunk]:
@@ -44,6 +47,22 @@ def greedy_by_hand(model_dir: Path, mask_file: Path, prompt: list[int], steps: i
         for _ in range(steps):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[len(prompt) :]
+
+
+def test_layers_that_transformers_does_not_keep_as_linears_are_refused_at_build(
+    mixtral: Path, tmp_path: Path
+) -> None:
+    mask = mask_of_experts(mixtral, tmp_path / "experts.safetensors")
+    with pytest.raises(MaskError, match=r"experts\.0\.w1, which MixtralForCausalLM .* not keep as"):
+        build(BuildRequest(mixtral, "m", {"general": mask}, tmp_path / "out"))
+    unknown = make_tiny_llama(tmp_path / "unknown")
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "nonesuch"}))
+    with pytest.raises(EngineDirectoryError, match="cannot make a causal language model"):
+        build(BuildRequest(unknown, "u", {}, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    build(BuildRequest(mixtral, "m", {}, tmp_path / "dense"))
+    assert ReferenceEngine(tmp_path / "dense").describe().masks == ()
 
 
 @pytest.mark.parametrize(("mask", "seed"), [("general", 0), ("other", 1), (None, 0)])

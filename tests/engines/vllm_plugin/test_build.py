@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from engines.vllm_plugin.format import BF16, dense_values, parse_spec, unpack_ni
 from engines.vllm_plugin.weights import MaskedWeights
 from maskgen.maskfile import read_mask
 from maskgen.patterns import keep_from_codes
-from tests.engines.conftest import random_mask
+from tests.engines.conftest import mask_of_experts, random_mask
 from tests.tiny_model import make_tiny_llama
 
 MaskOf = Callable[..., Path]
@@ -146,6 +147,18 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, tiny_model: Path) ->
     with pytest.raises(EngineDirectoryError, match="gptq"):
         build(BuildRequest(model=quantised, model_name="q", masks={}, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_it_says_which_models_were_tested(mixtral: Path, tiny_model: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    request = BuildRequest(tiny_model, "t", {}, tmp_path / "llama", note=notes.append)
+    build(request)
+    build(replace(request, model=mixtral, out=tmp_path / "mixtral"))
+    assert notes[0] == "tested through vLLM: llama; this model is llama"
+    assert notes[1].startswith("tested through vLLM: llama; this model is mixtral, which was not")
+    mask = mask_of_experts(mixtral, tmp_path / "experts.safetensors")
+    with pytest.raises(MaskError, match="vLLM fuses experts"):
+        build(replace(request, model=mixtral, masks={"m": mask}, out=tmp_path / "out"))
 
 
 def test_catalog(built: Path, tiny_model: Path, mask_of: MaskOf, tmp_path: Path) -> None:
