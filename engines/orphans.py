@@ -1,8 +1,7 @@
 """Reads 2:4 checkpoints that other tools wrote and nothing serves any more.
 
-Two kinds: `sparse-24-bitmask` (compressed-tensors, llm-compressor), which stores for a weight `L`
-the tensors `L.compressed` (rows, cols/2), `L.bitmask` (rows, ceil(cols/8)) uint8 with the lowest
-bit first, and `L.shape`; and plain dense checkpoints whose linear layers happen to be 2:4.
+Three kinds: `sparse-24-bitmask` and `sparse-bitmask` (`engines.compressed`), and plain dense
+checkpoints. Of the last two, the layers that happen to be 2:4 count.
 """
 
 from __future__ import annotations
@@ -11,24 +10,25 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.build import copy_text_files
 from engines.checkpoint import Checkpoint
+from engines.compressed import DenseView
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from engines.tensorfile import TensorSpec, TensorWriter
+from engines.tensorfile import TensorWriter
+from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
 from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
 from maskgen.maskfile import Mask, base_digest, write_mask
-from maskgen.patterns import GROUP, Codes, codes_from_keep, keep_from_codes, project
+from maskgen.patterns import GROUP, Codes, project
 
 Progress = Callable[[str, int, int], None]
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
-_BITMASK, _COMPRESSED, _SHAPE = ".bitmask", ".compressed", ".shape"
 _NEVER_SPARSE = ("embed", "lm_head", "norm")
+# A dense layer has more than two weights in every group, an unstructured one of 50 % in a third.
+_REFILLED_AT_MOST, _STILL_EXACT = 0.25, 0.6
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,18 @@ class Imported:
     """What an import found and wrote.
 
     Attributes:
-        kind: `sparse-24-bitmask` or `dense`.
-        sparse_layers: names of the layers that the mask lists.
-        dense_layers: linear layers that are not 2:4 -> groups that keep more than two weights.
+        kind: `sparse-24-bitmask`, `sparse-bitmask` or `dense`.
+        found: the mask.
+        dense: matrices of the decoder layers that are not 2:4, by layer name.
+        notes: what the user should know, a line each.
         model: the checkpoint, written as an ordinary dense one.
         mask: the mask file that belongs to it.
     """
 
     kind: str
-    sparse_layers: tuple[str, ...]
-    dense_layers: dict[str, int]
+    found: Mask
+    dense: dict[str, DenseWeight]
+    notes: tuple[str, ...]
     model: Path
     mask: Path
 
@@ -68,20 +70,20 @@ def import_checkpoint(
         progress: told about every tensor.
 
     Raises:
-        EngineDirectoryError: `source` is malformed, quantised below 16 bits, or has no 2:4 layer.
+        EngineDirectoryError: `source` is malformed, quantised below 16 bits, or has no 2:4 layer;
+            or a weight is not a number.
     """
     checkpoint = Checkpoint(source, encoded=True)
     _refuse_quantised(checkpoint)
-    compressed = _compressed_layers(checkpoint)
-    if compressed:
-        codes, dense = _codes_of_bitmasks(checkpoint, compressed), dict[str, int]()
-    else:
-        codes, dense = _codes_of_values(checkpoint, progress)
+    view = DenseView(checkpoint)
+    _require_head(view)
+    codes, counts = _survey(view, progress)
     if not codes:
-        raise EngineDirectoryError(f"{source} has no 2:4 layer{_closest(dense)}")
+        raise EngineDirectoryError(f"{source} has no 2:4 layer{_closest(counts)}")
     model = out / MODEL_FOLDER
     model.mkdir()
-    _write_model(checkpoint, compressed, codes, model, progress)
+    _write_model(view, codes, model, progress)
+    shapes = {name: view.spec(name).shape for name in view}
     mask = Mask(
         codes=codes,
         base_digest=base_digest(model),
@@ -89,15 +91,40 @@ def import_checkpoint(
         domain=domain,
         calibration_digest=None,
         seed=0,
+        decoder_weights=decoder_weights(shapes, codes),
     )
     write_mask(out / MASK_FILE, mask)
     return Imported(
-        kind="sparse-24-bitmask" if compressed else "dense",
-        sparse_layers=tuple(mask.codes),
-        dense_layers=dense,
+        kind=view.kind,
+        found=mask,
+        dense=_dense(view, mask, counts),
+        notes=_notes(view, codes, counts),
         model=model,
         mask=out / MASK_FILE,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupCounts:
+    """How many groups of a layer keep exactly two weights, more, and any number of them."""
+
+    exact: int
+    more: int
+    groups: int
+
+    @property
+    def refilled(self) -> bool:
+        """2:4 but for a few groups: pruned places were given values again."""
+        return (
+            0 < self.more <= _REFILLED_AT_MOST * self.groups
+            and self.exact >= _STILL_EXACT * self.groups
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.more:,} of {self.groups:,} groups ({share(self.more, self.groups)}) keep more"
+            " than two of four weights"
+        )
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
@@ -110,85 +137,66 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
-def _compressed_layers(checkpoint: Checkpoint) -> dict[str, str]:
-    """Layer name -> prefix of its tensors, which ends in `.weight` in some versions."""
-    found = {}
-    for name in checkpoint:
-        if name.endswith(_BITMASK):
-            prefix = name.removesuffix(_BITMASK)
-            for suffix in (_COMPRESSED, _SHAPE):
-                if prefix + suffix not in checkpoint:
-                    raise EngineDirectoryError(
-                        f"{checkpoint.directory}: {name} without {prefix + suffix}"
-                    )
-            found[prefix.removesuffix(".weight")] = prefix
-    return found
-
-
-def _shape(checkpoint: Checkpoint, prefix: str) -> tuple[int, int]:
-    shape = tuple(int(d) for d in checkpoint.raw(prefix + _SHAPE).reshape(-1))
-    if len(shape) != 2 or min(shape) < 1 or shape[1] % GROUP:
+def _require_head(view: DenseView) -> None:
+    untied = view.checkpoint.config.get("tie_word_embeddings") is False
+    if view.prefixed and untied and "lm_head.weight" not in view:
         raise EngineDirectoryError(
-            f"{prefix} has shape {shape}; 2:4 needs rows x a multiple of {GROUP}"
+            f"{view.checkpoint.directory} was saved without its output head: there is no"
+            " lm_head.weight, and tie_word_embeddings is false; save the causal language model"
         )
-    n, k = shape
-    for suffix, expected in ((_BITMASK, (n, -(-k // 8))), (_COMPRESSED, (n, k // 2))):
-        got = checkpoint.spec(prefix + suffix).shape
-        if got != expected:
-            raise EngineDirectoryError(
-                f"{prefix}{suffix} is {got}; a weight of {shape} needs {expected}"
-            )
-    return n, k
 
 
-def _codes_of_bitmasks(checkpoint: Checkpoint, compressed: dict[str, str]) -> dict[str, Codes]:
-    codes = {}
-    for name, prefix in compressed.items():
-        _, k = _shape(checkpoint, prefix)
-        bits = checkpoint.raw(prefix + _BITMASK)
-        if bits.dtype != np.uint8:
-            raise EngineDirectoryError(f"{prefix}{_BITMASK} is {bits.dtype}, expected uint8")
-        keep = np.unpackbits(bits, axis=-1, bitorder="little")
-        if keep[:, k:].any():
-            raise EngineDirectoryError(f"{prefix}{_BITMASK} has bits beyond input {k}")
-        try:
-            codes[name] = codes_from_keep(keep[:, :k].astype(bool))
-        except ValueError as error:
-            raise EngineDirectoryError(f"{prefix}{_BITMASK}: {error}") from error
-    return codes
-
-
-def _codes_of_values(
-    checkpoint: Checkpoint, progress: Progress
-) -> tuple[dict[str, Codes], dict[str, int]]:
+def _survey(
+    view: DenseView, progress: Progress
+) -> tuple[dict[str, Codes], dict[str, _GroupCounts]]:
+    """Layer name -> codes of the 2:4 layers, and group counts of the others."""
     codes: dict[str, Codes] = {}
-    dense: dict[str, int] = {}
-    names = [name for name in checkpoint if _may_be_sparse(checkpoint, name)]
+    counts: dict[str, _GroupCounts] = {}
+    names = [name for name in view if _may_be_sparse(view, name)]
     for done, name in enumerate(names):
         progress("looking for 2:4 layers", done, len(names))
-        size = np.abs(checkpoint.tensor(name).astype(np.float32))
-        n, k = size.shape
-        full = int((np.count_nonzero(size.reshape(n, k // GROUP, GROUP), axis=-1) > 2).sum())
         layer = name.removesuffix(".weight")
-        if full:
-            dense[layer] = full
+        size = np.abs(view.tensor(name).astype(np.float32))
+        if not np.isfinite(size).all():
+            raise EngineDirectoryError(
+                f"{view.checkpoint.directory}: {name} holds a weight that is NaN or infinite;"
+                " the checkpoint is broken"
+            )
+        stated = view.codes(name)
+        count = _count(size)
+        if stated is not None:
+            codes[layer] = stated
+        elif count.more:
+            counts[layer] = count
         else:
             codes[layer] = project(size)
-        checkpoint.release(name)
-    return codes, dense
+        view.release(name)
+    return codes, counts
 
 
-def _closest(dense: dict[str, int]) -> str:
-    if not dense:
+def _count(size: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> _GroupCounts:
+    kept = np.count_nonzero(size.reshape(-1, GROUP), axis=-1)
+    return _GroupCounts(int((kept == 2).sum()), int((kept > 2).sum()), kept.size)
+
+
+def _closest(counts: dict[str, _GroupCounts]) -> str:
+    if not counts:
         return ", nor any other linear layer"
-    name = min(dense, key=lambda layer: dense[layer])
-    return (
-        f"; the closest, {name}, has {dense[name]} groups that keep more than two of four weights"
+    name = min(counts, key=lambda layer: counts[layer].more)
+    refilled = [layer for layer, count in counts.items() if count.refilled]
+    return f"; the closest is {name}: {counts[name]}" + (
+        f". {len(refilled)} layers were {_REFILLED}" if refilled else ""
     )
 
 
-def _may_be_sparse(checkpoint: Checkpoint, name: str) -> bool:
-    shape = checkpoint.spec(name).shape
+_REFILLED = (
+    "2:4 once and had pruned places refilled, as GPTQ does after pruning: import the checkpoint"
+    " from before that, or prune the layer again (`twofour mask prune --include`)"
+)
+
+
+def _may_be_sparse(view: DenseView, name: str) -> bool:
+    shape = view.spec(name).shape
     return (
         name.endswith(".weight")
         and len(shape) == 2
@@ -197,37 +205,42 @@ def _may_be_sparse(checkpoint: Checkpoint, name: str) -> bool:
     )
 
 
-def _write_model(
-    checkpoint: Checkpoint,
-    compressed: dict[str, str],
-    codes: dict[str, Codes],
-    model: Path,
-    progress: Progress,
-) -> None:
-    parts = {p + s for p in compressed.values() for s in (_BITMASK, _COMPRESSED, _SHAPE)}
-    specs = {name: checkpoint.spec(name) for name in checkpoint if name not in parts}
-    for name, prefix in compressed.items():
-        dtype = checkpoint.tensor(prefix + _COMPRESSED).dtype
-        specs[f"{name}.weight"] = TensorSpec(dtype, _shape(checkpoint, prefix))
+def _dense(view: DenseView, mask: Mask, counts: dict[str, _GroupCounts]) -> dict[str, DenseWeight]:
+    """Every matrix of the decoder layers that the mask does not list."""
+    stacks = {place[0] for layer in mask.codes if (place := decoder_position(layer)) is not None}
+    dense = {}
+    for name in view:
+        shape = view.spec(name).shape
+        layer, place = name.removesuffix(".weight"), decoder_position(name)
+        if layer in mask.codes or len(shape) < 2 or place is None or place[0] not in stacks:
+            continue
+        sizes = "x".join(map(str, shape))
+        reason = str(counts[layer]) if layer in counts else f"its shape {sizes} cannot be 2:4"
+        dense[layer] = DenseWeight(reason, int(np.prod(shape)))
+    return dense
+
+
+def _notes(
+    view: DenseView, codes: dict[str, Codes], counts: dict[str, _GroupCounts]
+) -> tuple[str, ...]:
+    notes = [f"{layer} was {_REFILLED}" for layer, count in counts.items() if count.refilled]
+    if any(".experts." in layer for layer in codes):
+        notes.append("the mask lists experts, which no engine of twofour runs sparse")
+    if view.prefixed:
+        notes.append("the tensors' names lacked their prefix `model.`; the written model has it")
+    return tuple(notes)
+
+
+def _write_model(view: DenseView, codes: dict[str, Codes], model: Path, progress: Progress) -> None:
+    specs = {name: view.spec(name) for name in view}
     with TensorWriter(model / "model.safetensors", specs, {"format": "pt"}) as writer:
         for done, name in enumerate(specs):
             progress("writing the model", done, len(specs))
-            layer = name.removesuffix(".weight")
-            if layer in compressed:
-                values = _decompress(checkpoint, compressed[layer], codes[layer])
-            else:
-                values = checkpoint.raw(name)
-            if layer in codes:
+            values = view.tensor(name)
+            if name.removesuffix(".weight") in codes:
                 values = np.where(values == 0, np.zeros_like(values), values)
             writer.write(name, values)
-    copy_text_files(checkpoint.directory, model)
-    config = {k: v for k, v in checkpoint.config.items() if k not in QUANTIZATION_KEYS}
+            view.release(name)
+    copy_text_files(view.checkpoint.directory, model)
+    config = {k: v for k, v in view.checkpoint.config.items() if k not in QUANTIZATION_KEYS}
     (model / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _decompress(checkpoint: Checkpoint, prefix: str, codes: Codes) -> npt.NDArray[Any]:
-    keep = keep_from_codes(codes)
-    values = checkpoint.tensor(prefix + _COMPRESSED)
-    dense = np.zeros(keep.shape, values.dtype)
-    dense[keep] = values.reshape(-1)  # both in row-major order
-    return dense

@@ -12,14 +12,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from engines.build import BuildRequest
 from engines.checkpoint import Checkpoint
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, MaskError
 from engines.orphans import import_checkpoint
 from engines.reference import ReferenceEngine
+from maskgen.format.coverage import DenseWeight
 from maskgen.maskfile import base_digest, read_mask
 from maskgen.patterns import keep_from_codes, project
 from tests.engines.conftest import LINEARS
 from twofour.cli import app
+from twofour.commands.build import run_builder
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 BITMASK_CONFIG = {
@@ -68,7 +71,8 @@ def bitmask_model(model: Path, out: Path, suffix: str = "") -> tuple[Path, Tenso
 
 def check_import(found: Any, dense: Tensors, keeps: Tensors) -> None:
     mask = read_mask(found.mask)
-    assert set(found.sparse_layers) == set(mask.codes) == set(keeps)
+    assert set(found.found.codes) == set(mask.codes) == set(keeps)
+    assert mask.decoder_weights == 73728
     assert mask.base_digest == base_digest(found.model)
     written = load_file(found.model / "model.safetensors")
     assert written.keys() == dense.keys()
@@ -101,7 +105,11 @@ def test_dense_checkpoint_that_is_24(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     found = import_checkpoint(source, tmp_path / "out", domain="code")
     assert found.kind == "dense"
-    assert found.dense_layers == {odd: 1}
+    assert found.dense == {
+        odd: DenseWeight("1 of 2,048 groups (0.1 %) keep more than two of four weights", 64 * 128)
+    }
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith(f"{odd} was 2:4 once and had pruned places refilled")
     check_import(found, dense, keeps)
     assert read_mask(found.mask).domain == "code"
 
@@ -113,6 +121,7 @@ def test_command_builds_an_engine_that_opens(tiny_model: Path, tmp_path: Path) -
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert f"{len(keeps)} 2:4 layers" in result.output
+    assert "masks 73,728 of the decoder's 73,728 weights (100 %)" in result.output
     info = ReferenceEngine(out / "engine").describe()
     assert info.model == "source"
     assert [m.name for m in info.masks] == ["general"]
@@ -126,7 +135,7 @@ def test_command_leaves_nothing_behind_when_it_fails(tiny_model: Path, tmp_path:
 
 
 def test_a_dense_model_is_refused_with_the_closest_layer(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineDirectoryError, match=r"closest, model\.layers.* has \d+ groups"):
+    with pytest.raises(EngineDirectoryError, match=r"closest is model\.layers.*: .* groups"):
         import_checkpoint(tiny_model, tmp_path)
 
 
@@ -183,3 +192,100 @@ def test_other_types(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     found = import_checkpoint(source, tmp_path / "out")
     assert load_file(found.model / "model.safetensors").popitem()[1].dtype == np.float16
+
+
+def flat_model(model: Path, out: Path, *, everything: bool) -> tuple[Path, Tensors, Tensors]:
+    """A checkpoint in `sparse-bitmask`: every tensor (0.5.0), or the linears alone (0.9.4)."""
+    dense, keeps = pruned(model)
+    tensors: Tensors = {}
+    for name, value in dense.items():
+        layer = name.removesuffix(".weight")
+        if not everything and layer not in keeps:
+            tensors[name] = value
+            continue
+        keep = value.astype(np.float32) != 0
+        counts = np.asarray(np.count_nonzero(keep, axis=-1))
+        offsets = np.cumsum(counts) - counts if keep.ndim > 1 else np.array(0)
+        prefix = name if everything else layer
+        tensors[f"{prefix}.compressed"] = value[keep]
+        tensors[f"{prefix}.bitmask"] = np.packbits(keep, axis=-1, bitorder="little")
+        tensors[f"{prefix}.shape"] = np.array(value.shape, np.int64)
+        tensors[f"{prefix}.row_offsets"] = offsets.astype(np.int64)
+    config = {"sparsity_config": {"format": "sparse-bitmask", "sparsity_structure": "2:4"}}
+    return write_model(model, out, tensors, compression_config=config), dense, keeps
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_sparse_bitmask_that_is_24(tiny_model: Path, tmp_path: Path, everything: bool) -> None:
+    source, dense, keeps = flat_model(tiny_model, tmp_path / "source", everything=everything)
+    (tmp_path / "out").mkdir()
+    found = import_checkpoint(source, tmp_path / "out")
+    assert found.kind == "sparse-bitmask"
+    check_import(found, dense, keeps)
+
+
+def test_sparse_bitmask_that_is_not_24(tiny_model: Path, tmp_path: Path) -> None:
+    """Of an unstructured checkpoint nothing is imported, and no refilling is suspected."""
+    dense = load_file(tiny_model / "model.safetensors")
+    rng = np.random.default_rng(0)
+    for value in dense.values():
+        value[rng.random(value.shape) < 0.5] = 0
+    source = write_model(tiny_model, tmp_path / "source", dense)
+    with pytest.raises(EngineDirectoryError, match=r"closest is .*more than two of four weights$"):
+        import_checkpoint(source, tmp_path)
+
+
+def test_refilled_layers_are_named_with_their_share(tiny_model: Path, tmp_path: Path) -> None:
+    dense, keeps = pruned(tiny_model)
+    rng = np.random.default_rng(0)
+    for layer in keeps:
+        value = dense[f"{layer}.weight"]
+        refill = (rng.random(value.shape) < 0.05) & (value.astype(np.float32) == 0)
+        value[refill] = 0.01
+    source = write_model(tiny_model, tmp_path / "source", dense)
+    with pytest.raises(
+        EngineDirectoryError, match=r"groups \((8|9|1\d)\.\d %\) keep more.*14 layers were 2:4 once"
+    ):
+        import_checkpoint(source, tmp_path)
+
+
+def test_a_weight_that_is_no_number_names_its_tensor(tiny_model: Path, tmp_path: Path) -> None:
+    for place, value in (("source", np.nan), ("other", np.inf)):
+        dense, _ = pruned(tiny_model)
+        dense["model.layers.0.mlp.up_proj.weight"][0, :4] = [value, 0, 0, 0]
+        source = write_model(tiny_model, tmp_path / place, dense)
+        with pytest.raises(EngineDirectoryError, match=r"layers\.0\.mlp\.up_proj\.weight .* NaN"):
+            import_checkpoint(source, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_names_without_their_prefix(tiny_model: Path, tmp_path: Path) -> None:
+    """As `AutoModel.save_pretrained` writes them: `layers.0...` for `model.layers.0...`."""
+    dense, keeps = pruned(tiny_model)
+    bare = {name.removeprefix("model."): value for name, value in dense.items()}
+    source = write_model(tiny_model, tmp_path / "source", bare)
+    (tmp_path / "out").mkdir()
+    found = import_checkpoint(source, tmp_path / "out")
+    check_import(found, dense, keeps)
+    assert "lacked their prefix" in found.notes[0]
+    untied = write_model(tiny_model, tmp_path / "untied", bare, tie_word_embeddings=False)
+    with pytest.raises(EngineDirectoryError, match="without its output head"):
+        import_checkpoint(untied, tmp_path)
+
+
+def test_experts_are_imported_and_refused_by_engines(mixtral: Path, tmp_path: Path) -> None:
+    tensors = load_file(mixtral / "model.safetensors")
+    for name, value in tensors.items():
+        if ".experts." in name:
+            value[~keep_from_codes(project(np.abs(value.astype(np.float32))))] = 0
+    source = write_model(mixtral, tmp_path / "source", tensors)
+    (tmp_path / "out").mkdir()
+    found = import_checkpoint(source, tmp_path / "out")
+    assert all(".experts." in layer for layer in found.found.codes)
+    assert found.notes == ("the mask lists experts, which no engine of twofour runs sparse",)
+    assert "model.layers.0.self_attn.q_proj" in found.dense
+    for target in ("cpu", "reference", "vllm", "tensorrt-llm"):
+        request = BuildRequest(found.model, "m", {"general": found.mask}, tmp_path / target)
+        with pytest.raises((MaskError, EngineDirectoryError)):
+            run_builder(target, request)
+        assert not (tmp_path / target).exists()

@@ -21,12 +21,13 @@ def import_checkpoint(
     ] = None,
     domain: Annotated[str, typer.Option(help="What the mask calls its domain.")] = "general",
 ) -> None:
-    """Turn a sparse-24-bitmask checkpoint, or a dense one that is 2:4, into model, mask, engine."""
+    """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask."""
     from rich.progress import Progress
 
     from engines.build import BuildRequest
     from engines.directory.staging import atomic_directory
     from engines.orphans import import_checkpoint as run
+    from maskgen.format.coverage import coverage, dense_lines
 
     if target is not None and target not in BUILDERS:
         raise ValueError(f"target {target!r} is none of {', '.join(BUILDERS)}")
@@ -36,20 +37,23 @@ def import_checkpoint(
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        found = run(checkpoint, directory, domain=domain, progress=progress)
+        imported = run(checkpoint, directory, domain=domain, progress=progress)
         if target is not None:
             request = BuildRequest(
-                model=found.model,
+                model=imported.model,
                 model_name=name or checkpoint.resolve().name,
-                masks={domain: found.mask},
+                masks={domain: imported.mask},
                 out=directory / "engine",
                 progress=progress,
                 note=lambda line: bar.console.print(line, highlight=False, soft_wrap=True),
             )
             run_builder(target, request)
     typer.echo(
-        f"{out}: {found.kind} checkpoint with {len(found.sparse_layers)} 2:4 layers"
+        f"{out}: {imported.kind} checkpoint with {len(imported.found.codes)} 2:4 layers"
         f" ({', '.join(p.name for p in sorted(out.iterdir()))})"
     )
-    for layer, groups in found.dense_layers.items():
-        typer.echo(f"  stays dense: {layer} ({groups} groups keep more than two of four weights)")
+    typer.echo(f"{out} {coverage(imported.found)}")
+    for line in dense_lines(imported.dense, imported.found.decoder_weights or 0):
+        typer.echo(f"  {line}")
+    for line in imported.notes:
+        typer.echo(f"  {line}")
