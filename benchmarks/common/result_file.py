@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine import describe_machine, versions
+from benchmarks.common.machine import describe_machine, machine_class, versions
 
 RESULTS = Path("docs/results")
+
+Row = dict[str, Any]
+Result = dict[str, Any]
+Page = Callable[[Result], str]
+"""Renders a result as the page beside its file."""
 
 
 def write_result(
     name: str,
-    command: str,
+    page: Page,
     rows: Sequence[Mapping[str, Any]],
+    *,
+    command: str,
     data_digests: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> Path:
-    """Write `docs/results/<name>.json`, whole or not at all, and give its path.
+    """Write `docs/results/<name>.json` and the page beside it, each whole or not at all.
 
     Args:
         name: which result.
-        command: what to run to get it again.
+        page: renders it.
         rows: the figures.
+        command: what to run to get it again (`this_command`).
         data_digests: name of the data -> its digest.
         extra: more fields, such as `other_cpu_share`.
+
+    Returns:
+        The path of the JSON file.
     """
     result = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
+        "machine_class": machine_class(),
         "versions": versions(),
         "data_digests": dict(data_digests or {}),
         "rows": list(rows),
@@ -40,7 +55,40 @@ def write_result(
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    _replace(path, json.dumps(result, indent=1) + "\n")
+    write_page(path, page)
     return path
+
+
+def read_result(path: Path) -> Result:
+    """What is in a result file."""
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Write the page beside a result file, and give its path."""
+    target = path.with_suffix(".md")
+    _replace(target, page(read_result(path)))
+    return target
+
+
+def this_command() -> str:
+    """The command line, for a result file.
+
+    Folders that only this machine has are left out: a path in the working directory is written from
+    there, of any other the last part is kept.
+    """
+    here = f"{Path.cwd()}/"
+
+    def shorten(path: re.Match[str]) -> str:
+        return path[1] + (path[2].removeprefix(here) if path[2].startswith(here) else path[3])
+
+    words = [re.sub(r"(^|[=,])(/(?:[^=,]*/)?([^=,/]+)/?)", shorten, word) for word in sys.argv[1:]]
+    return shlex.join(["twofour", *words])
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

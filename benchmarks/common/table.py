@@ -1,86 +1,134 @@
-"""Tables that are measured row by row: a finished row is written at once and not measured again."""
+"""The table of a result file: a finished row is on disk before the next one is measured."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine import OtherCpu
-from benchmarks.common.result_file import RESULTS, write_result
-
-Row = dict[str, Any]
+from benchmarks.common.machine import OtherCpu, machine_class
+from benchmarks.common.result_file import (
+    RESULTS,
+    Page,
+    Result,
+    Row,
+    read_result,
+    this_command,
+    write_result,
+)
 
 
 class StaleRowsError(ValueError):
-    """Rows of the result file were measured on other data, or on another model."""
+    """Rows of the result file do not compare with those that would be added."""
+
+
+class Earlier(Enum):
+    """What becomes of the rows that the result file has already."""
+
+    DROP = "drop"
+    KEEP = "keep"
+    """They stay unless they are measured again: speeds, of this class of machines alone."""
+    RESUME = "resume"
+    """They stay and are not measured again: qualities, of the same inputs alone."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What the table of a result is.
+
+    Attributes:
+        name: of the result file.
+        key: fields that together name a row.
+        page: renders the result.
+        facts: further fields of the file, given the rows so far.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    page: Page
+    facts: Callable[[Sequence[Row]], Mapping[str, Any]] = lambda rows: {}
 
 
 class Table:
-    """Rows of `docs/results/<name>.json`, by a key.
+    """Rows of `docs/results/<name>.json`, by their key.
 
     Args:
-        name: of the result file.
-        key: fields that together name a row.
-        command: what to run to get the file again.
+        spec: what the table is.
+        earlier: what becomes of the rows that are there.
         inputs: name -> digest of everything that the rows depend on (text, model, settings).
-        redo: measure rows again although they are there.
 
     Raises:
-        StaleRowsError: the file's rows have other inputs, and `redo` is off.
+        StaleRowsError: the file's rows have other inputs, or are of another class of machines.
     """
 
     def __init__(
-        self,
-        name: str,
-        key: tuple[str, ...],
-        command: str,
-        inputs: Mapping[str, str],
-        redo: bool = False,
+        self, spec: TableSpec, earlier: Earlier, inputs: Mapping[str, str] | None = None
     ) -> None:
-        self._name = name
-        self._key = key
-        self._command = command
-        self._inputs = dict(inputs)
+        self._spec = spec
+        self._earlier = earlier
+        self._inputs = dict(inputs or {})
         self._rows: dict[tuple[Any, ...], Row] = {}
-        path = RESULTS / f"{name}.json"
-        if redo or not path.is_file():
-            return
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        old = stored["data_digests"]
-        for what in sorted(old.keys() & self._inputs.keys()):
-            if old[what] != self._inputs[what]:
-                raise StaleRowsError(
-                    f"{path} was measured with another {what} ({old[what][:16]}..., now "
-                    f"{self._inputs[what][:16]}...); give the same one, or measure all with --redo"
-                )
-        self._inputs = {**old, **self._inputs}
-        self._rows = {self._name_of(row): row for row in stored["rows"]}
+        self._commands: list[str] = []
+        self._notes: dict[str, Any] = {}
+        self.path = RESULTS / f"{spec.name}.json"
+        if earlier is not Earlier.DROP and self.path.is_file():
+            self._take(read_result(self.path))
 
     def __getitem__(self, key: tuple[Any, ...]) -> Row:
         return self._rows[key]
-
-    def measure(self, key: tuple[Any, ...], measurement: Callable[[], Row]) -> bool:
-        """Measure and store the row called `key`, unless it is there; says whether it measured."""
-        if key in self._rows:
-            return False
-        with OtherCpu() as other:
-            row = measurement()
-        named = dict(zip(self._key, key, strict=True))
-        self._rows[key] = {**named, **row, "other_cpu_share": round(other.share, 3)}
-        shares = [r["other_cpu_share"] for r in self._rows.values()]
-        write_result(
-            self._name,
-            self._command,
-            list(self._rows.values()),
-            self._inputs,
-            other_cpu_share=max(shares),
-        )
-        return True
 
     def rows(self) -> list[Row]:
         """All rows so far."""
         return list(self._rows.values())
 
+    def measure(self, key: tuple[Any, ...], measurement: Callable[[], Row]) -> bool:
+        """Measure and store the row called `key`; False if it is there and stays."""
+        if key in self._rows and self._earlier is Earlier.RESUME:
+            return False
+        with OtherCpu() as other:
+            row = measurement()
+        named = dict(zip(self._spec.key, key, strict=True))
+        self.put([{**named, **row, "other_cpu_share": round(other.share, 3)}])
+        return True
+
+    def put(self, rows: Iterable[Row]) -> Path:
+        """Store rows with their own `other_cpu_share`, after those that stay; gives the file."""
+        for row in rows:
+            key = self._name_of(row)
+            self._rows.pop(key, None)
+            self._rows[key] = row
+        self._commands = list(dict.fromkeys([*self._commands, this_command()]))
+        shares = [row["other_cpu_share"] for row in self._rows.values() if "other_cpu_share" in row]
+        return write_result(
+            self._spec.name,
+            self._spec.page,
+            self.rows(),
+            command="; ".join(self._commands),
+            data_digests=self._inputs,
+            other_cpu_share=max(shares, default=None),
+            **self._spec.facts(self.rows()),
+            **self._notes,
+        )
+
+    def _take(self, stored: Result) -> None:
+        if self._earlier is Earlier.KEEP and stored["machine_class"] != machine_class():
+            raise StaleRowsError(
+                f"the rows of {self.path} were measured on a machine with {stored['machine_class']}"
+                f", this one has {machine_class()}; measure all, without --keep"
+            )
+        old = stored["data_digests"]
+        for what in sorted(old.keys() & self._inputs.keys()):
+            if old[what] != self._inputs[what]:
+                raise StaleRowsError(
+                    f"{self.path} was measured with another {what} ({old[what][:16]}..., now "
+                    f"{self._inputs[what][:16]}...); give the same one, or measure all with --redo"
+                )
+        self._inputs = {**old, **self._inputs}
+        self._rows = {self._name_of(row): row for row in stored["rows"]}
+        self._commands = stored["command"].split("; ")
+        self._notes = {"notes": stored["notes"]} if "notes" in stored else {}
+
     def _name_of(self, row: Row) -> tuple[Any, ...]:
-        return tuple(row[field] for field in self._key)
+        return tuple(row[field] for field in self._spec.key)

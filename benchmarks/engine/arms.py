@@ -1,16 +1,22 @@
-"""How each arm of `twofour bench engine` is started; all speak `engine_worker`'s protocol."""
+"""How each arm of `twofour bench engine speed` is started."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.engine.speed import Plan
+from benchmarks.common.foreign_python import foreign_command
+from benchmarks.engine.llama_worker import PROGRAM
+from benchmarks.engine.speed import SpeedPlan
+
+VLLM = ("vllm-dense", "vllm-zentorch")
+LLAMA = "llama.cpp-"
 
 
-def engine_command(directory: Path, plan: Plan) -> list[str]:
+def engine_command(directory: Path, plan: SpeedPlan) -> list[str]:
     """One of our own arms: an engine directory of target `cpu`."""
     options = {
         "kv_bytes": plan.kv_mib << 20,
@@ -18,21 +24,48 @@ def engine_command(directory: Path, plan: Plan) -> list[str]:
         "max_sequences": max(plan.concurrencies),
         "prefix_cache": False,
     }
-    return _module("benchmarks.engine.worker", directory, options)
+    return _module("benchmarks.engine.worker", directory, json.dumps(options))
 
 
-def vllm_command(python: Path, model: Path, plan: Plan, *, dtype: str, binding: str) -> list[str]:
-    """vLLM from an environment of its own.
+def peer_commands(
+    peers: Sequence[str], model: Path | None, plan: SpeedPlan, *, dtype: str, binding: str
+) -> dict[str, list[str]]:
+    """The arms of other engines.
 
     Args:
-        python: of that environment.
-        model: directory of the dense model.
+        peers: `vllm-dense=PYTHON` and `vllm-zentorch=PYTHON` (of an environment with vLLM, and with
+            zentorch besides), `llama.cpp-TYPE=FILE.gguf`.
+        model: directory of the dense model, for vLLM.
         plan: what will be measured.
-        dtype: `bfloat16` or `float32`; the latter is faster where bf16 has no instructions.
-        binding: VLLM_CPU_OMP_THREADS_BIND; `nobind` leaves threads where the system puts them,
-            `auto` keeps a processor for vLLM's other processes.
+        dtype: vLLM's `bfloat16` or `float32`; the latter is faster where bf16 has no instructions.
+        binding: vLLM's VLLM_CPU_OMP_THREADS_BIND; `nobind` leaves threads where the system puts
+            them, `auto` keeps a processor for vLLM's other processes.
+
+    Raises:
+        ValueError: a peer is none of these, or lacks what it needs.
     """
-    script = Path(__file__).with_name("vllm_worker.py")
+    commands = {}
+    for peer in peers:
+        arm, _, path = peer.partition("=")
+        if not Path(path).is_file() or not (arm in VLLM or arm.startswith(LLAMA)):
+            raise ValueError(
+                f"--peer {peer!r}: give {'=PYTHON, '.join(VLLM)}=PYTHON or {LLAMA}TYPE=FILE.gguf,"
+                " and a file that exists"
+            )
+        if arm in VLLM:
+            if model is None:
+                raise ValueError(f"--peer {arm} needs --model: vLLM runs the dense model itself")
+            commands[arm] = _vllm_command(Path(path), model, plan, dtype, binding)
+        elif shutil.which(PROGRAM) is None:
+            raise ValueError(f"--peer {arm} needs llama.cpp's {PROGRAM} on the PATH")
+        else:
+            commands[arm] = _module("benchmarks.engine.llama_worker", Path(path), str(plan.threads))
+    return commands
+
+
+def _vllm_command(
+    python: Path, model: Path, plan: SpeedPlan, dtype: str, binding: str
+) -> list[str]:
     options = {
         "kv_bytes": plan.kv_mib << 20,
         "threads": plan.threads,
@@ -41,15 +74,9 @@ def vllm_command(python: Path, model: Path, plan: Plan, *, dtype: str, binding: 
         "dtype": dtype,
         "binding": binding,
     }
-    # -P: nothing of the folder that the script lies in is in the way.
-    return [str(python), "-P", str(script), str(model.resolve()), json.dumps(options)]
+    module = "benchmarks.engine.vllm_worker"
+    return foreign_command(python, module, str(model.resolve()), json.dumps(options))
 
 
-def llama_command(batched_bench: Path, gguf: Path, plan: Plan) -> list[str]:
-    """llama.cpp: its own llama-batched-bench, started anew for every wave."""
-    options = {"program": str(batched_bench.resolve()), "threads": plan.threads}
-    return _module("benchmarks.engine.llama_worker", gguf, options)
-
-
-def _module(name: str, subject: Path, options: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", name, str(subject.resolve()), json.dumps(options)]
+def _module(name: str, subject: Path, options: str) -> list[str]:
+    return [sys.executable, "-m", name, str(subject.resolve()), options]

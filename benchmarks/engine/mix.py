@@ -13,21 +13,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.arm_process import Worker
 from benchmarks.common.machine import OtherCpu
+from benchmarks.common.result_file import Row
+from benchmarks.common.table import Earlier, Table, TableSpec
+from benchmarks.common.waves import Wave
+from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
-from benchmarks.engine.speed import Worker
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.storage_rule import StorageRule, measured_rule
 from engines.decoder_config import read_config
 from engines.manifest import read_manifest
 from maskgen.maskfile import Mask, read_mask, write_mask
 
-Row = dict[str, Any]
+KEY = ("masks", "active", "changed_share", "mix", "mode")
+"""What names a row."""
 
 
 def measured_rules(directory: Path, plan: MixPlan) -> list[StorageRule]:
@@ -49,13 +54,13 @@ class Arm:
 
     def load(self, files: Mapping[str, Path]) -> None:
         """Load masks; their figures are this arm's from then on."""
-        answer = self.worker.ask({"load": {name: str(file) for name, file in files.items()}})
+        answer = self.worker.ask("load", {name: str(file) for name, file in files.items()})
         self.changed |= answer["changed_share"]
         self.masks_mib, self.load_ms = answer["masks_mib"], answer["load_ms"]
 
     def switch(self, name: str) -> float:
         """Milliseconds until the base is another mask."""
-        return float(self.worker.ask({"switch": name})["switch_ms"])
+        return float(self.worker.ask("switch", name)["switch_ms"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Bench:
         with ExitStack() as stack:
             arm = self._start(stack, "switch")
             arm.load({name: file})
-            arm.worker.ask({"wave": self._wave([base] * self.plan.concurrency, 0)})
+            arm.worker.ask("wave", self._wave([base] * self.plan.concurrency, 0))
             times = []
             for _ in range(self.plan.switches):
                 times += [arm.switch(name), arm.switch(base)]
@@ -151,7 +156,7 @@ class Bench:
                 order = range(len(turns)) if repeat % 2 == 0 else reversed(range(len(turns)))
                 for turn in order:
                     arm, masks = turns[turn]
-                    waves[turn].append(arm.worker.ask({"wave": self._wave(masks, 1 + repeat)}))
+                    waves[turn].append(arm.worker.ask("wave", self._wave(masks, 1 + repeat)))
         alone = _median(waves[-1], "tokens_per_s")
         changed = statistics.fmean([arms[0].changed[name] for name in names[1:]] or [0.0])
         picked = self.rule.storage(changed)
@@ -163,7 +168,7 @@ class Bench:
                 "mix": mix,
                 "mode": arm.mode,
                 "tokens_per_s": _median(found, "tokens_per_s"),
-                "resident_mib": round(found[-1]["resident_mib"], 1),
+                "resident_mib": round(arm.worker.ask("memory")["rss_mib"], 1),
                 "switch_ms": None,
                 "picked": picked == arm.mode if arm.mode in ("patch", "copy") else None,
                 "base_alone_tokens_per_s": alone,
@@ -182,13 +187,9 @@ class Bench:
             yield row
 
     def _wave(self, masks: Sequence[str], seed: int) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.plan.prompt_tokens,
-            "output_tokens": self.plan.output_tokens,
-            "concurrency": self.plan.concurrency,
-            "seed": seed,
-            "masks": list(masks),
-        }
+        plan = self.plan
+        lengths = (plan.prompt_tokens, plan.output_tokens)
+        return asdict(Wave(*lengths, plan.concurrency, seed, list(masks)))
 
     def _start(self, stack: ExitStack, mode: str) -> Arm:
         options = {
@@ -198,12 +199,47 @@ class Bench:
             "prefix_cache": False,
             "mask_storage": "copy" if mode == "copy" else "patch",
         }
-        module = "benchmarks.engine.mix_worker"
+        module = "benchmarks.engine.worker"
         path = str(self.directory.resolve())
-        worker = Worker(mode, [sys.executable, "-m", module, path, json.dumps(options)])
-        stack.callback(worker.close)
-        worker.wait_ready()
-        return Arm(mode, worker)
+        command = [sys.executable, "-m", module, path, json.dumps(options)]
+        return Arm(mode, stack.enter_context(Worker(mode, command)))
+
+
+def measure_mix(
+    directory: Path,
+    plan: MixPlan,
+    real: Mapping[str, Path],
+    folder: Path,
+    say: Callable[[str], None],
+) -> Path:
+    """Measure the storage rule and every cell, and give the result file, written after every row.
+
+    Args:
+        directory: of target `cpu`, with one mask and not sealed.
+        plan: what to measure.
+        real: name -> file of masks to measure beside the synthetic ones.
+        folder: where mask files are written.
+        say: told what has been measured.
+    """
+    with OtherCpu() as other:
+        rules = measured_rules(directory, plan)
+    rule = rules[len(rules) // 2]
+    say(rule.why)
+    measured = {
+        "limit": round(rule.limit, 5),
+        "why": rule.why,
+        "limits": [round(found.limit, 5) for found in rules],
+        "other_cpu_share": round(other.share, 3),
+    }
+
+    def facts(rows: Sequence[Row]) -> dict[str, Any]:
+        return {"crossovers": crossovers(rows), "plan": asdict(plan), "rule": measured}
+
+    table = Table(TableSpec("mask-mix", KEY, mix_page, facts), Earlier.DROP)
+    files = {name: file.resolve() for name, file in real.items()}
+    for row in Bench(directory, plan, rule, folder, say).rows(files):
+        table.put([row])
+    return table.path
 
 
 def crossovers(rows: Sequence[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What `twofour bench engine --masks` measures: the cells, their masks, and who uses which."""
+"""What `twofour bench engine mix` measures: the cells, their masks, and who uses which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's picture: `python -m benchmarks.engine.picture`.
+"""The README's picture (`twofour bench picture`).
 
 Perplexity (docs/results/quality.json) against generated tokens per second and against the bytes of
 the weights (docs/results/bench-engine.json), for every arm that both files have.
@@ -6,12 +6,10 @@ the weights (docs/results/bench-engine.json), for every arm that both files have
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.result_file import RESULTS
+from benchmarks.common.result_file import RESULTS, read_result
 
 LABELS = {
     "sparse": "twofour, 2:4 in bf16",
@@ -55,7 +53,7 @@ def points(
         raise PictureError(
             f"no {' and no '.join(sorted(missing))} arm at {cell[0]}/{cell[1]} tokens, concurrency"
             f" {cell[2]}, in both result files; run twofour bench engine and"
-            " benchmarks.engine.quality"
+            " twofour bench quality"
         )
     return found
 
@@ -97,24 +95,25 @@ def draw(found: dict[str, tuple[float, float, float]], title: str, path: Path) -
     partial.replace(path)
 
 
-def main() -> None:
-    """Draw docs/results/quality-speed.png and print what it shows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cell", default="128/128/1", help="prompt/output/concurrency")
-    given = parser.parse_args()
-    prompt, output, concurrency = (int(part) for part in given.cell.split("/"))
-    quality = json.loads((RESULTS / "quality.json").read_text(encoding="utf-8"))
-    speed = json.loads((RESULTS / "bench-engine.json").read_text(encoding="utf-8"))
-    found = points(quality["rows"], speed["rows"], (prompt, output, concurrency))
+def draw_results(cell: tuple[int, int, int]) -> list[str]:
+    """Draw docs/results/quality-speed.png; gives a line about every arm.
+
+    Args:
+        cell: prompt tokens, output tokens, concurrency.
+
+    Raises:
+        PictureError: a result file lacks what the picture shows.
+    """
+    quality = read_result(RESULTS / "quality.json")
+    speed = read_result(RESULTS / "bench-engine.json")
+    found = points(quality["rows"], speed["rows"], cell)
     machine = speed["machine"]
     title = (
-        f"SmolLM2-135M (dequantised from Q4_1), {prompt}/{output} tokens, {machine['cores']} cores"
-        f" of {machine['cpu']}, {speed['date'][:10]}"
+        f"SmolLM2-135M (dequantised from Q4_1), {cell[0]}/{cell[1]} tokens, {machine['cores']}"
+        f" cores of {machine['cpu']}, {speed['date'][:10]}"
     )
     draw(found, title, RESULTS / NAME)
-    for arm, (perplexity, rate, weights) in found.items():
-        print(f"{arm:16} perplexity {perplexity:7.2f}  {rate:7.1f} tokens/s  {weights:6.1f} MiB")
-
-
-if __name__ == "__main__":
-    main()
+    return [
+        f"{arm:16} perplexity {perplexity:7.2f}  {rate:7.1f} tokens/s  {weights:6.1f} MiB"
+        for arm, (perplexity, rate, weights) in found.items()
+    ]

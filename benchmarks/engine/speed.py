@@ -1,30 +1,25 @@
-"""The CPU engine end to end: sparse and dense arms in turns, beside vLLM and llama.cpp if given."""
+"""`twofour bench engine speed`: the CPU engine end to end, its arms and those of peers in turns."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
 import statistics
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from benchmarks.common.arm_process import Worker
 from benchmarks.common.machine import OtherCpu
+from benchmarks.common.result_file import Row
+from benchmarks.common.waves import FIGURES, Wave
 
-FIGURES = ("tokens_per_s", "prompt_tokens_per_s", "decode_tokens_per_s", "ttft_ms", "tpot_ms")
-
-
-class BenchError(RuntimeError):
-    """An arm could not be measured."""
+KEY = ("arm", "prompt_tokens", "output_tokens", "concurrency", "threads")
+"""What names a row."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SpeedPlan:
     """What to measure.
 
     Attributes:
@@ -49,7 +44,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Row:
+class SpeedRow:
     """One arm in one cell.
 
     `rss_mib` is of the arm's processes after one full-length request, `load_peak_mib` the most that
@@ -80,76 +75,22 @@ class Row:
     date: str
 
 
-class Worker:
-    """An arm in a process of its own that speaks `benchmarks.engine.worker`'s protocol.
+@dataclass(frozen=True)
+class _Cell:
+    """Lengths and concurrency of one part of the table."""
 
-    Between its turns it is stopped, with all processes below it: vLLM's spin while they wait.
-    """
+    prompt_tokens: int
+    output_tokens: int
+    concurrency: int
 
-    def __init__(self, arm: str, command: Sequence[str]) -> None:
-        self.arm = arm
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.rss_mib = 0.0
-        self.ready: dict[str, Any] = {}
-
-    def wait_ready(self) -> None:
-        """Wait until the engine is loaded.
-
-        Raises:
-            BenchError: the process ended instead.
-        """
-        self.ready = self._read()
-        self._signal(signal.SIGSTOP)
-
-    def ask(self, command: object) -> dict[str, Any]:
-        """Send one command and wait for its answer.
-
-        Raises:
-            BenchError: the process ended.
-        """
-        assert self._process.stdin is not None
-        self._signal(signal.SIGCONT)
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        self._signal(signal.SIGSTOP)
-        return answer
-
-    def close(self) -> None:
-        """End the process and all below it."""
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
-        self._process.stdout.close()
-
-    def _signal(self, what: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, what)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):  # libraries print other things
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        raise BenchError(f"the {self.arm} arm ended with code {self._process.wait()}")
+    def wave(self, seed: int) -> dict[str, Any]:
+        return asdict(Wave(self.prompt_tokens, self.output_tokens, self.concurrency, seed))
 
 
-def measure(arms: dict[str, list[str]], plan: Plan, say: Callable[[str], None]) -> Iterator[Row]:
-    """Rows of every cell, the arms taking turns wave by wave.
+def measure(
+    arms: Mapping[str, Sequence[str]], plan: SpeedPlan, say: Callable[[str], None]
+) -> Iterator[list[Row]]:
+    """The rows (`SpeedRow`) of one cell after another, the arms taking turns wave by wave.
 
     Args:
         arms: name of each arm and how to start its worker.
@@ -157,41 +98,41 @@ def measure(arms: dict[str, list[str]], plan: Plan, say: Callable[[str], None]) 
         say: told what is measured now.
 
     Raises:
-        BenchError: an arm could not be started or ended early.
+        ArmError: an arm could not be started or ended early.
     """
     with ExitStack() as stack:
-        workers = [stack.enter_context(_worker(arm, command)) for arm, command in arms.items()]
-        prompt, output = plan.lengths[0]
+        workers = [stack.enter_context(Worker(arm, command)) for arm, command in arms.items()]
+        memory = {}
         for worker in workers:
-            worker.ask(_wave(prompt, output, 1, 0))  # warm-up, and touches every weight
-            worker.rss_mib = worker.ask("memory")["rss_mib"]
-        for prompt, output in plan.lengths:
+            worker.ask("wave", _Cell(*plan.lengths[0], 1).wave(0))  # warms up, touches all weights
+            memory[worker.arm] = round(worker.ask("memory")["rss_mib"], 1)
+        for lengths in plan.lengths:
             for concurrency in plan.concurrencies:
-                say(f"{prompt}/{output} tokens, concurrency {concurrency}")
-                yield from _cell(workers, plan, prompt, output, concurrency)
+                say(f"{lengths[0]}/{lengths[1]} tokens, concurrency {concurrency}")
+                yield _measure_cell(workers, plan, _Cell(*lengths, concurrency), memory)
 
 
-def _cell(
-    workers: list[Worker], plan: Plan, prompt: int, output: int, concurrency: int
-) -> Iterator[Row]:
+def _measure_cell(
+    workers: list[Worker], plan: SpeedPlan, cell: _Cell, memory: Mapping[str, float]
+) -> list[Row]:
     waves: dict[str, list[dict[str, float]]] = {worker.arm: [] for worker in workers}
     with OtherCpu() as other:
         for repeat in range(plan.repeats):
             # Every other round in reverse, so that drift favours no arm.
             for worker in workers if repeat % 2 == 0 else reversed(workers):
-                wave = _wave(prompt, output, concurrency, 1 + repeat)
-                waves[worker.arm].append(worker.ask(wave))
+                waves[worker.arm].append(worker.ask("wave", cell.wave(1 + repeat)))
     date = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = []
     for worker in workers:
         found = waves[worker.arm]
-        median = {name: statistics.median(wave[name] for wave in found) for name in FIGURES}
-        yield Row(
+        figures: dict[str, Any] = {
+            name: round(statistics.median(wave[name] for wave in found), 2) for name in FIGURES
+        }
+        row = SpeedRow(
             arm=worker.arm,
-            prompt_tokens=prompt,
-            output_tokens=output,
-            concurrency=concurrency,
+            **asdict(cell),
             threads=plan.threads,
-            rss_mib=round(worker.rss_mib, 1),
+            rss_mib=memory[worker.arm],
             weights_mib=worker.ready.get("weights_mib"),
             kv_mib=plan.kv_mib,
             load_peak_mib=worker.ready.get("load_peak_mib"),
@@ -201,8 +142,10 @@ def _cell(
             tokens_per_s_all=tuple(round(wave["tokens_per_s"], 2) for wave in found),
             other_cpu_share=round(other.share, 4),
             date=date,
-            **{name: round(value, 2) for name, value in median.items()},
+            **figures,
         )
+        rows.append(asdict(row))
+    return rows
 
 
 def _ratio(sparse: list[dict[str, float]] | None, other: list[dict[str, float]]) -> float | None:
@@ -210,45 +153,3 @@ def _ratio(sparse: list[dict[str, float]] | None, other: list[dict[str, float]])
         return None
     pairs = zip(sparse, other, strict=True)
     return round(statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs), 3)
-
-
-def as_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as the result file has them."""
-    return [asdict(row) for row in rows]
-
-
-def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Earlier rows of cells and arms that were not measured again, then the new ones.
-
-    Raises:
-        BenchError: earlier rows ran other instruction sets: they are of another machine.
-    """
-    sets = {row["isa"] for row in new if row["isa"]}
-    if sets and any(row.get("isa") not in (*sets, None) or "isa" not in row for row in old):
-        raise BenchError("the earlier rows are of another machine; measure all, without --keep")
-    fresh = {_key(row) for row in new}
-    return [row for row in old if _key(row) not in fresh] + list(new)
-
-
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("arm", "prompt_tokens", "output_tokens", "concurrency", "threads")
-    return tuple(row[name] for name in names)
-
-
-def _wave(prompt: int, output: int, concurrency: int, seed: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "output_tokens": output,
-        "concurrency": concurrency,
-        "seed": seed,
-    }
-
-
-@contextmanager
-def _worker(arm: str, command: list[str]) -> Iterator[Worker]:
-    worker = Worker(arm, command)
-    try:
-        worker.wait_ready()
-        yield worker
-    finally:
-        worker.close()

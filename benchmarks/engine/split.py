@@ -15,6 +15,9 @@ from engines import kernels, layout
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
 from engines.decoder_config import read_config
 
+KEY = ("arm", "context")
+"""What names a row."""
+
 READ_BYTES = 256 << 20
 
 

@@ -1,7 +1,7 @@
 """vLLM as an arm of `twofour bench engine`, run by the Python of vLLM's own environment.
 
-Speaks the protocol of `benchmarks.engine.worker`, and imports nothing of ours: that environment
-need not have it.
+That environment need not have twofour, so this imports nothing of ours but
+`benchmarks.common.waves` and `.worker_protocol` (see `benchmarks.common.foreign_python`).
 """
 
 from __future__ import annotations
@@ -9,94 +9,82 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
-import sys
-import time
+from collections.abc import AsyncIterator
 from typing import Any
 
+from benchmarks.common.waves import Wave, run_wave
+from benchmarks.common.worker_protocol import answer, serve_async
 
-async def run_wave(
-    engine: Any, prompt_tokens: int, output_tokens: int, concurrency: int, seed: int
-) -> dict[str, float]:
-    """Start `concurrency` greedy requests with random prompts at once; figures of the wave."""
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    rng = random.Random(seed)
-    params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
-    begin = time.perf_counter()
-    first: list[float] = []
-    last: list[float] = []
-
-    async def one(number: int) -> None:
-        ids = [rng.randrange(10, 30_000) for _ in range(prompt_tokens)]
-        times: list[float] = []
-        async for output in engine.generate(
-            TokensPrompt(prompt_token_ids=ids), params, f"{seed}-{concurrency}-{number}"
-        ):
-            new = len(output.outputs[0].token_ids) - len(times)
-            times += [time.perf_counter()] * new
-        first.append(times[0] - begin)
-        last.append(times[-1] - begin)
-
-    await asyncio.gather(*(one(i) for i in range(concurrency)))
-    wall, later = max(last), max(output_tokens - 1, 1)
-    start = max(first)
-    decoded = sum(
-        later * max(b - start, 0.0) / max(b - a, 1e-9) for a, b in zip(first, last, strict=True)
-    )
-    return {
-        "tokens_per_s": concurrency * output_tokens / wall,
-        "prompt_tokens_per_s": concurrency * prompt_tokens / start,
-        "decode_tokens_per_s": decoded / max(wall - start, 1e-9),
-        "ttft_ms": 1e3 * sum(first) / concurrency,
-        "tpot_ms": 1e3 * sum(b - a for a, b in zip(first, last, strict=True)) / concurrency / later,
-    }
+_VOCABULARY = range(10, 30_000)
 
 
-async def serve(model: str, options: dict[str, Any]) -> None:
-    """Answer commands until standard input ends."""
-    import psutil
+def main(model: str, options: str) -> None:
+    """Answer commands until standard input ends.
+
+    Args:
+        model: directory of the model.
+        options: JSON object with `kv_bytes`, `threads`, `max_sequences`, `context`, `dtype` and
+            `binding`.
+    """
+    settings = json.loads(options)
+    threads, binding = settings["threads"], settings["binding"]
+    if binding == "all":
+        binding = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    # Before vLLM is imported, which reads them then.
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = binding
+    if binding == "nobind":
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    asyncio.run(_serve(model, settings))
+
+
+async def _serve(model: str, settings: dict[str, Any]) -> None:
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=model,
-            dtype=options["dtype"],
-            max_model_len=options["context"],
-            kv_cache_memory_bytes=options["kv_bytes"],
-            max_num_seqs=options["max_sequences"],
+            dtype=settings["dtype"],
+            max_model_len=settings["context"],
+            kv_cache_memory_bytes=settings["kv_bytes"],
+            max_num_seqs=settings["max_sequences"],
             enable_prefix_caching=False,
             disable_log_stats=True,
         )
     )
-    _answer({"ready": True, "dtype": options["dtype"]})
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        command = json.loads(line)
-        if command == "memory":
-            own = psutil.Process()
-            family = [own, *own.children(recursive=True)]
-            _answer({"rss_mib": sum(p.memory_info().rss for p in family) / 2**20})
-        else:
-            _answer(await run_wave(engine, **command))
+    answer({"dtype": settings["dtype"]})
+
+    async def wave(arguments: dict[str, Any]) -> dict[str, float]:
+        return await _wave(engine, Wave(**arguments))
+
+    await serve_async({"wave": wave, "memory": _memory})
     engine.shutdown()
 
 
-def _answer(value: object) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+async def _wave(engine: Any, wave: Wave) -> dict[str, float]:
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=wave.output_tokens, ignore_eos=True)
+
+    async def generate(number: int, prompt: tuple[int, ...]) -> AsyncIterator[int]:
+        done = 0
+        key = f"{wave.seed}-{wave.concurrency}-{number}"
+        async for output in engine.generate(
+            TokensPrompt(prompt_token_ids=list(prompt)), sampling, key
+        ):
+            made = len(output.outputs[0].token_ids)
+            yield made - done
+            done = made
+
+    return await run_wave(wave, _VOCABULARY, generate)
 
 
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[2])
-    threads = settings["threads"]
-    binding = settings["binding"]
-    if binding == "all":
-        binding = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = binding
-    if binding == "nobind":
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    asyncio.run(serve(sys.argv[1], settings))
+async def _memory(_: None) -> dict[str, float]:
+    """Memory that vLLM's processes have resident together."""
+    import psutil
+
+    own = psutil.Process()
+    family = [own, *own.children(recursive=True)]
+    return {"rss_mib": sum(process.memory_info().rss for process in family) / 2**20}

@@ -1,118 +1,88 @@
-"""One engine in a process, measured on command: `python -m benchmarks.engine.worker DIR OPTIONS`.
+"""The CPU engine in a process: `python -m benchmarks.engine.worker DIR OPTIONS`.
 
-Reads one JSON object a line from standard input and answers with one line on standard output. A
-process per arm keeps memory figures apart, and lets arms take turns without loading again.
+A process per arm keeps memory figures apart, and lets arms take turns without loading again. It
+speaks `benchmarks.common.worker_protocol`; `_Arm` lists its commands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.common.machine import peak_rss_mib, rss_mib
+from benchmarks.common.waves import Wave, run_wave
+from benchmarks.common.worker_protocol import answer, serve_async
 from engines.base import GenerationRequest
 from engines.cpu.engine import CpuEngine
 from engines.sampling import SamplingParams
 
 
-async def run_wave(
-    engine: CpuEngine,
-    prompt_tokens: int,
-    output_tokens: int,
-    concurrency: int,
-    seed: int,
-    masks: Sequence[str] | None = None,
-) -> dict[str, float]:
-    """Start `concurrency` greedy requests with random prompts at once; figures of the wave.
+class _Arm:
+    """What can be asked of the engine."""
 
-    `masks` names the mask of each request; all use the default one otherwise.
-    """
-    rng = random.Random(seed)
-    vocab = engine.describe().vocab_size
-    params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
-    begin = time.perf_counter()
-    first: list[float] = []
-    last: list[float] = []
+    def __init__(self, engine: CpuEngine) -> None:
+        self._engine = engine
 
-    async def one(number: int) -> None:
-        prompt = tuple(rng.randrange(vocab) for _ in range(prompt_tokens))
-        times = []
-        mask = None if masks is None else masks[number]
-        request = GenerationRequest(f"{seed}-{number}", prompt, params, mask)
-        async for chunk in engine.generate(request):
-            if chunk.error is not None:
-                raise RuntimeError(chunk.error)
-            times += [time.perf_counter()] * len(chunk.token_ids)
-        if len(times) != output_tokens:
-            raise RuntimeError(f"{len(times)} tokens came, {output_tokens} were asked for")
-        first.append(times[0] - begin)
-        last.append(times[-1] - begin)
+    async def wave(self, arguments: dict[str, Any]) -> dict[str, float]:
+        """`run_wave` with the arguments of a `Wave`."""
+        wave = Wave(**arguments)
+        sampling = SamplingParams(temperature=0.0, max_tokens=wave.output_tokens, ignore_eos=True)
 
-    await asyncio.gather(*(one(i) for i in range(concurrency)))
-    wall = max(last)
-    later = max(output_tokens - 1, 1)
-    decode = max(wall - max(first), 1e-9)
-    return {
-        "tokens_per_s": concurrency * output_tokens / wall,
-        "prompt_tokens_per_s": concurrency * prompt_tokens / max(first),
-        # From the last first token on, every sequence only generates.
-        "decode_tokens_per_s": _decode_rate(first, last, later, decode),
-        "ttft_ms": 1e3 * sum(first) / concurrency,
-        "tpot_ms": 1e3 * sum(b - a for a, b in zip(first, last, strict=True)) / concurrency / later,
-    }
+        async def generate(number: int, prompt: tuple[int, ...]) -> AsyncIterator[int]:
+            mask = None if wave.masks is None else wave.masks[number]
+            request = GenerationRequest(f"{wave.seed}-{number}", prompt, sampling, mask)
+            async for chunk in self._engine.generate(request):
+                if chunk.error is not None:
+                    raise RuntimeError(chunk.error)
+                yield len(chunk.token_ids)
+
+        return await run_wave(wave, range(self._engine.describe().vocab_size), generate)
+
+    async def memory(self, _: None) -> dict[str, float]:
+        """Memory that the process has resident."""
+        return {"rss_mib": rss_mib()}
+
+    async def load(self, masks: dict[str, str]) -> dict[str, Any]:
+        """Load masks, name -> file: mean time of one, how far they differ, bytes of all so far."""
+        begin = time.perf_counter()
+        infos = [await self._engine.load_mask(name, Path(file)) for name, file in masks.items()]
+        resident = sum(mask.resident_bytes for mask in self._engine.describe().masks)
+        return {
+            "load_ms": 1e3 * (time.perf_counter() - begin) / max(len(infos), 1),
+            "changed_share": {info.name: info.changed_share for info in infos},
+            "masks_mib": resident / 2**20,
+        }
+
+    async def switch(self, name: str) -> dict[str, float]:
+        """Make another mask the base."""
+        begin = time.perf_counter()
+        await self._engine.switch_base(name)
+        return {"switch_ms": 1e3 * (time.perf_counter() - begin)}
 
 
-def _decode_rate(first: list[float], last: list[float], later: int, decode: float) -> float:
-    start = max(first)
-    tokens = sum(
-        later * max(end - start, 0.0) / (end - begin)
-        for begin, end in zip(first, last, strict=True)
-        if end > begin
-    )
-    return tokens / decode
-
-
-async def serve(directory: Path, options: dict[str, Any]) -> None:
+async def main(directory: Path, options: dict[str, Any]) -> None:
     """Answer commands until standard input ends."""
     engine = CpuEngine(directory, **options)
     info = engine.describe()
-    _answer(
+    answer(
         {
-            "ready": True,
             "weights_mib": round(info.weight_bytes / 2**20, 1),
             "isa": info.isa,
             "dtype": "bf16",
-            "load_peak_mib": round(_peak_mib(), 1),
+            "load_peak_mib": round(peak_rss_mib(), 1),
         }
     )
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        command = json.loads(line)
-        if command == "memory":
-            _answer({"rss_mib": psutil.Process().memory_info().rss / 2**20})
-        else:
-            _answer(await run_wave(engine, **command))
+    arm = _Arm(engine)
+    await serve_async(
+        {"wave": arm.wave, "memory": arm.memory, "load": arm.load, "switch": arm.switch}
+    )
     await engine.close()
 
 
-def _peak_mib() -> float:
-    """Most memory that this process has had resident so far, in MiB."""
-    # Not getrusage: its figure survives exec, and would be the parent's.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
-def _answer(value: object) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

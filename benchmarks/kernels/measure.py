@@ -34,7 +34,9 @@ SHAPES = (
     (576, 1536),
 )
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-BUSY_SHARE = 0.10
+
+KEY = ("n", "k", "tokens", "threads", "isa")
+"""What names a row."""
 
 _READ_BYTES = 256 << 20
 _READ_SLICE = 32 << 20
@@ -44,12 +46,8 @@ Progress = Callable[[str], object]
 Arm = Callable[[int], object]
 
 
-class BusyMachineError(ValueError):
-    """Other processes use the cores, so that times would mean nothing."""
-
-
 @dataclass(frozen=True, slots=True)
-class Row:
+class KernelRow:
     """One shape, number of tokens, number of threads and instruction set.
 
     Times are medians of one product, all packing of activations included. `sparse_gbps` is the
@@ -71,10 +69,6 @@ class Row:
     read_gbps: float
     rounds: int
     other_cpu_share: float
-
-    @property
-    def key(self) -> tuple[int, int, int, int, str]:
-        return self.n, self.k, self.tokens, self.threads, self.isa
 
     @property
     def speedup(self) -> float:
@@ -121,7 +115,7 @@ def measure(
     *,
     seconds: float,
     progress: Progress,
-) -> list[Row]:
+) -> list[KernelRow]:
     """All rows, shape by shape.
 
     Args:
@@ -186,22 +180,6 @@ def measure_alternation(threads: int, seconds: float) -> list[dict[str, Any]]:
     return found
 
 
-def require_quiet(force: bool, look: float = 1.0) -> float:
-    """Share of the CPU that others use just now.
-
-    Raises:
-        BusyMachineError: more than a tenth, and not forced.
-    """
-    with OtherCpu() as other:
-        time.sleep(look)
-    if other.share > BUSY_SHARE and not force:
-        raise BusyMachineError(
-            f"other processes use {other.share:.0%} of the cores (limit {BUSY_SHARE:.0%}); "
-            "stop them, or measure all the same with --force"
-        )
-    return other.share
-
-
 def _measure_row(
     layer: Layer,
     batch: int,
@@ -209,14 +187,14 @@ def _measure_row(
     isa: str,
     buffer: np.ndarray[Any, Any],
     seconds: float,
-) -> Row:
+) -> KernelRow:
     arms = _arms(layer, batch, threads, isa)
     slices = [buffer[i : i + _READ_SLICE] for i in range(0, _READ_BYTES, _READ_SLICE)]
     arms["read"] = lambda i: kernels.read(slices[i % len(slices)], threads=threads, isa=isa)
     with OtherCpu() as other:
         samples = _rounds(arms, seconds)
     times = {name: median(values) for name, values in samples.items()}
-    return Row(
+    return KernelRow(
         n=layer.n,
         k=layer.k,
         tokens=batch,
@@ -287,7 +265,7 @@ def _cache_bytes() -> int:
     return max(sizes, default=64 << 20)
 
 
-def _line(row: Row) -> str:
+def _line(row: KernelRow) -> str:
     return (
         f"{row.n}x{row.k} tokens {row.tokens} threads {row.threads} {row.isa}: "
         f"sparse {row.sparse_ms:.3f} ms, dense {row.dense_own_ms:.3f}, "

@@ -7,20 +7,22 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.kernels.measure import Row
+from benchmarks.kernels.measure import KernelRow
+
+PICTURE = "kernels-roofline.png"
 
 _LARGE_BYTES = 16_000_000
 _BANDWIDTH_TARGET = 0.9
 
 
-def target(row: Row) -> float | None:
+def target(row: KernelRow) -> float | None:
     """Speed-up over the better dense arm that is aimed at, where one is; 2:4's limit is 64/36."""
     if row.isa != "avx512_bf16" or 2 * row.n * row.k < _LARGE_BYTES:
         return None
     return {1: 1.6, 8: 1.4, 32: 1.15, 128: 0.95, 512: 0.95}.get(row.tokens)
 
 
-def misses(rows: Sequence[Row]) -> list[str]:
+def misses(rows: Sequence[KernelRow]) -> list[str]:
     """One line for each row that stays below its target."""
     found = []
     for row in rows:
@@ -38,7 +40,7 @@ def misses(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[KernelRow]) -> Table:
     """The rows for people."""
     grid = Table(title="2:4 against dense: milliseconds of one product")
     for name in ("shape", "tokens", "threads", "isa", "sparse", "dense", "oneDNN"):
@@ -63,7 +65,7 @@ def table(rows: Sequence[Row]) -> Table:
     return grid
 
 
-def plot_roofline(rows: Sequence[Row], path: Path) -> None:
+def plot_roofline(rows: Sequence[KernelRow], path: Path) -> None:
     """Work per second against work per byte of weights and activations, for the best rows' shapes.
 
     Counts the dense product's operations for every arm, so that a higher point is a faster one. The

@@ -9,6 +9,8 @@ from typing import Any
 
 from maskgen.plots import new_figure, save_figure
 
+PICTURE = "masks-curve.png"
+
 
 def plot_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Perplexity of the hard masks on held-out text against tokens seen, a line a row.

@@ -122,6 +122,17 @@ class Workbench:
             checkpoint or self.directory, read_mask(path), json.loads(facts.read_text("utf-8"))
         )
 
+    def prior(self, method: str, texts: TextSet, domain: str) -> Mask:
+        """A one-shot mask of the domain's text to start from; kept like any other.
+
+        Raises:
+            ValueError: the method makes none.
+        """
+        mask = self.pruned(method, texts, f"{domain}-{method}").mask
+        if mask is None:
+            raise ValueError(f"{method} gave no mask to start from")
+        return mask
+
     def learned(
         self,
         method: str,

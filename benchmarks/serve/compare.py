@@ -8,18 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
-from benchmarks.common.machine import OtherCpu
+from benchmarks.common.machine import BUSY_SHARE, OtherCpu, machine_seconds, require_quiet
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.calibration import Bias, calibrate
 from loadtests.client import Load, run_load
 from loadtests.comparison import Block, Row, problems, rows, turns
 
 BASELINE = "dense"
-BUSY_SHARE = 0.10
 _ATTEMPTS = 3
-_LOOK_S = 1.0
 
 Progress = Callable[[str], None]
 
@@ -29,7 +25,7 @@ class ComparisonError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """How to compare.
 
     Attributes:
@@ -122,7 +118,7 @@ class ServeComparison:
 def compare_arms(
     dense: Path,
     sparse: Path,
-    plan: Plan,
+    plan: LoadPlan,
     folder: Path,
     on_progress: Progress = lambda line: None,
 ) -> ServeComparison:
@@ -138,15 +134,16 @@ def compare_arms(
 
     Raises:
         ValueError: the plan or the folder is unusable.
-        ServerError: a server did not start or died.
+        ArmError: a server did not start or died.
         CalibrationError, LoadError: the load generator distorts or does not run.
-        ComparisonError: no layer is sparse, a request failed, or the machine is busy.
+        BusyMachineError, ComparisonError: no layer is sparse, a request failed, or the machine is
+            busy.
     """
     plan.check()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: raw samples go to a folder of their own")
-    _refuse_busy_machine(plan)
+    require_quiet(plan.force)
     on_progress("calibrating the load generator")
     calibration = calibrate(folder, max(plan.concurrencies))
     if not plan.force:
@@ -179,7 +176,7 @@ def compare_arms(
 
 
 def _measure(
-    plan: Plan,
+    plan: LoadPlan,
     servers: dict[str, Server],
     arm: str,
     level: int,
@@ -196,8 +193,7 @@ def _measure(
         with OtherCpu() as other:
             load = plan.load(arm, servers[arm].url, level, repeat)
             result = run_load(load, folder, name)
-        machine_s = (time.perf_counter() - start) * (psutil.cpu_count() or 1)
-        idle_share = (sum(server.cpu_seconds() for server in idle) - idle_from) / machine_s
+        idle_s = sum(server.cpu_seconds() for server in idle) - idle_from
         block = Block(
             arm=arm,
             concurrency=level,
@@ -205,7 +201,7 @@ def _measure(
             summary=result.summary,
             samples_file=result.samples_path.name,
             other_cpu_share=round(other.share, 4),
-            idle_cpu_share=round(idle_share, 4),
+            idle_cpu_share=round(idle_s / machine_seconds(start), 4),
         )
         if found := problems([block]):
             raise ComparisonError("; ".join(found))
@@ -217,16 +213,6 @@ def _measure(
         f"{_ATTEMPTS} times in a row more than {BUSY_SHARE:.0%} of the CPU went to processes that "
         "were not measured: end them, or measure anyway with --force"
     )
-
-
-def _refuse_busy_machine(plan: Plan) -> None:
-    with OtherCpu() as other:
-        time.sleep(_LOOK_S)
-    if other.share > BUSY_SHARE and not plan.force:
-        raise ComparisonError(
-            f"other processes use {other.share:.0%} of the CPU (limit {BUSY_SHARE:.0%}): end them, "
-            "or measure anyway with --force"
-        )
 
 
 def _check_arms(dense: ServerReport, sparse: ServerReport) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.serve.compare import BASELINE, Plan, ServeComparison
+from benchmarks.serve.compare import BASELINE, LoadPlan, ServeComparison
 from benchmarks.serve.server_process import ServerReport
 from loadtests.comparison import Row
 
@@ -51,7 +51,7 @@ def notes(comparison: ServeComparison) -> list[str]:
     ]
 
 
-def result_fields(comparison: ServeComparison, plan: Plan) -> dict[str, Any]:
+def result_fields(comparison: ServeComparison, plan: LoadPlan) -> dict[str, Any]:
     """Fields of the result file beside its rows."""
     return {
         "other_cpu_share": comparison.other_cpu_share,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -13,17 +12,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.common.arm_process import ArmError, ArmProcess
+from benchmarks.common.machine import process_seconds
 from loadtests.calibration import free_port
 
 _POLL_S = 0.05
-_STOP_TIMEOUT_S = 30.0
-
-
-class ServerError(RuntimeError):
-    """A server did not start, died, or does not answer as expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +64,9 @@ def serve_command(directory: Path, port: str) -> list[str]:
 
 
 class Server:
-    """Serves an engine directory on a free port of the loopback interface while in a `with`.
+    """Serves an engine directory on a free port of the loopback interface until its `with` ends.
 
-    Entering starts the process and does not wait for it: see `wait_until_healthy`.
+    It does not wait for the process that it starts: see `wait_until_healthy`.
 
     Args:
         arm: its name in messages.
@@ -92,28 +87,18 @@ class Server:
         self.arm = arm
         self.directory = directory
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._log = log
-        self._threads = threads
         self._start_timeout_s = start_timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        port = self.url.rpartition(":")[2]
         # A key in the environment is for a server that faces others.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
-        if self._threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self._threads)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                serve_command(self.directory.resolve(), port),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        command = serve_command(directory.resolve(), self.url.rpartition(":")[2])
+        self._process = ArmProcess(arm, command, environment=environment, log=log)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -122,25 +107,25 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop()
+        self._process.end()
 
     def wait_until_healthy(self) -> None:
         """Wait for `/health`.
 
         Raises:
-            ServerError: the process ended or took too long; with the end of its log.
+            ArmError: the process ended or took too long; with the end of its log.
         """
         deadline = time.monotonic() + self._start_timeout_s
         while time.monotonic() < deadline:
-            self._ps()
+            self._process.alive()
             try:
                 self._get("/health")
                 return
-            except ServerError:
+            except ArmError:
                 time.sleep(_POLL_S)
-        raise ServerError(
+        raise ArmError(
             f"the {self.arm} server was not healthy within {self._start_timeout_s:g} s:\n"
-            f"{self._tail()}"
+            f"{self._process.tail()}"
         )
 
     def engine(self) -> dict[str, Any]:
@@ -161,23 +146,22 @@ class Server:
             for sample in family.samples:
                 if sample.name == name:
                     return float(sample.value)
-        raise ServerError(f"the {self.arm} server has no metric {name}")
+        raise ArmError(f"the {self.arm} server has no metric {name}")
 
     def cpu_seconds(self) -> float:
         """CPU time of the process so far."""
-        times = self._ps().cpu_times()
-        return float(times.user + times.system)
+        return process_seconds(self._process.alive())
 
     def report(self) -> ServerReport:
         """What it is and what it did so far.
 
         Raises:
-            ServerError: `/version` and `/metrics` disagree about the kernels.
+            ArmError: `/version` and `/metrics` disagree about the kernels.
         """
         engine = self.engine()
         for name in ("sparse_layers", "eligible_layers"):
             if self.metric(f"twofour:{name}") != engine[name]:
-                raise ServerError(f"the {self.arm} server contradicts itself about {name}")
+                raise ArmError(f"the {self.arm} server contradicts itself about {name}")
         return ServerReport(
             arm=self.arm,
             directory=str(self.directory),
@@ -188,17 +172,9 @@ class Server:
             eligible_layers=engine["eligible_layers"],
             kernels=engine["kernels"],
             weight_bytes=engine["weight_bytes"],
-            rss_bytes=self._ps().memory_info().rss,
+            rss_bytes=self._process.alive().memory_info().rss,
             generated_tokens=int(self.metric("twofour:generation_tokens_total")),
         )
-
-    def _ps(self) -> psutil.Process:
-        if self._process is None:
-            raise ServerError(f"the {self.arm} server was not started")
-        if self._process.poll() is not None:
-            code = self._process.returncode
-            raise ServerError(f"the {self.arm} server ended with code {code}:\n{self._tail()}")
-        return psutil.Process(self._process.pid)
 
     def _get(self, path: str) -> bytes:
         return self._body("GET", path)
@@ -209,18 +185,5 @@ class Server:
                 method, self.url + path, timeout=10, trust_env=False, **options
             ).raise_for_status()
         except httpx.HTTPError as error:
-            raise ServerError(f"the {self.arm} server does not answer {path}: {error}") from error
+            raise ArmError(f"the {self.arm} server does not answer {path}: {error}") from error
         return answer.content
-
-    def _stop(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _tail(self, lines: int = 15) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])

@@ -29,7 +29,7 @@ SCRIPT = "run.sh"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GridPlan:
     """What to measure.
 
     Attributes:
@@ -68,18 +68,7 @@ class Plan:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more")
 
 
-def parse_grid(text: str) -> tuple[tuple[int, int], ...]:
-    """`128/128,128/2048` -> pairs of prompt and generated tokens."""
-    cells: list[tuple[int, int]] = []
-    for cell in text.split(","):
-        prompt, _, generated = cell.partition("/")
-        if not (prompt.isdecimal() and generated.isdecimal() and int(prompt) and int(generated)):
-            raise ValueError(f"--grid {cell!r}: expected PROMPT/GENERATED such as 128/2048")
-        cells.append((int(prompt), int(generated)))
-    return tuple(cells)
-
-
-def write_plan(plan: Plan) -> Path:
+def write_plan(plan: GridPlan) -> Path:
     """Write the data sets and the script that measures; give the script's path."""
     plan.check()
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +88,7 @@ def write_plan(plan: Plan) -> Path:
     return script
 
 
-def _script(plan: Plan) -> str:
+def _script(plan: GridPlan) -> str:
     longest = max(prompt + generated for prompt, generated in plan.grid)
     common = {
         "max_seq_len": longest,
@@ -132,7 +121,7 @@ def _script(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bench_line(plan: Plan, arm: str, prompt: int, generated: int) -> str:
+def _bench_line(plan: GridPlan, arm: str, prompt: int, generated: int) -> str:
     engine = f"{arm}/engines/{'general' if arm == 'sparse' else BASE}"
     report = report_name(arm, prompt, generated)
     words = ["trtllm-bench", "--model", plan.name, "--model_path", str(plan.model.absolute())]

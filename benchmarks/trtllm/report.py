@@ -18,7 +18,7 @@ REPORTS = "reports"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class GridRow:
     """One `trtllm-bench` run.
 
     Attributes:
@@ -48,13 +48,13 @@ def report_name(arm: str, prompt: int, generated: int) -> str:
     return f"{REPORTS}/{arm}-{prompt}-{generated}.json"
 
 
-def read_reports(folder: Path) -> list[Row]:
+def read_reports(folder: Path) -> list[GridRow]:
     """Every measured cell, in the order of the table.
 
     Raises:
         ValueError: nothing was measured, or a report is not one of `trtllm-bench`.
     """
-    rows: list[Row] = []
+    rows: list[GridRow] = []
     cells: set[tuple[int, int]] = set()
     for path in folder.glob(f"{REPORTS}/*.json"):
         if name := re.fullmatch(r".+-(\d+)-(\d+)", path.stem):
@@ -70,7 +70,7 @@ def read_reports(folder: Path) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[GridRow]) -> Table:
     """Tokens per second by cell and arm; the speed-up is over the faster dense engine."""
     sparse = next((row for row in rows if row.arm == "sparse"), None)
     tactics = "" if sparse is None else f", {sparse.chosen} of {sparse.eligible} layers sparse"
@@ -87,14 +87,14 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def _read_row(folder: Path, arm: str, prompt: int, generated: int) -> Row:
+def _read_row(folder: Path, arm: str, prompt: int, generated: int) -> GridRow:
     path = folder / report_name(arm, prompt, generated)
     try:
         speed = float(json.loads(path.read_text())["performance"]["system_output_throughput_tok_s"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of trtllm-bench: {error!r}") from error
     if arm != "sparse":
-        return Row(arm, prompt, generated, speed)
+        return GridRow(arm, prompt, generated, speed)
     _, record = read_record(folder / arm)
     engine = next(iter(record.engines.values()))
-    return Row(arm, prompt, generated, speed, engine.eligible, engine.chosen)
+    return GridRow(arm, prompt, generated, speed, engine.eligible, engine.chosen)

@@ -4,35 +4,24 @@ The reference computes in float32, vLLM in bf16, so a choice that is nearly a to
 either way. Every step that vLLM took is judged on its own: the reference reads vLLM's own text and
 says what it would have chosen next, and by how much. The rule: where the two differ, the
 reference's margin between its first and second choice is below `--margin`; steps that break it may
-be 1 % at most, else the command ends with an error.
-
-Runs in vLLM's environment and writes docs/results/vllm-agreement.json.
+be 1 % at most, else `twofour bench vllm agreement` ends with an error.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.common.result_file import write_result
-from engines import kernels
+from benchmarks.common.result_file import Row
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.build import BuildRequest
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
-from engines.vllm_plugin.version import vllm_version
-from maskgen.data import load_texts
-from maskgen.maskfile import read_mask
 from maskgen.models import model_name, resolve_model
 
-NAME = "vllm-agreement"
 ALLOWED_SHARE = 0.01
 
 
@@ -51,48 +40,66 @@ class Step:
     error: float
 
 
-def main() -> None:
-    """Compare, write the result file, and fail if the rule is broken."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="alias or directory")
-    parser.add_argument(
-        "--mask", type=Path, default=Path("masks/smollm2-135m/general.safetensors"), help="file"
-    )
-    parser.add_argument("--data", default="wikipedia:test", help="text for the prompts")
-    parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--prompt-tokens", type=int, default=48)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--margin", type=float, default=0.15, help="log-prob; smaller is a toss-up")
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    given = parser.parse_args()
-    texts = load_texts(given.data)
-    row = _row(given, asyncio.run(_compare(given, texts.texts)))
-    command = " ".join(["python -m benchmarks.vllm.agreement", *sys.argv[1:]])
-    digests = {texts.name: texts.digest, "mask": read_mask(given.mask).digest}
-    path = write_result(NAME, command, [row], digests, vllm=vllm_version(), isa=kernels.isa())
-    print(json.dumps(row))
-    print(f"wrote {path}", file=sys.stderr)
+@dataclass(frozen=True)
+class AgreementPlan:
+    """What to compare.
+
+    Attributes:
+        model: alias or directory.
+        mask: mask file.
+        prompts: how many, each the first tokens of another text.
+        prompt_tokens, output_tokens: of each.
+        margin: log-prob; a choice with a smaller one is a toss-up.
+        eager: without torch.compile.
+    """
+
+    model: str
+    mask: Path
+    prompts: int
+    prompt_tokens: int
+    output_tokens: int
+    margin: float
+    eager: bool
+
+
+def measure(plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]) -> Row:
+    """The row of vllm-agreement.json.
+
+    Raises:
+        ValueError: too few of the texts are long enough.
+    """
+    return _row(plan, asyncio.run(_compare(plan, texts, say)))
+
+
+def check(row: Row) -> None:
+    """Hold the row to the rule.
+
+    Raises:
+        ValueError: too many steps break it.
+    """
     if row["broken_share"] > ALLOWED_SHARE:
-        raise SystemExit(
-            f"error: {row['broken_share']:.2%} of the steps differ from the reference where its"
-            f" margin is at least {given.margin}; at most {ALLOWED_SHARE:.0%} may"
+        raise ValueError(
+            f"{row['broken_share']:.2%} of the steps differ from the reference where its margin is"
+            f" at least {row['margin']}; at most {ALLOWED_SHARE:.0%} may"
         )
 
 
-async def _compare(given: argparse.Namespace, texts: Sequence[str]) -> list[Step]:
-    from engines import reference
+async def _compare(
+    plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]
+) -> list[Step]:
+    from engines.reference import build as build_reference
     from engines.vllm_plugin.build import build
 
     with tempfile.TemporaryDirectory(prefix="twofour-vllm-agreement-") as name:
         folder = Path(name)
-        model, masks = resolve_model(given.model), {"general": given.mask}
-        for kind, builder in (("vllm", build), ("reference", reference.build)):
-            builder(BuildRequest(model, model_name(given.model), masks, folder / kind))
-        engine = open_engine(folder / "vllm", enforce_eager=given.eager, max_model_len=1024)
+        model, masks = resolve_model(plan.model), {"general": plan.mask}
+        for kind, builder in (("vllm", build), ("reference", build_reference)):
+            builder(BuildRequest(model, model_name(plan.model), masks, folder / kind))
+        engine = open_engine(folder / "vllm", enforce_eager=plan.eager, max_model_len=1024)
         try:
-            prompts = _prompts(engine, texts, given.prompts, given.prompt_tokens)
+            prompts = _prompts(engine, texts, plan.prompts, plan.prompt_tokens)
             made = await asyncio.gather(
-                *(_greedy(engine, str(i), p, given.output_tokens) for i, p in enumerate(prompts))
+                *(_greedy(engine, str(i), p, plan.output_tokens) for i, p in enumerate(prompts))
             )
         finally:
             await engine.close()
@@ -100,7 +107,7 @@ async def _compare(given: argparse.Namespace, texts: Sequence[str]) -> list[Step
         try:
             steps: list[Step] = []
             for number, (prompt, chosen) in enumerate(zip(prompts, made, strict=True)):
-                print(f"reference: prompt {number + 1} of {len(prompts)}", file=sys.stderr)
+                say(f"reference: prompt {number + 1} of {len(prompts)}")
                 steps += await _judge(oracle, str(number), prompt, chosen)
             return steps
         finally:
@@ -114,7 +121,7 @@ def _prompts(
     encoded = (tuple(engine.codec.encode(text))[:tokens] for text in texts)
     found = [prompt for prompt in encoded if len(prompt) == tokens][:count]
     if len(found) < count:
-        raise SystemExit(f"error: the data hold {len(found)} texts of {tokens} tokens, not {count}")
+        raise ValueError(f"--data holds {len(found)} texts of {tokens} tokens, not {count}")
     return found
 
 
@@ -144,18 +151,18 @@ async def _judge(
     return steps
 
 
-def _row(given: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any]:
+def _row(plan: AgreementPlan, steps: Sequence[Step]) -> Row:
     differ = [step.margin for step in steps if not step.same]
-    broken = [margin for margin in differ if margin >= given.margin]
+    broken = [margin for margin in differ if margin >= plan.margin]
     return {
-        "model": given.model,
-        "mask": str(given.mask),
-        "mode": "eager" if given.eager else "compiled",
-        "prompts": given.prompts,
+        "model": plan.model,
+        "mask": str(plan.mask),
+        "mode": "eager" if plan.eager else "compiled",
+        "prompts": plan.prompts,
         "steps": len(steps),
-        "margin": given.margin,
+        "margin": plan.margin,
         "small_margin_share": round(
-            sum(step.margin < given.margin for step in steps) / len(steps), 4
+            sum(step.margin < plan.margin for step in steps) / len(steps), 4
         ),
         "differ_share": round(len(differ) / len(steps), 4),
         "broken_share": round(len(broken) / len(steps), 4),
@@ -163,7 +170,3 @@ def _row(given: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any]:
         "mean_logprob_error": round(sum(abs(step.error) for step in steps) / len(steps), 4),
         "largest_logprob_error": round(max(abs(step.error) for step in steps), 4),
     }
-
-
-if __name__ == "__main__":
-    main()

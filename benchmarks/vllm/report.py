@@ -1,4 +1,4 @@
-"""What the rows of `benchmarks.vllm.speed` say, and what a call of the operator costs."""
+"""What the rows of `twofour bench vllm` say, and what a call of the operator costs."""
 
 from __future__ import annotations
 

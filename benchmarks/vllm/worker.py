@@ -1,7 +1,6 @@
-"""One arm of `benchmarks.vllm.speed`: vLLM on one model, in a process of its own that takes turns.
+"""vLLM as an arm of `twofour bench vllm`: `python -m benchmarks.vllm.worker OPTIONS`.
 
-Reads a job as its argument, says when vLLM is ready, and then answers each line of standard input,
-a batch size, with the seconds that this batch took.
+Whole batches through vLLM's offline API. Speaks `benchmarks.common.worker_protocol`.
 """
 
 from __future__ import annotations
@@ -11,31 +10,33 @@ import sys
 import time
 from typing import Any
 
-ANSWER = "twofour-bench "
-"""What the lines that the driver reads begin with; vLLM writes others."""
+from benchmarks.common.waves import Wave
+from benchmarks.common.worker_protocol import answer, serve
+
+_VOCABULARY = range(100, 1100)
 
 
-def main() -> None:
-    """Serve the job in `sys.argv[1]` until standard input ends."""
-    job = json.loads(sys.argv[1])
+def main(options: dict[str, Any]) -> None:
+    """Answer commands until standard input ends.
+
+    Args:
+        options: `model`, `dtype`, `eager` and `max_sequences`.
+    """
     begin = time.perf_counter()
-    llm = _open(job)
-    ready = {"start_up_s": round(time.perf_counter() - begin, 1), "platform": _platform()}
-    _answer(ready)
-    for line in sys.stdin:
-        seconds = _generate(llm, int(line), job["prompt_tokens"], job["output_tokens"])
-        _answer({"seconds": seconds, "worker_rss_mib": _worker_rss_mib()})
+    llm = _open(options)
+    answer({"start_up_s": round(time.perf_counter() - begin, 1), "platform": _platform()})
+    serve({"wave": lambda arguments: _wave(llm, Wave(**arguments)), "memory": _memory})
 
 
-def _open(job: dict[str, Any]) -> Any:
+def _open(options: dict[str, Any]) -> Any:
     from vllm import LLM
 
     return LLM(
-        job["model"],
-        enforce_eager=job["mode"] == "eager",
-        dtype=job["dtype"],
+        options["model"],
+        enforce_eager=options["eager"],
+        dtype=options["dtype"],
         max_model_len=1024,
-        max_num_seqs=max(job["batches"]),
+        max_num_seqs=options["max_sequences"],
         kv_cache_memory_bytes=512 << 20,
         enable_prefix_caching=False,
         disable_log_stats=True,
@@ -43,32 +44,30 @@ def _open(job: dict[str, Any]) -> Any:
     )
 
 
-def _generate(llm: Any, batch: int, prompt_tokens: int, output_tokens: int) -> float:
-    """Seconds for `batch` greedy requests of so many tokens."""
+def _wave(llm: Any, wave: Wave) -> dict[str, float]:
     from vllm import SamplingParams
 
     sampling = SamplingParams(
-        temperature=0, max_tokens=output_tokens, ignore_eos=True, detokenize=False
+        temperature=0, max_tokens=wave.output_tokens, ignore_eos=True, detokenize=False
     )
     prompts: list[Any] = [
-        {"prompt_token_ids": [(7 * i + 31 * j) % 1000 + 100 for j in range(prompt_tokens)]}
-        for i in range(batch)
+        {"prompt_token_ids": list(prompt)} for prompt in wave.prompts(_VOCABULARY)
     ]
     begin = time.perf_counter()
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - begin
     made = sum(len(output.outputs[0].token_ids) for output in outputs)
-    if made != batch * output_tokens:
-        raise RuntimeError(f"{made} tokens instead of {batch * output_tokens}")
-    return seconds
+    if made != wave.concurrency * wave.output_tokens:
+        raise RuntimeError(f"{made} tokens instead of {wave.concurrency * wave.output_tokens}")
+    return {"wall_s": seconds}
 
 
-def _worker_rss_mib() -> float:
+def _memory(_: None) -> dict[str, float]:
     """VmRSS of vLLM's worker, the process that holds the weights."""
     import psutil
 
     sizes = [p.memory_info().rss for p in psutil.Process().children(recursive=True)]
-    return round(max(sizes) / 2**20, 1)
+    return {"rss_mib": max(sizes) / 2**20}
 
 
 def _platform() -> str:
@@ -77,9 +76,5 @@ def _platform() -> str:
     return type(current_platform).__name__
 
 
-def _answer(value: dict[str, Any]) -> None:
-    print(ANSWER + json.dumps(value), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
-from twofour.commands.build import _masks
+from twofour.commands.option_values import named_masks
 
 
 def test_masks_are_named_by_hand_or_by_their_domain(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_masks_are_named_by_hand_or_by_their_domain(tmp_path: Path) -> None:
         random_mask(model, tmp_path / f"{name}.safetensors", domain=name)
         for name in ("general", "law")
     )
-    assert _masks([str(general), f"mine={law}"]) == {"general": general, "mine": law}
+    assert named_masks([str(general), f"mine={law}"]) == {"general": general, "mine": law}
     # The second would silently have taken the first one's place.
     with pytest.raises(ValueError, match=r"two masks are called 'general'.*--mask NAME=FILE"):
-        _masks([f"general={law}", str(general)])
+        named_masks([f"general={law}", str(general)])

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import typer
 
 from twofour.commands import (
     bench_engine,
     bench_kernels,
     bench_masks,
+    bench_pages,
+    bench_quality,
     bench_serve,
     bench_trtllm,
+    bench_vllm,
 )
 
 app = typer.Typer(help="Measure: every number that the docs quote.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure: every number that the docs quote."""
+    # Ended from outside, it still lets go on, and ends, the arms that wait stopped for their turn.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 app.command("kernels")(bench_kernels.kernels)
-app.command("engine")(bench_engine.engine)
-app.command("masks")(bench_masks.masks)
+app.add_typer(bench_engine.app, name="engine")
+app.command("quality")(bench_quality.quality)
+app.add_typer(bench_masks.app, name="masks")
 app.command("serve")(bench_serve.serve)
+app.add_typer(bench_vllm.app, name="vllm")
 app.command("trtllm")(bench_trtllm.trtllm)
+app.command("pages")(bench_pages.pages)
+app.command("picture")(bench_pages.picture)

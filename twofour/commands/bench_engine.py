@@ -2,217 +2,209 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import signal
-import sys
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twofour.commands.bench_mask_mix import mask_mix
+from twofour.commands.bench_options import (
+    Concurrency,
+    Dense,
+    Json,
+    Keep,
+    KvMib,
+    Lengths,
+    Masks,
+    Repeats,
+    Sparse,
+    Threads,
+    finish,
+    say,
+)
+from twofour.commands.first_mode import FirstModeGroup
+from twofour.commands.option_values import named_masks, number_pairs, numbers
 
 if TYPE_CHECKING:
-    from benchmarks.engine.mix_plan import MixPlan
-    from benchmarks.engine.speed import Plan
+    from collections.abc import Sequence
+
+    from benchmarks.common.result_file import Row
 
 _Option = typer.Option
+_LENGTHS = "128/128,128/512,1024/128"
 
-LENGTHS = "128/128,128/512,1024/128"
-CONCURRENCY = "1,4,8,16,32"
+app = typer.Typer(cls=FirstModeGroup, help="Measure the CPU engine; without a mode, its speed.")
 
 
-def engine(
-    dense: Annotated[Path | None, _Option(help="Engine directory without masks.")] = None,
-    sparse: Annotated[Path | None, _Option(help="Engine directory of the same model.")] = None,
+@app.command("speed")
+def speed(
+    dense: Dense = None,
+    sparse: Sparse = None,
     model: Annotated[
         str | None,
         _Option(help="The dense model: vLLM's, and without --dense and --sparse also built from."),
     ] = None,
-    mask: Annotated[
-        list[str] | None, _Option(help="NAME=FILE or FILE, as `twofour build` takes them.")
+    mask: Masks = None,
+    peer: Annotated[
+        list[str] | None,
+        _Option(
+            help="Another engine (repeat): vllm-dense=PYTHON or vllm-zentorch=PYTHON of an"
+            " environment with vLLM, llama.cpp-TYPE=FILE.gguf."
+        ),
     ] = None,
-    arms: Annotated[str, _Option(help="Which of the engine's own arms.")] = "sparse,dense",
-    lengths: Annotated[
-        str | None,
-        _Option(help=f"Prompt/output tokens, separated by commas. [{LENGTHS}; --masks: 8/32]"),
-    ] = None,
-    concurrency: Annotated[
-        str | None, _Option(help=f"Requests at a time. [{CONCURRENCY}; --masks: 16]")
-    ] = None,
-    repeats: Annotated[int, _Option(help="Waves of every arm in every cell.", min=1)] = 3,
-    threads: Annotated[int, _Option(help="OpenMP threads of every arm.")] = 0,
-    kv_mib: Annotated[
-        int, _Option(help="Memory for keys and values of our arms and of vLLM, MiB.", min=1)
-    ] = 256,
-    vllm_python: Annotated[
-        Path | None, _Option(help="Python of an environment with vLLM: arm vllm-dense.")
-    ] = None,
-    zentorch_python: Annotated[
-        Path | None, _Option(help="The same with zentorch besides: arm vllm-zentorch.")
-    ] = None,
+    vllm_dtype: Annotated[str, _Option(help="vLLM's number type: bfloat16, float32.")] = "bfloat16",
     vllm_binding: Annotated[
         str, _Option(help="VLLM_CPU_OMP_THREADS_BIND: nobind, auto, all.")
     ] = "nobind",
-    vllm_dtype: Annotated[str, _Option(help="vLLM's number type: bfloat16, float32.")] = "bfloat16",
-    llama_batched_bench: Annotated[
-        Path | None, _Option(help="llama.cpp's program of that name.")
-    ] = None,
-    gguf: Annotated[
-        list[str] | None, _Option(help="TYPE=FILE for llama.cpp, such as bf16=model.gguf.")
-    ] = None,
-    keep: Annotated[
-        bool, _Option(help="Keep the rows of the result file that are not measured again.")
-    ] = False,
+    lengths: Lengths = _LENGTHS,
+    concurrency: Concurrency = "1,4,8,16,32",
+    repeats: Repeats = 3,
+    threads: Threads = 0,
+    kv_mib: KvMib = 256,
+    keep: Keep = False,
     result: Annotated[str, _Option(help="Name of the result file.")] = "bench-engine",
-    split: Annotated[
-        bool, _Option(help="Instead: where the time of a decode step goes (engine-split.json).")
-    ] = False,
-    masks: Annotated[
-        bool,
-        _Option(
-            "--masks",
-            help="Instead: many masks in one engine (mask-mix.json). The first"
-            " --mask is the base, further ones are measured beside synthetic ones.",
-        ),
-    ] = False,
-    mask_counts: Annotated[str, _Option(help="--masks: how many are resident.")] = "1,2,4,8,16",
-    changed: Annotated[
-        str, _Option(help="--masks: per cent of groups that synthetic masks change.")
-    ] = "0.3,3,20,50",
-    json_: Annotated[
-        bool, _Option("--json", help="Print the result as JSON, as the last line.")
-    ] = False,
+    json_: Json = False,
 ) -> None:
-    """Measure the arms of the CPU engine in turns, and write docs/results/bench-engine.json."""
-    from benchmarks.engine import arms as engine_arms
-    from benchmarks.engine.speed import Plan
-    from maskgen.models import resolve_model
-    from twofour.commands.bench_serve import _engines
+    """Measure the arms in turns; the result file is written after every cell.
 
-    pairs = lengths or ("8/32" if masks else LENGTHS)
-    plan = Plan(
-        lengths=tuple(_pair(text) for text in pairs.split(",")),
-        concurrencies=tuple(
-            int(text) for text in (concurrency or ("16" if masks else CONCURRENCY)).split(",")
-        ),
+    Of --dense and --sparse, one alone measures that arm alone.
+    """
+    from benchmarks.common.engine_directories import engine_pair
+    from benchmarks.common.table import Earlier, Table, TableSpec
+    from benchmarks.engine.arms import engine_command, peer_commands
+    from benchmarks.engine.pages import speed_page
+    from benchmarks.engine.speed import KEY, SpeedPlan, measure
+    from engines.manifest import read_manifest
+    from maskgen.models import resolve_model
+
+    plan = SpeedPlan(
+        lengths=number_pairs(lengths, "--lengths", "/"),
+        concurrencies=numbers(concurrency, "--concurrency"),
         repeats=repeats,
         threads=threads or len(os.sched_getaffinity(0)),
         kv_mib=kv_mib,
     )
-    if masks:
-        mixes = _mix_plan(plan, mask_counts, changed)
-        _print(mask_mix(_command(), sparse, model, mask or [], mixes), json_)
-        return
-    peers: dict[str, list[str]] = {}
-    for arm, python in (("vllm-dense", vllm_python), ("vllm-zentorch", zentorch_python)):
-        if python is not None:
-            if model is None:
-                raise ValueError(f"{arm} needs --model: vLLM runs the dense model itself")
-            peers[arm] = engine_arms.vllm_command(
-                python, resolve_model(model), plan, dtype=vllm_dtype, binding=vllm_binding
-            )
-    for spec in gguf or []:
-        name, found, file = spec.partition("=")
-        if llama_batched_bench is None or not found or not Path(file).is_file():
-            raise ValueError(f"--gguf {spec!r}: give TYPE=FILE, and --llama-batched-bench")
-        peers[f"llama.cpp-{name}"] = engine_arms.llama_command(
-            llama_batched_bench, Path(file), plan
-        )
-    given = dense is not None or sparse is not None
-    with _engines(dense, sparse, None if given else model, mask or []) as (dense_dir, sparse_dir):
-        if split:
-            path = _split(dense_dir, sparse_dir, plan)
-        else:
-            own = {"sparse": sparse_dir, "dense": dense_dir}
-            if unknown := [arm for arm in arms.split(",") if arm not in own]:
-                raise ValueError(f"--arms: {unknown[0]!r} is none of {', '.join(own)}")
-            ours = {arm: engine_arms.engine_command(own[arm], plan) for arm in arms.split(",")}
-            path = _measure(ours | peers, plan, result, keep)
-    _print(path, json_)
+    dense_model = resolve_model(model) if model and peer else None
+    peers = peer_commands(peer or [], dense_model, plan, dtype=vllm_dtype, binding=vllm_binding)
+    given = {arm: path for arm, path in (("sparse", sparse), ("dense", dense)) if path is not None}
+    if given and mask:
+        raise ValueError("give --dense and --sparse, or --model and --mask")
+    built = nullcontext() if given else engine_pair(None, None, model, named_masks(mask or []))
+    with built as pair:
+        own = given if pair is None else {"sparse": pair[1], "dense": pair[0]}
+        name = read_manifest(next(iter(own.values()))).model
+        spec = TableSpec(result, KEY, speed_page, lambda rows: {"model": name})
+        table = Table(spec, Earlier.KEEP if keep else Earlier.DROP)
+        arms = {arm: engine_command(path, plan) for arm, path in own.items()}
+        for rows in measure({**arms, **peers}, plan, say):
+            table.put(rows)
+            _tell(rows)
+    finish(table.path, json_)
 
 
-def _print(path: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+@app.command("split")
+def split(
+    dense: Dense = None,
+    sparse: Sparse = None,
+    model: Annotated[str | None, _Option(help="Instead of both: what to build them from.")] = None,
+    mask: Masks = None,
+    contexts: Annotated[str, _Option(help="Tokens before the step, separated by commas.")] = (
+        "128,1024"
+    ),
+    threads: Threads = 0,
+    json_: Json = False,
+) -> None:
+    """Where the time of a decode step goes (docs/results/engine-split.json)."""
+    from benchmarks.common.engine_directories import engine_pair
+    from benchmarks.common.table import Earlier, Table, TableSpec
+    from benchmarks.engine.pages import split_page
+    from benchmarks.engine.split import KEY, split_of
+
+    table = Table(TableSpec("engine-split", KEY, split_page), Earlier.DROP)
+    cores = threads or len(os.sched_getaffinity(0))
+    with engine_pair(dense, sparse, model, named_masks(mask or [])) as directories:
+        for arm, directory in zip(("dense", "sparse"), directories, strict=True):
+            for context in numbers(contexts, "--contexts"):
+                table.measure(
+                    (arm, context),
+                    lambda directory=directory, context=context: split_of(  # type: ignore[misc]
+                        directory, threads=cores, context=context
+                    ),
+                )
+                row = table[(arm, context)]
+                say("  ".join(f"{k} {v:.3g}" for k, v in row.items() if isinstance(v, float)))
+    finish(table.path, json_)
 
 
-def _mix_plan(plan: Plan, counts: str, changed: str) -> MixPlan:
+@app.command("mix")
+def mix(
+    sparse: Annotated[
+        Path | None, _Option(help="Engine directory with one mask, the base; not --sealed.")
+    ] = None,
+    model: Annotated[
+        str | None, _Option(help="Instead: build it from this model and the first --mask.")
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        _Option(help="NAME=FILE or FILE: further masks are measured beside synthetic ones."),
+    ] = None,
+    counts: Annotated[str, _Option(help="How many masks are resident.")] = "1,2,4,8,16",
+    changed: Annotated[
+        str, _Option(help="Per cent of groups that synthetic masks change.")
+    ] = "0.3,3,20,50",
+    lengths: Lengths = "8/32",
+    concurrency: Annotated[int, _Option(help="Requests at a time.", min=1)] = 16,
+    repeats: Repeats = 3,
+    threads: Threads = 0,
+    kv_mib: KvMib = 256,
+    json_: Json = False,
+) -> None:
+    """Many masks in one engine, patched, copied and switched (docs/results/mask-mix.json)."""
+    from benchmarks.common.engine_directories import build_engine
+    from benchmarks.engine.mix import measure_mix
     from benchmarks.engine.mix_plan import MixPlan
 
-    if len(plan.lengths) > 1 or len(plan.concurrencies) > 1:
-        raise ValueError("--masks takes one pair of --lengths and one --concurrency")
-    try:
-        shares = tuple(float(text) / 100 for text in changed.split(","))
-        numbers = tuple(int(text) for text in counts.split(","))
-    except ValueError as error:
-        raise ValueError(f"--mask-counts {counts!r}, --changed {changed!r}: not numbers") from error
-    return MixPlan(
-        counts=numbers,
-        shares=shares,
-        prompt_tokens=plan.lengths[0][0],
-        output_tokens=plan.lengths[0][1],
-        concurrency=plan.concurrencies[0],
-        repeats=plan.repeats,
-        threads=plan.threads,
-        kv_mib=plan.kv_mib,
+    pairs = number_pairs(lengths, "--lengths", "/")
+    if len(pairs) > 1:
+        raise ValueError(f"--lengths {lengths!r}: give one pair")
+    plan = MixPlan(
+        counts=numbers(counts, "--counts"),
+        shares=_shares(changed),
+        prompt_tokens=pairs[0][0],
+        output_tokens=pairs[0][1],
+        concurrency=concurrency,
+        repeats=repeats,
+        threads=threads or len(os.sched_getaffinity(0)),
+        kv_mib=kv_mib,
     )
+    masks = named_masks(mask or [])
+    if missing := [file for file in masks.values() if not file.is_file()]:
+        raise ValueError(f"--mask: {missing[0]} does not exist")
+    with tempfile.TemporaryDirectory(prefix="twofour-masks-") as name:
+        folder = Path(name)
+        if sparse is None:
+            if model is None or not masks:
+                raise ValueError("give --sparse, or --model and --mask for the base")
+            base = next(iter(masks))
+            sparse = build_engine(model, {base: masks.pop(base)}, folder / "engine")
+        path = measure_mix(sparse, plan, masks, folder, say)
+    finish(path, json_)
 
 
-def _measure(arms: dict[str, list[str]], plan: Plan, result: str, keep: bool) -> Path:
-    """Measure, writing the result file after every cell."""
-    from benchmarks.common.result_file import RESULTS, write_result
-    from benchmarks.engine import speed as bench
+def _shares(changed: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) / 100 for text in changed.split(","))
+    except ValueError as error:
+        raise ValueError(f"--changed {changed!r}: not numbers, separated by commas") from error
 
-    path = RESULTS / f"{result}.json"
-    old: dict[str, Any] = {"rows": [], "command": ""}
-    if keep and path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-    # Ended from outside, it still lets go on, and ends, the arms that wait stopped for their turn.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    commands = [*filter(None, old["command"].split("; ")), _command()]
-    rows = []
-    for row in bench.measure(arms, plan, lambda line: typer.echo(line, err=True)):
-        typer.echo(
-            f"  {row.arm:15} {row.tokens_per_s:8.1f} tokens/s  prompt"
-            f" {row.prompt_tokens_per_s:8.1f}/s  decode {row.decode_tokens_per_s:8.1f}/s"
-            f"  first {row.ttft_ms:7.1f} ms  next {row.tpot_ms:6.2f} ms  {row.rss_mib} MiB"
-            f"  sparse / this {row.sparse_ratio}",
-            err=True,
+
+def _tell(rows: Sequence[Row]) -> None:
+    for row in rows:
+        say(
+            f"  {row['arm']:15} {row['tokens_per_s']:8.1f} tokens/s  prompt"
+            f" {row['prompt_tokens_per_s']:8.1f}/s  decode {row['decode_tokens_per_s']:8.1f}/s"
+            f"  first {row['ttft_ms']:7.1f} ms  next {row['tpot_ms']:6.2f} ms"
+            f"  {row['rss_mib']} MiB  sparse / this {row['sparse_ratio']}"
         )
-        rows.append(row)
-        if len(rows) % len(arms) == 0:
-            every = bench.merged(old["rows"], bench.as_rows(rows))
-            share = max(row["other_cpu_share"] for row in every)
-            command = "; ".join(dict.fromkeys(commands))
-            write_result(result, command, every, other_cpu_share=share)
-    return path
-
-
-def _split(dense: Path, sparse: Path, plan: Plan) -> Path:
-    from benchmarks.common.machine import OtherCpu
-    from benchmarks.common.result_file import write_result
-    from benchmarks.engine.split import split_of
-
-    rows = []
-    with OtherCpu() as other:
-        for arm, directory in (("sparse", sparse), ("dense", dense)):
-            for context in sorted({prompt for prompt, _ in plan.lengths}):
-                found = split_of(directory, threads=plan.threads, context=context)
-                rows.append({"arm": arm, **found})
-                figures = "  ".join(f"{k} {v:.3g}" for k, v in found.items())
-                typer.echo(f"{arm}: {figures}", err=True)
-    return write_result("engine-split", _command(), rows, other_cpu_share=other.share)
-
-
-def _command() -> str:
-    return shlex.join(["twofour", *sys.argv[1:]])
-
-
-def _pair(text: str) -> tuple[int, int]:
-    prompt, found, output = text.partition("/")
-    if not (found and prompt.isdigit() and output.isdigit()):
-        raise ValueError(f"--lengths {text!r}: expected PROMPT/OUTPUT, such as 128/128")
-    return int(prompt), int(output)

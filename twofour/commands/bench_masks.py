@@ -2,97 +2,209 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table as Shown
+
+from twofour.commands.bench_options import Json, Redo, finish
+from twofour.commands.first_mode import FirstModeGroup
+from twofour.commands.option_values import method_settings
 
 if TYPE_CHECKING:
-    from benchmarks.masks.league import Domain, Texts
+    from benchmarks.common.table import Table, TableSpec
+    from benchmarks.masks.texts import Domain, GeneralTexts
     from benchmarks.masks.workbench import Workbench
 
 _Option = typer.Option
 
+Model = Annotated[str, _Option(help="Alias, directory or Hugging Face id.")]
+Learn = Annotated[
+    list[str] | None, _Option(help="Text to learn and calibrate on (repeat). [wikipedia:train]")
+]
+Wikitext2 = Annotated[str, _Option(help="First evaluation text.")]
+C4 = Annotated[str, _Option(help="Second evaluation text.")]
+Settings = Annotated[
+    list[str] | None,
+    _Option(
+        "--set",
+        help="METHOD.NAME=VALUE in place of the benchmark's setting, such as maskllm.steps=200"
+        " (repeat).",
+    ),
+]
+Dtype = Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")]
+Windows = Annotated[int | None, _Option(help="Evaluate on the first N windows only.", min=1)]
+CalibrationWindows = Annotated[int, _Option(help="For one-shot methods.", min=1)]
+CalibrationLength = Annotated[int, _Option(help="Tokens in one of them.", min=2)]
+Work = Annotated[Path, _Option(help="Unfinished runs and masks.")]
 
-def masks(
-    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")] = "smollm2-135m",
-    learn: Annotated[
-        list[str] | None, _Option(help="Text to learn and calibrate on (repeat). [wikipedia:train]")
-    ] = None,
-    wikitext2: Annotated[str, _Option(help="First evaluation text.")] = "wikipedia:test",
-    c4: Annotated[str, _Option(help="Second evaluation text.")] = "c4",
-    domain: Annotated[
+app = typer.Typer(
+    cls=FirstModeGroup,
+    help="Measure masks row by row; without a mode, the league of methods. What is in the result"
+    " file already is not measured again.",
+)
+
+
+@app.command("league")
+def league(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    only: Annotated[list[str] | None, _Option(help="Only this method (repeat).")] = None,
+    mask: Annotated[
         list[str] | None,
-        _Option(help="NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS, for --domains (repeat)."),
+        _Option(help="METHOD=FILE: take the mask of a learned method from a file (repeat)."),
     ] = None,
-    general: Annotated[Path | None, _Option(help="The general mask, for --domains.")] = None,
+    settings: Settings = None,
+    plot: Annotated[
+        bool, _Option("--plot", help="Draw docs/results/masks-curve.png from all rows.")
+    ] = False,
+    dtype: Dtype = "auto",
+    windows: Windows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: Redo = False,
+    json_: Json = False,
+) -> None:
+    """Quality by method (docs/results/masks.json)."""
+    from benchmarks.common.result_file import RESULTS
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.league import KEY, run_league
+    from benchmarks.masks.pages import league_page
+    from benchmarks.masks.plot import PICTURE, plot_curves
+
+    console = Console(stderr=json_)
+    bench = _workbench(
+        model, work, console, calibration_windows, calibration_length, windows, dtype
+    )
+    texts = _general_texts(learn, wikitext2, c4)
+    spec = TableSpec("masks", KEY, league_page, lambda rows: {"picture": PICTURE} if plot else {})
+    table = _table(spec, bench, texts.digests(), redo)
+    given = _given(mask or [])
+    run_league(bench, texts, table, _overrides(settings or []), set(only or ()), given)
+    if plot:
+        plot_curves(RESULTS / PICTURE, table.rows())
+        table.put([])
+    _finish(table, console, json_)
+
+
+@app.command("domains")
+def domains(
+    general: Annotated[Path, _Option(help="The general mask.")],
+    domain: Annotated[
+        list[str], _Option(help="NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS (repeat).")
+    ],
     general_prior: Annotated[
         Path | None,
         _Option(help="What --general was learned from: adds an arm that grafts its changes."),
     ] = None,
-    domains: Annotated[bool, _Option("--domains", help="Measure the domain table.")] = False,
-    ablations: Annotated[bool, _Option("--ablations", help="Measure the ablations.")] = False,
-    cost: Annotated[bool, _Option("--cost", help="Measure what sampling masks costs.")] = False,
-    only: Annotated[
-        list[str] | None, _Option(help="Only this method of the league (repeat).")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        _Option(
-            "--set",
-            help="METHOD.NAME=VALUE in place of the benchmark's setting, such as maskllm.steps=200"
-            " (repeat); domains and ablations learn with maskllm.",
-        ),
-    ] = None,
-    mask: Annotated[
-        list[str] | None,
-        _Option(
-            help="METHOD=FILE: take the league's mask of a learned method from a file (repeat)."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, _Option(help="Draw the learned methods' perplexity against tokens seen.")
-    ] = None,
-    dtype: Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")] = "auto",
-    windows: Annotated[
-        int | None, _Option(help="Evaluate on the first N windows only.", min=1)
-    ] = None,
-    calibration_windows: Annotated[int, _Option(help="For one-shot methods.", min=1)] = 64,
-    calibration_length: Annotated[int, _Option(help="Tokens in one of them.", min=2)] = 1024,
-    work: Annotated[Path, _Option(help="Unfinished runs and masks.")] = Path("runs/masks"),
-    redo: Annotated[bool, _Option("--redo", help="Measure rows that are there again.")] = False,
-    json_: Annotated[
-        bool, _Option("--json", help="Print the result as JSON, as the last line.")
-    ] = False,
+    model: Model = "smollm2-135m",
+    settings: Settings = None,
+    dtype: Dtype = "auto",
+    windows: Windows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: Redo = False,
+    json_: Json = False,
 ) -> None:
-    """Measure masks row by row; what is in the result file already is not measured again."""
-    from benchmarks.common.table import Table
-    from benchmarks.masks.league import General, Texts
-    from benchmarks.masks.league import ablations as run_ablations
-    from benchmarks.masks.league import domains as run_domains
-    from benchmarks.masks.league import league as run_league
-    from benchmarks.masks.plot import plot_curves
-    from benchmarks.masks.workbench import Workbench
-    from maskgen.data import TextSet, load_texts
+    """MaskLLM on domains' own texts, from three starts (docs/results/domains.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.domains import KEY, General, run_domains
+    from benchmarks.masks.pages import domains_page
     from maskgen.maskfile import read_mask
-    from maskgen.models import model_name, resolve_model
 
     console = Console(stderr=json_)
-    directory = resolve_model(model)
-    if cost:
-        _cost(directory, dtype, json_, console)
-        return
-    if domains and (general is None or not domain):
-        raise ValueError("--domains needs --general MASK and at least one --domain NAME=TRAIN,TEST")
-    if not domains and (general or general_prior or domain):
-        raise ValueError("--general, --general-prior and --domain are for --domains; add it")
-    bench = Workbench(
+    bench = _workbench(
+        model, work, console, calibration_windows, calibration_length, windows, dtype
+    )
+    found = [_domain(spec) for spec in domain]
+    start = General(read_mask(general), read_mask(general_prior) if general_prior else None)
+    inputs = {name: digest for d in found for name, digest in d.digests().items()}
+    inputs["general mask"] = start.mask.digest
+    if start.prior is not None:
+        inputs["general mask's prior"] = start.prior.digest
+    table = _table(TableSpec("domains", KEY, domains_page), bench, inputs, redo)
+    run_domains(bench, found, table, start, _overrides(settings or []))
+    _finish(table, console, json_)
+
+
+@app.command("ablations")
+def ablations(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    settings: Settings = None,
+    dtype: Dtype = "auto",
+    windows: Windows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: Redo = False,
+    json_: Json = False,
+) -> None:
+    """MaskLLM with one setting changed at a time (docs/results/mask-ablations.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.ablations import KEY, run_ablations
+    from benchmarks.masks.pages import ablations_page
+
+    console = Console(stderr=json_)
+    bench = _workbench(
+        model, work, console, calibration_windows, calibration_length, windows, dtype
+    )
+    texts = _general_texts(learn, wikitext2, c4)
+    table = _table(TableSpec("mask-ablations", KEY, ablations_page), bench, texts.digests(), redo)
+    run_ablations(bench, texts, table, _overrides(settings or []))
+    _finish(table, console, json_)
+
+
+@app.command("cost")
+def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: Json = False) -> None:
+    """What sampling masks costs beside the matrix products (docs/results/mask-cost.json)."""
+    from benchmarks.common.machine import OtherCpu
+    from benchmarks.common.result_file import this_command, write_result
+    from benchmarks.masks.cost import measure_cost
+    from benchmarks.masks.pages import cost_page
+    from maskgen.hf import load_model
+    from maskgen.models import resolve_model
+    from maskgen.selection import select_layers
+
+    loaded = load_model(resolve_model(model), dtype, "cpu")
+    shapes = [(la.out_features, la.in_features) for la in select_layers(loaded).layers.values()]
+    with OtherCpu() as other:
+        rows = measure_cost(shapes, tokens=2048, repeats=8, with_torch=True, dtype=dtype)
+    path = write_result(
+        "mask-cost",
+        cost_page,
+        rows,
+        command=this_command(),
+        other_cpu_share=round(other.share, 3),
+    )
+    _show(Console(stderr=json_), rows)
+    finish(path, json_)
+
+
+def _workbench(
+    model: str,
+    work: Path,
+    console: Console,
+    calibration_windows: int,
+    calibration_length: int,
+    windows: int | None,
+    dtype: str,
+) -> Workbench:
+    from benchmarks.masks.workbench import Workbench
+    from maskgen.models import model_name, resolve_model
+
+    return Workbench(
         model_name(model),
-        directory,
+        resolve_model(model),
         work,
         console,
         windows=calibration_windows,
@@ -100,51 +212,29 @@ def masks(
         limit=windows,
         dtype=dtype,
     )
+
+
+def _general_texts(learn: list[str] | None, wikitext2: str, c4: str) -> GeneralTexts:
+    from benchmarks.masks.texts import GeneralTexts
+    from maskgen.data import TextSet, load_texts
+
     named = learn or ["wikipedia:train"]
-    texts = Texts(
+    return GeneralTexts(
         TextSet.of("learn", [text for name in named for text in load_texts(name).texts]),
         TextSet.of("wikitext2", load_texts(wikitext2).texts),
         TextSet.of("c4", load_texts(c4).texts),
-        tuple(_domain(spec) for spec in domain or ()),
     )
-    changed = _overrides(settings or [])
-    name = "domains" if domains else "mask-ablations" if ablations else "masks"
-    key = {"domains": ("domain", "seed"), "mask-ablations": ("what", "value"), "masks": ("method",)}
-    inputs = {**_inputs(bench, texts, name), "number of windows": str(windows or "all")}
-    start = None
-    if domains and general is not None:
-        prior = None if general_prior is None else read_mask(general_prior)
-        start = General(read_mask(general), prior)
-        inputs["general mask"] = start.mask.digest
-        if prior is not None:
-            inputs["general mask's prior"] = prior.digest
-    table = Table(name, key[name], shlex.join(["twofour", *sys.argv[1:]]), inputs, redo)
-    if start is not None:
-        run_domains(bench, texts, table, start, changed)
-    elif ablations:
-        run_ablations(bench, texts, table, changed)
-    else:
-        run_league(bench, texts, table, changed, set(only or ()), _given(mask or []))
-    _show(console, table.rows())
-    if plot is not None:
-        plot_curves(plot, table.rows())
-    if json_:
-        typer.echo((Path("docs/results") / f"{name}.json").read_text().replace("\n", ""))
 
 
-def _inputs(bench: Workbench, texts: Texts, name: str) -> dict[str, str]:
-    digests = texts.digests()
-    if name != "domains":
-        return {"model": bench.digest(), **digests}
-    # The domain table learns and measures on the domains' own texts alone.
-    return {
-        "model": bench.digest(),
-        **{what: digest for what, digest in digests.items() if ":" in what},
-    }
+def _table(spec: TableSpec, bench: Workbench, inputs: Mapping[str, str], redo: bool) -> Table:
+    from benchmarks.common.table import Earlier, Table
+
+    fixed = {"model": bench.digest(), "number of windows": str(bench.limit or "all")}
+    return Table(spec, Earlier.DROP if redo else Earlier.RESUME, {**fixed, **inputs})
 
 
 def _domain(spec: str) -> Domain:
-    from benchmarks.masks.league import Domain
+    from benchmarks.masks.texts import Domain
     from maskgen.data import load_texts
 
     name, _, rest = spec.partition("=")
@@ -155,8 +245,8 @@ def _domain(spec: str) -> Domain:
     return Domain(name, load_texts(parts[0]), load_texts(parts[1]), seeds)
 
 
-def _given(specs: list[str]) -> dict[str, Path]:
-    from benchmarks.masks.league import LEARNED
+def _given(specs: Sequence[str]) -> dict[str, Path]:
+    from benchmarks.masks.settings import LEARNED
 
     files: dict[str, Path] = {}
     for spec in specs:
@@ -169,12 +259,11 @@ def _given(specs: list[str]) -> dict[str, Path]:
     return files
 
 
-def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
-    from benchmarks.masks.league import LEARNED
-    from twofour.commands.mask_learn import parse_settings
+def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from benchmarks.masks.settings import LEARNED
 
     changed: dict[str, dict[str, Any]] = {}
-    for spec, value in parse_settings(given).items():
+    for spec, value in method_settings(given).items():
         method, dot, name = spec.partition(".")
         if not dot or method not in LEARNED:
             raise ValueError(
@@ -184,30 +273,15 @@ def _overrides(given: list[str]) -> dict[str, dict[str, Any]]:
     return changed
 
 
-def _cost(directory: Path, dtype: str, json_: bool, console: Console) -> None:
-    from benchmarks.common.machine import OtherCpu
-    from benchmarks.common.result_file import write_result
-    from benchmarks.masks.cost import measure_cost
-    from maskgen.hf import load_model
-    from maskgen.selection import select_layers
-
-    model = load_model(directory, dtype, "cpu")
-    shapes = [(la.out_features, la.in_features) for la in select_layers(model).layers.values()]
-    with OtherCpu() as other:
-        rows = measure_cost(shapes, tokens=2048, repeats=8, with_torch=True, dtype=dtype)
-    command = shlex.join(["twofour", *sys.argv[1:]])
-    path = write_result("mask-cost", command, rows, other_cpu_share=round(other.share, 3))
-    _show(console, rows)
-    if json_:
-        typer.echo(json.dumps(json.loads(path.read_text())))
+def _finish(table: Table, console: Console, json_: bool) -> None:
+    _show(console, table.rows())
+    finish(table.path, json_)
 
 
-def _show(console: Console, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
+def _show(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
     names = list(dict.fromkeys(name for row in plain for name in row if "digest" not in name))
-    table = Table(*names)
+    shown = Shown(*names)
     for row in plain:
-        table.add_row(*(str(row.get(name, "")) for name in names))
-    console.print(table)
+        shown.add_row(*(str(row.get(name, "")) for name in names))
+    console.print(shown)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twofour.commands.bench_options import Dense, Json, Masks, Sparse, finish, say
+from twofour.commands.option_values import named_masks, numbers
+
 if TYPE_CHECKING:
-    from benchmarks.serve.compare import Plan
+    from benchmarks.serve.compare import LoadPlan
 
 _Option = typer.Option
 
 
 def serve(
-    dense: Annotated[Path | None, _Option(help="Engine directory without masks.")] = None,
-    sparse: Annotated[Path | None, _Option(help="Engine directory of the same model.")] = None,
+    dense: Dense = None,
+    sparse: Sparse = None,
     model: Annotated[
         str | None, _Option(help="Instead of both: build them from this model and --mask.")
     ] = None,
-    mask: Annotated[
-        list[str] | None, _Option(help="NAME=FILE or FILE, as `twofour build` takes them.")
-    ] = None,
+    mask: Masks = None,
     concurrency: Annotated[str, _Option(help="Users at a time, separated by commas.")] = "1,8",
     requests: Annotated[
         int | None, _Option(help="Measured requests of a block. [2 per user, at least 4]")
@@ -49,17 +44,16 @@ def serve(
         Path | None, _Option(help="New folder for raw samples. [results/serve-TIME]")
     ] = None,
     force: Annotated[bool, _Option(help="Measure on a busy machine all the same.")] = False,
-    json_: Annotated[
-        bool, _Option("--json", help="Print the result as JSON, as the last line.")
-    ] = False,
+    json_: Json = False,
 ) -> None:
     """Measure a dense and a sparse server in turns, and write docs/results/serve.json."""
-    from benchmarks.serve.compare import Plan
+    from benchmarks.common.engine_directories import engine_pair
+    from benchmarks.serve.compare import LoadPlan
 
     if endpoint not in ("completions", "chat"):
         raise ValueError(f"--endpoint {endpoint!r}: must be completions or chat")
-    plan = Plan(
-        concurrencies=_numbers(concurrency),
+    plan = LoadPlan(
+        concurrencies=numbers(concurrency, "--concurrency"),
         requests=requests,
         seconds=seconds,
         repeats=repeats,
@@ -73,71 +67,38 @@ def serve(
     )
     plan.check()
     folder = out or Path("results") / time.strftime("serve-%Y%m%d-%H%M%S")
-    with _engines(dense, sparse, model, mask or []) as (dense_dir, sparse_dir):
-        result = _compare(dense_dir, sparse_dir, plan, folder)
-    if json_:
-        typer.echo(json.dumps(json.loads(result.read_text(encoding="utf-8"))))
+    with engine_pair(dense, sparse, model, named_masks(mask or [])) as directories:
+        path = _compare(*directories, plan, folder)
+    finish(path, json_)
 
 
-def _compare(dense: Path, sparse: Path, plan: Plan, folder: Path) -> Path:
+def _compare(dense: Path, sparse: Path, plan: LoadPlan, folder: Path) -> Path:
     """Run it, show it, write the result file."""
     import dataclasses
 
     from rich.console import Console
 
-    from benchmarks.common.result_file import write_result
+    from benchmarks.common.arm_process import ArmError
+    from benchmarks.common.result_file import this_command, write_result
     from benchmarks.serve.compare import ComparisonError, compare_arms
+    from benchmarks.serve.page import serve_page
     from benchmarks.serve.report import notes, result_fields, table
-    from benchmarks.serve.server_process import ServerError
     from loadtests.calibration import CalibrationError
     from loadtests.client import LoadError
 
     console = Console()
     try:
-        comparison = compare_arms(
-            dense, sparse, plan, folder, lambda line: typer.echo(line, err=True)
-        )
-    except (ComparisonError, ServerError, CalibrationError, LoadError) as error:
+        comparison = compare_arms(dense, sparse, plan, folder, say)
+    except (ComparisonError, ArmError, CalibrationError, LoadError) as error:
         typer.secho(f"error: {error}\nlogs and samples so far: {folder}", fg="red", err=True)
         raise typer.Exit(1) from error
     console.print(table(comparison))
     for line in notes(comparison):
         console.print(line, highlight=False, soft_wrap=True)
-    path = write_result(
+    return write_result(
         "serve",
-        shlex.join(["twofour", *sys.argv[1:]]),
+        serve_page,
         [dataclasses.asdict(row) for row in comparison.rows],
+        command=this_command(),
         **result_fields(comparison, plan),
     )
-    console.print(f"result: {path}", highlight=False, soft_wrap=True)
-    return path
-
-
-@contextmanager
-def _engines(
-    dense: Path | None, sparse: Path | None, model: str | None, masks: list[str]
-) -> Iterator[tuple[Path, Path]]:
-    """The two engine directories: given, or built for the time of the comparison."""
-    if model is None:
-        if dense is None or sparse is None or masks:
-            raise ValueError("give --dense and --sparse, or --model and --mask")
-        yield dense, sparse
-        return
-    if dense is not None or sparse is not None or not masks:
-        raise ValueError("give --model with at least one --mask, without --dense and --sparse")
-    with tempfile.TemporaryDirectory(prefix="twofour-bench-") as folder:
-        yield _build(model, [], Path(folder) / "dense"), _build(model, masks, Path(folder) / "s")
-
-
-def _build(model: str, masks: list[str], out: Path) -> Path:
-    from twofour.commands.build import build
-
-    build(model=model, out=out, mask=masks)
-    return out
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--concurrency {text!r}: expected numbers such as 1,8") from error

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from twofour.commands.bench_options import Json, finish
+from twofour.commands.option_values import number_pairs
 
 _Option = typer.Option
 
@@ -29,9 +29,7 @@ def trtllm(
     report: Annotated[
         Path | None, _Option(help="Only show what was measured in this folder.")
     ] = None,
-    json_: Annotated[
-        bool, _Option("--json", help="Print the result as JSON, as the last line.")
-    ] = False,
+    json_: Json = False,
 ) -> None:
     """Measure three TensorRT-LLM engines; without a GPU, write the script that does."""
     if report is not None:
@@ -39,16 +37,16 @@ def trtllm(
         return
     if model is None or mask is None:
         raise ValueError("give --model and --mask, or --report FOLDER")
-    from benchmarks.trtllm.plan import Plan, parse_grid, write_plan
+    from benchmarks.trtllm.plan import GridPlan, write_plan
     from engines.tensorrt_llm.version import find_environment
     from maskgen.models import model_name, resolve_model
 
-    plan = Plan(
+    plan = GridPlan(
         model=resolve_model(model),
         name=model_name(model),
         mask=mask,
         folder=out,
-        grid=parse_grid(grid),
+        grid=number_pairs(grid, "--grid", "/"),
         requests=requests,
         concurrency=concurrency,
         tp_size=tp_size,
@@ -70,19 +68,19 @@ def _report(folder: Path, json_: bool) -> None:
 
     from rich.console import Console
 
-    from benchmarks.common.result_file import write_result
+    from benchmarks.common.result_file import this_command, write_result
+    from benchmarks.trtllm.page import trtllm_page
     from benchmarks.trtllm.report import read_reports, table
     from engines.tensorrt_llm.version import find_gpus, installed_version
 
     rows = read_reports(folder)
-    Console().print(table(rows))
+    Console(stderr=json_).print(table(rows))
     path = write_result(
         "trtllm",
-        shlex.join(["twofour", *sys.argv[1:]]),
+        trtllm_page,
         [dataclasses.asdict(row) for row in rows],
+        command=this_command(),
         tensorrt_llm=installed_version(),
         gpus=find_gpus(),
     )
-    typer.echo(f"result: {path}")
-    if json_:
-        typer.echo(json.dumps(json.loads(path.read_text())))
+    finish(path, json_)

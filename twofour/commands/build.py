@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twofour.commands.option_values import named_masks
+
 if TYPE_CHECKING:
     from engines.manifest import Manifest
 
@@ -60,7 +62,7 @@ def build(
             BuildRequest(
                 model=resolve_model(model),
                 model_name=name or model_name(model),
-                masks=_masks(mask or []),
+                masks=named_masks(mask or []),
                 out=out,
                 sealed=sealed,
                 overwrite=overwrite,
@@ -94,27 +96,6 @@ def _settings(target: str, options: list[str]) -> dict[str, str]:
         if not found:
             raise ValueError(f"--option {name!r} is not NAME=VALUE")
     return {name: value for name, _, value in pairs}
-
-
-def _masks(specs: list[str]) -> dict[str, Path]:
-    masks: dict[str, Path] = {}
-    for name, file in map(_named, specs):
-        if name in masks:
-            raise ValueError(
-                f"two masks are called {name!r} ({masks[name]} and {file}): give one of them"
-                " another name with --mask NAME=FILE"
-            )
-        masks[name] = file
-    return masks
-
-
-def _named(spec: str) -> tuple[str, Path]:
-    from maskgen.maskfile import read_metadata
-
-    name, found, file = spec.partition("=")
-    if found:
-        return name, Path(file)
-    return read_metadata(Path(spec))["domain"], Path(spec)
 
 
 if TYPE_CHECKING:

@@ -216,11 +216,11 @@ def _served_masks(run: DemoRun) -> dict[str, Path]:
 
 
 def _serve(run: DemoRun) -> None:
-    from benchmarks.serve.compare import Plan, compare_arms
+    from benchmarks.serve.compare import LoadPlan, compare_arms
     from benchmarks.serve.report import notes
 
     # A demo also runs on a machine with other work on it, and then says so; `bench serve` refuses.
-    plan = Plan(concurrencies=(1, 8), requests=8, repeats=3, max_tokens=64, force=True)
+    plan = LoadPlan(concurrencies=(1, 8), requests=8, repeats=3, max_tokens=64, force=True)
     folder = run.out / "load" / time.strftime("%Y%m%d-%H%M%S")
     with run.console.status("starting") as status:
         run.comparison = compare_arms(
@@ -244,7 +244,7 @@ def _ask_each_mask(run: DemoRun) -> None:
 
 
 def _print_results(run: DemoRun) -> None:
-    from benchmarks.serve.compare import BUSY_SHARE
+    from benchmarks.common.machine import BUSY_SHARE
 
     comparison = run.comparison
     if comparison is None:

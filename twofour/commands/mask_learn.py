@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands.option_values import method_settings
+
 if TYPE_CHECKING:
     from maskgen.data import TextSet
     from maskgen.maskfile import Mask
@@ -89,7 +91,7 @@ def learn(
     if learning_rate is not None and final_learning_rate is None and method != "maskpro":
         given["final_learning_rate"] = learning_rate / 10
     chosen = {name: value for name, value in given.items() if value is not None}
-    config = parse_config(method, {**chosen, "seed": seed, **parse_settings(settings or [])})
+    config = parse_config(method, {**chosen, "seed": seed, **method_settings(settings or [])})
     console = Console()
     base = None if parent is None else read_mask(parent)
     directory = resolve_model(model)
@@ -122,21 +124,6 @@ def learn(
         soft_wrap=True,
     )
     console.print(f"{out} {coverage(result.mask)}", highlight=False, soft_wrap=True)
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; commas make a tuple.
-
-    Raises:
-        ValueError: a pair without `=`.
-    """
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair!r} is not NAME=VALUE")
-        parsed[name] = tuple(value.split(",")) if "," in value else value
-    return parsed
 
 
 def prior_mask(

@@ -1,45 +1,47 @@
+"""Result files, the pages beside them, and the commands that they name."""
+
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.common.machine import OtherCpu, _own_seconds
-from benchmarks.common.result_file import write_result
+from benchmarks.common.result_file import this_command, write_result
 
 
-def test_results_have_the_common_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_have_the_common_fields_and_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    path = write_result("x", "twofour bench x", [{"a": 1}], {"wiki": "00"}, other_cpu_share=0.1)
+    path = write_result(
+        "x",
+        lambda result: f"{result['rows'][0]['a']}\n",
+        [{"a": 1}],
+        command="twofour bench x",
+        data_digests={"wiki": "00"},
+        other_cpu_share=0.1,
+    )
     result = json.loads(path.read_text())
     assert result["rows"] == [{"a": 1}]
     assert result["data_digests"] == {"wiki": "00"}
     assert result["other_cpu_share"] == 0.1
     assert result["machine"]["cores"] >= 1
+    assert result["machine_class"] in ("avx512", "avx2", "portable")
     assert result["versions"]["python"]
-    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["x.json", "x.md"]
+    assert path.with_suffix(".md").read_text() == "1\n"
 
 
-def test_own_work_and_that_of_children_is_not_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = _own_seconds()
-    spin = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
-    subprocess.run([sys.executable, "-c", spin], check=True)
-    assert _own_seconds() - before >= 0.3
-
-
-@pytest.mark.parametrize(("busy", "own", "share"), [(4.0, 1.0, 0.75), (1.0, 3.0, 0.0)])
-def test_share_of_others(
-    monkeypatch: pytest.MonkeyPatch, busy: float, own: float, share: float
+def test_commands_name_no_folders_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two cores for two seconds: 4 s of CPU time in all.
-    clock, total, mine = iter([10.0, 12.0]), iter([100.0, 100.0 + busy]), iter([7.0, 7.0 + own])
-    monkeypatch.setattr("benchmarks.common.machine.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("benchmarks.common.machine.psutil.cpu_count", lambda: 2)
-    monkeypatch.setattr("benchmarks.common.machine._busy_seconds", lambda: next(total))
-    monkeypatch.setattr("benchmarks.common.machine._own_seconds", lambda: next(mine))
-    with OtherCpu() as other:
-        pass
-    assert other.share == pytest.approx(share)
+    monkeypatch.chdir(tmp_path)
+    words = ["--dense", f"{tmp_path}/runs/dense", "--mask", "general=/private/x/g.safetensors"]
+    words += ["--sparse=/a/b/sparse/", "--domain", "fr=/d/a.jsonl,/d/b.jsonl,3", "--lengths"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/twofour", "bench", *words, "128/128,8/4"])
+    assert this_command() == (
+        "twofour bench --dense runs/dense --mask general=g.safetensors --sparse=sparse"
+        " --domain fr=a.jsonl,b.jsonl,3 --lengths 128/128,8/4"
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.engine.mix import Bench, crossovers, measured_rules
+from benchmarks.engine.mix import crossovers, measure_mix, measured_rules
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
 from engines.build import BuildRequest, changed_share
 from engines.cpu.build import build
@@ -41,11 +42,21 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_cell_has_a_row_of_every_mode(mask: Path, tmp_path: Path) -> None:
+def test_every_cell_has_a_row_of_every_mode(
+    mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = {"near": nearby_mask(mask, tmp_path / "near.safetensors", 0.1)}
     said: list[str] = []
-    bench = Bench(mask.parent / "engine", PLAN, StorageRule(0.2, ""), tmp_path, said.append)
-    rows = list(bench.rows(real))
+    monkeypatch.chdir(tmp_path)
+    rule = StorageRule(0.2, "a patch up to 20%")
+    monkeypatch.setattr("benchmarks.engine.mix.measured_rules", lambda directory, plan: [rule])
+    path = measure_mix(mask.parent / "engine", PLAN, real, tmp_path, said.append)
+    result = json.loads(path.read_text())
+    assert result["rule"]["limit"] == 0.2
+    assert result["plan"]["concurrency"] == 4
+    assert len(result["crossovers"]) == 4
+    assert "| 1 | all use one mask, not the base |" in path.with_suffix(".md").read_text()
+    rows = result["rows"]
     assert [(r["masks"], r["active"], r["mix"], r["mode"]) for r in rows] == [
         (1, 1, "uniform", "base"),
         *(
@@ -59,7 +70,7 @@ def test_every_cell_has_a_row_of_every_mode(mask: Path, tmp_path: Path) -> None:
         ),
         *((2, 2, "uniform", mode) for mode in ("patch", "copy")),
     ]
-    assert len(said) == len(rows)
+    assert len(said) == 1 + len(rows)
     for row in rows:
         assert row["tokens_per_s"] > 0
         assert row["base_alone_tokens_per_s"] > 0

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks.engine.arms import engine_command, llama_command
-from benchmarks.engine.llama_worker import run_wave
-from benchmarks.engine.speed import BenchError, Plan, as_rows, measure, merged
+from benchmarks.common.arm_process import ArmError
+from benchmarks.engine.arms import engine_command
+from benchmarks.engine.speed import SpeedPlan, measure
 from benchmarks.engine.split import split_of
 from engines.build import BuildRequest
 from engines.cpu.build import build
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
+from twofour.cli import app
 
 FIELDS = {
     "arm", "prompt_tokens", "output_tokens", "concurrency", "threads", "tokens_per_s",
@@ -35,12 +38,14 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_every_cell_has_a_row_of_every_arm(arms: tuple[Path, Path]) -> None:
-    plan = Plan(lengths=((8, 30), (20, 40)), concurrencies=(1, 3), repeats=2, threads=1)
+    plan = SpeedPlan(lengths=((8, 30), (20, 40)), concurrencies=(1, 3), repeats=2, threads=1)
     commands = {
         name: engine_command(directory, plan)
         for name, directory in zip(("sparse", "dense"), arms, strict=True)
     }
-    rows = as_rows(list(measure(commands, plan, lambda line: None)))
+    found = list(measure(commands, plan, lambda line: None))
+    assert [len(rows) for rows in found] == [2] * 4
+    rows = [row for cell in found for row in cell]
     cells = [(r["arm"], r["prompt_tokens"], r["output_tokens"], r["concurrency"]) for r in rows]
     assert cells == [
         (arm, p, o, c) for p, o in plan.lengths for c in (1, 3) for arm in ("sparse", "dense")
@@ -56,43 +61,9 @@ def test_every_cell_has_a_row_of_every_arm(arms: tuple[Path, Path]) -> None:
     assert rows[1]["sparse_ratio"] == pytest.approx(median(a / b for a, b in pairs), rel=0.02)
 
 
-def test_rows_are_kept_by_cell_and_arm() -> None:
-    def row(arm: str, concurrency: int, isa: str | None, value: int) -> dict[str, object]:
-        cell = {"prompt_tokens": 8, "output_tokens": 4, "concurrency": concurrency, "threads": 2}
-        return {"arm": arm, **cell, "isa": isa, "tokens_per_s": value}
-
-    old = [row("sparse", 1, "avx2", 1), row("vllm-dense", 1, None, 2), row("sparse", 8, "avx2", 3)]
-    rows = merged(old, [row("sparse", 1, "avx2", 9)])
-    assert [r["tokens_per_s"] for r in rows] == [2, 3, 9]
-    with pytest.raises(BenchError, match="another machine"):
-        merged(old, [row("sparse", 1, "avx512", 9)])
-
-
-# What llama-batched-bench prints for these arguments; the first line is its log.
-BATCHED_BENCH = """#!/bin/sh
-echo "loading $2"
-echo '{"pp": 8, "tg": 30, "pl": 3, "n_threads": 1, "t_pp": 0.5, "t_tg": 1.5}'
-"""
-
-
-def test_llama_cpp_is_an_arm(tmp_path: Path) -> None:
-    program, gguf = tmp_path / "llama-batched-bench", tmp_path / "model.gguf"
-    program.write_text(BATCHED_BENCH)
-    program.chmod(0o755)
-    gguf.write_bytes(bytes(3 << 20))
-    plan = Plan(lengths=((8, 30),), concurrencies=(3,), repeats=1, threads=1)
-    # The warm-up asks for one sequence, which this program does not measure.
-    with pytest.raises(BenchError, match=r"llama.cpp-bf16 arm ended"):
-        list(measure({"llama.cpp-bf16": llama_command(program, gguf, plan)}, plan, print))
-    found = run_wave(gguf, str(program), 1, prompt_tokens=8, output_tokens=30, concurrency=3)
-    assert found["tokens_per_s"] == 3 * 30 / 2.0
-    assert found["prompt_tokens_per_s"] == 3 * 8 / 0.5
-    assert (found["decode_tokens_per_s"], found["ttft_ms"], found["tpot_ms"]) == (60, 500, 50)
-
-
 def test_an_arm_that_dies_is_an_error() -> None:
-    plan = Plan(lengths=((8, 4),), concurrencies=(1,), repeats=1, threads=1)
-    with pytest.raises(BenchError, match="broken arm ended with code 3"):
+    plan = SpeedPlan(lengths=((8, 4),), concurrencies=(1,), repeats=1, threads=1)
+    with pytest.raises(ArmError, match="broken arm ended with code 3"):
         list(measure({"broken": [sys.executable, "-c", "raise SystemExit(3)"]}, plan, print))
 
 
@@ -100,7 +71,7 @@ def test_an_arm_that_dies_is_an_error() -> None:
 def test_plans_that_measure_nothing(change: dict[str, object]) -> None:
     fields: dict[str, object] = {"lengths": (), "concurrencies": (1,), "repeats": 1, "threads": 1}
     with pytest.raises(ValueError, match="at least 1"):
-        Plan(**{**fields, "lengths": () if "concurrencies" in change else ((1, 1),), **change})
+        SpeedPlan(**{**fields, "lengths": () if "concurrencies" in change else ((1, 1),), **change})
 
 
 def test_the_split_adds_up(arms: tuple[Path, Path]) -> None:
@@ -108,3 +79,48 @@ def test_the_split_adds_up(arms: tuple[Path, Path]) -> None:
     parts = ("weights_ms", "head_ms", "attention_ms", "overhead_ms")
     assert sum(found[p] for p in parts) == pytest.approx(found["step_ms"])
     assert found["moved_mib"] > 0
+
+
+def test_the_command_measures_what_it_is_given(
+    arms: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--lengths", "8/4", "--concurrency", "1", "--repeats", "1", "--threads", "1"]
+
+    def bench(*words: str) -> list[str]:
+        done = CliRunner().invoke(app, ["bench", "engine", *words, *short, "--json"])
+        assert done.exit_code == 0, (done.output, done.exception)
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result == json.loads(Path("docs/results/bench-engine.json").read_text())
+        assert result["model"] == "tiny"
+        return [row["arm"] for row in result["rows"]]
+
+    assert bench("--sparse", str(arms[0]), "--dense", str(arms[1])) == ["sparse", "dense"]
+    assert bench("speed", "--sparse", str(arms[0])) == ["sparse"]
+    assert bench("speed", "--dense", str(arms[1]), "--keep") == ["sparse", "dense"]
+    page = Path("docs/results/bench-engine.md").read_text()
+    assert "| prompt / output | requests | sparse | dense |" in page
+    words = ["split", "--sparse", str(arms[0]), "--dense", str(arms[1]), "--contexts", "20"]
+    done = CliRunner().invoke(app, ["bench", "engine", *words, "--threads", "1"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "| dense, 20 |" in Path("docs/results/engine-split.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --dense and --sparse, or --model and --mask"),
+        (["--sparse", "DIR", "--mask", "general=FILE"], "give --dense and --sparse, or --model"),
+        (["--lengths", "128"], "must be pairs of numbers from 1"),
+        (["--concurrency", "0"], "--concurrency '0': must be numbers from 1"),
+        (["mix", "--changed", "x"], "--changed 'x': not numbers"),
+        (["mix", "--lengths", "8/4,8/5"], "give one pair"),
+        (["mix", "--mask", "general=FILE"], "FILE does not exist"),
+        (["mix"], "give --sparse, or --model and --mask for the base"),
+        (["split"], "give --dense and --sparse, or --model and --mask"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "engine", *words])
+    assert isinstance(done.exception, ValueError), done.output
+    assert message in str(done.exception)

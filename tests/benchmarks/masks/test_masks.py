@@ -9,9 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmarks.common import table as resumable
-from benchmarks.common.table import StaleRowsError, Table
-from benchmarks.masks import league as masks
+from benchmarks.common.table import StaleRowsError
+from benchmarks.masks import domains, league, settings
 from benchmarks.masks.league import gap_closed
 from maskgen.maskfile import read_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
@@ -24,19 +23,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (("learn", SAMPLE_TEXT * 5), ("test", SAMPLE_TEXT[::-1] * 30)):
         (tmp_path / f"{name}.txt").write_text(text)
     small = {"steps": 2, "sequence_length": 16, "batch_size": 1}
-    learned = {method: {**s, **small} for method, s in masks.LEARNED.items()}
+    learned = {method: {**s, **small} for method, s in settings.LEARNED.items()}
     learned["maskpro"]["windows"] = 2
-    monkeypatch.setattr(masks, "LEARNED", learned)
-    monkeypatch.setattr(masks, "MASKLLM", {**masks.MASKLLM, **small})
+    monkeypatch.setattr(league, "LEARNED", learned)
+    monkeypatch.setattr(domains, "MASKLLM", {**settings.MASKLLM, **small})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def bench(folder: Path, *arguments: object, learn: str = "learn.txt") -> Result:
-    fixed = ["bench", "masks", "--model", folder / "model", "--learn", folder / learn]
-    texts = ["--wikitext2", folder / "test.txt", "--c4", folder / "test.txt", "--windows", 1]
-    calibration = ["--calibration-windows", 2, "--calibration-length", 64]
-    words = [*fixed, *texts, *calibration, "--work", folder / "work", *arguments]
+    """The league, without saying so; `domains` and `ablations` first where they are meant."""
+    mode = [arguments[0]] if arguments and arguments[0] in ("domains", "ablations") else []
+    words = ["bench", "masks", *mode, "--model", folder / "model"]
+    if mode != ["domains"]:
+        words += ["--learn", folder / learn]
+        words += ["--wikitext2", folder / "test.txt", "--c4", folder / "test.txt"]
+    words += ["--windows", 1, "--calibration-windows", 2, "--calibration-length", 64]
+    words += ["--work", folder / "work", *arguments[len(mode) :]]
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -61,8 +64,9 @@ def test_the_league_is_measured_once(folder):
     assert Path("docs/results/masks.json").read_text() == before
     assert isinstance(bench(folder, *only, learn="test.txt").exception, StaleRowsError)
     assert isinstance(bench(folder, *only, "--windows", 2).exception, StaleRowsError)
-    assert bench(folder, *only, "--plot", folder / "curves.png").exit_code == 0
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert bench(folder, *only, "--plot").exit_code == 0
+    assert Path("docs/results/masks-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "![masks-curve](masks-curve.png)" in Path("docs/results/masks.md").read_text()
 
 
 def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
@@ -83,7 +87,7 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     general = folder / "work" / "general-magnitude.safetensors"
     spec = f"tiny={folder / 'learn.txt'},{folder / 'test.txt'},2"
     result = bench(
-        folder, "--domains", "--general", general, "--general-prior", general, "--domain", spec,
+        folder, "domains", "--general", general, "--general-prior", general, "--domain", spec,
         "--set", "maskllm.steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, (result.output, result.exception)
@@ -98,14 +102,31 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     assert mask.parent_digest == read_mask(general).digest
 
 
+def test_every_ablation_has_a_row(folder, monkeypatch):
+    few = {"none": {"": {}}, "prior": {"magnitude": {}}, "alpha": {"3": {"alpha": 3.0}}}
+    monkeypatch.setattr("benchmarks.masks.ablations.ABLATIONS", few)
+    small = [f"maskllm.{name}" for name in ("steps=2", "sequence_length=16", "batch_size=1")]
+    result = bench(folder, "ablations", *(word for value in small for word in ("--set", value)))
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = {(row["what"], row["value"]): row for row in rows("mask-ablations")}
+    assert list(found) == [("none", ""), ("prior", "magnitude"), ("alpha", "3")]
+    assert found["alpha", "3"]["settings"]["alpha"] == 3.0
+    assert found["none", ""]["prior_digest"] != found["prior", "magnitude"]["prior_digest"]
+    assert "| prior | magnitude |" in Path("docs/results/mask-ablations.md").read_text()
+
+
+def test_the_cost_of_sampling_is_measured_by_part(folder):
+    result = CliRunner().invoke(app, ["bench", "masks", "cost", "--model", str(folder / "model")])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert {row["part"] for row in rows("mask-cost")} == {"products", "maskllm", "roi"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--domains"], "needs --general"),
         (["--set", "maskllm.steps=0"], "greater than or equal to 1"),
         (["--set", "wanda.steps=3"], "METHOD.NAME=VALUE"),
-        (["--domains", "--general", "g.safetensors", "--domain", "french"], "NAME=TRAIN,TEST"),
-        (["--general-prior", "g.safetensors"], "are for --domains"),
+        (["domains", "--general", "g.safetensors", "--domain", "french"], "NAME=TRAIN,TEST"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(folder, arguments, message):
@@ -114,21 +135,9 @@ def test_arguments_that_make_no_sense_are_refused(folder, arguments, message):
     assert message in str(result.exception)
 
 
-def test_a_row_is_on_disk_before_the_next_is_measured(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    table = Table("t", ("a", "b"), "command", {"text": "digest"})
-    assert table.measure(("x", 1), lambda: {"value": 5})
-
-    def fails() -> dict[str, object]:
-        assert rows("t")[0]["value"] == 5
-        raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        table.measure(("x", 2), fails)
-    again = Table("t", ("a", "b"), "command", {"text": "digest"})
-    assert not again.measure(("x", 1), fails)
-    assert again[("x", 1)]["value"] == 5
-    assert resumable.Table("t", ("a", "b"), "c", {"text": "other"}, redo=True).rows() == []
+def test_domains_need_a_general_mask_and_texts(folder):
+    assert "Missing option '--general'" in bench(folder, "domains", "--domain", "a=b,c").output
+    assert "Missing option '--domain'" in bench(folder, "domains", "--general", "g").output
 
 
 def test_gap_closed():

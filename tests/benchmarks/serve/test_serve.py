@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.serve import compare as serve
-from benchmarks.serve import server_process as serve_process
-from benchmarks.serve.compare import ComparisonError, Plan, compare_arms
+from benchmarks.common import machine
+from benchmarks.common.arm_process import ArmError
+from benchmarks.common.machine import BusyMachineError
+from benchmarks.serve import compare, server_process
+from benchmarks.serve.compare import ComparisonError, LoadPlan, compare_arms
 from benchmarks.serve.report import notes, result_fields, table
-from benchmarks.serve.server_process import Server, ServerError, ServerReport
+from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.calibration import Bias, CalibrationError
 from loadtests.comparison import Block
 from loadtests.samples import read_samples
@@ -27,7 +29,9 @@ FAKE = Path(__file__).with_name("fake_twofour.py")
 SPARSE = {"sparse_layers": 14, "eligible_layers": 14, "layout": "rows16-v1", "weight_bytes": 60}
 DENSE = {"sparse_layers": 0, "eligible_layers": 0, "layout": None, "weight_bytes": 100}
 # Others use this machine too: measure anyway, and ask nothing about absolute times.
-QUICK = Plan(concurrencies=(2,), requests=2, repeats=2, max_tokens=10, prompt_words=5, force=True)
+QUICK = LoadPlan(
+    concurrencies=(2,), requests=2, repeats=2, max_tokens=10, prompt_words=5, force=True
+)
 
 Arm = Callable[..., Path]
 
@@ -35,11 +39,11 @@ Arm = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        serve_process,
+        server_process,
         "serve_command",
         lambda directory, port: [sys.executable, str(FAKE), str(directory), port],
     )
-    monkeypatch.setattr(serve, "calibrate", lambda folder, concurrency: Bias(1.0, 0.5, 0.5))
+    monkeypatch.setattr(compare, "calibrate", lambda folder, concurrency: Bias(1.0, 0.5, 0.5))
 
 
 @pytest.fixture
@@ -101,17 +105,17 @@ def _report(arm: str, engine: dict[str, Any]) -> ServerReport:
 def test_arms_that_make_no_comparison_are_refused(
     dense: dict[str, Any], sparse: dict[str, Any], message: str
 ) -> None:
-    serve._check_arms(_report("dense", DENSE), _report("sparse", SPARSE))
+    compare._check_arms(_report("dense", DENSE), _report("sparse", SPARSE))
     with pytest.raises(ComparisonError, match=message):
-        serve._check_arms(_report("dense", DENSE | dense), _report("sparse", SPARSE | sparse))
+        compare._check_arms(_report("dense", DENSE | dense), _report("sparse", SPARSE | sparse))
 
 
 def test_an_engine_that_counted_less_than_it_sent_is_refused() -> None:
     told = dataclasses.replace(summarise([]), output_tokens=3)
     blocks = [Block("dense", 1, repeat, told, "f.jsonl", 0.0, 0.0) for repeat in (0, 1)]
-    serve._check_counts(blocks, {"dense": _report("dense", DENSE | {"generated_tokens": 6})})
+    compare._check_counts(blocks, {"dense": _report("dense", DENSE | {"generated_tokens": 6})})
     with pytest.raises(ComparisonError, match="says 6 tokens, its engine counted 5"):
-        serve._check_counts(blocks, {"dense": _report("dense", DENSE)})
+        compare._check_counts(blocks, {"dense": _report("dense", DENSE)})
 
 
 def test_a_block_with_a_failed_request_ends_the_comparison(arm: Arm, tmp_path: Path) -> None:
@@ -125,14 +129,14 @@ def test_a_server_that_contradicts_itself_is_refused(arm: Arm, tmp_path: Path) -
     sparse = arm("sparse", 0.001, SPARSE, metrics={"sparse_layers": 3})
     with Server("sparse", sparse, tmp_path / "log") as server:
         server.wait_until_healthy()
-        with pytest.raises(ServerError, match="contradicts itself about sparse_layers"):
+        with pytest.raises(ArmError, match="contradicts itself about sparse_layers"):
             server.report()
 
 
 def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
     with (
         Server("dense", tmp_path / "nowhere", tmp_path / "log") as server,
-        pytest.raises(ServerError, match=r"(?s)ended with code 1.*fake\.json"),
+        pytest.raises(ArmError, match=r"(?s)ended with code 1.*fake\.json"),
     ):
         server.wait_until_healthy()
 
@@ -154,7 +158,8 @@ class _Busy:
 def _pretend_busy(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(_Busy, "times", times)
     monkeypatch.setattr(_Busy, "entered", 0)
-    monkeypatch.setattr(serve, "OtherCpu", _Busy)
+    for module in (compare, machine):
+        monkeypatch.setattr(module, "OtherCpu", _Busy)
 
 
 def test_a_busy_machine_is_refused(
@@ -162,8 +167,9 @@ def test_a_busy_machine_is_refused(
 ) -> None:
     _pretend_busy(monkeypatch, 99)
     dense, sparse = arm("dense", 0.001, DENSE), arm("sparse", 0.001, SPARSE)
-    with pytest.raises(ComparisonError, match=r"other processes use 50%.*--force"):
-        compare_arms(dense, sparse, Plan(), tmp_path / "out")
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    with pytest.raises(BusyMachineError, match=r"other processes use 50%.*--force"):
+        compare_arms(dense, sparse, LoadPlan(), tmp_path / "out")
 
 
 def test_disturbed_blocks_are_measured_again(
@@ -171,8 +177,8 @@ def test_disturbed_blocks_are_measured_again(
 ) -> None:
     # The look before the start finds the machine calm, the first two attempts do not.
     _pretend_busy(monkeypatch, 2)
-    monkeypatch.setattr(serve, "_refuse_busy_machine", lambda plan: None)
-    plan = Plan(concurrencies=(1,), requests=1, repeats=1, max_tokens=5)
+    monkeypatch.setattr(compare, "require_quiet", lambda force: None)
+    plan = LoadPlan(concurrencies=(1,), requests=1, repeats=1, max_tokens=5)
     dense, sparse = arm("dense", 0.001, DENSE), arm("sparse", 0.001, SPARSE)
     found = compare_arms(dense, sparse, plan, tmp_path / "out")
     assert [b.samples_file for b in found.blocks] == [
@@ -185,8 +191,8 @@ def test_disturbed_blocks_are_measured_again(
 def test_a_load_generator_that_distorts_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "calibrate", lambda folder, concurrency: Bias(164.0, 90.0, 30.0))
-    monkeypatch.setattr(serve, "_refuse_busy_machine", lambda plan: None)
+    monkeypatch.setattr(compare, "calibrate", lambda folder, concurrency: Bias(164.0, 90.0, 30.0))
+    monkeypatch.setattr(compare, "require_quiet", lambda force: None)
     with pytest.raises(CalibrationError, match=r"164.0 ms on time to first token"):
         compare_arms(tmp_path, tmp_path, dataclasses.replace(QUICK, force=False), tmp_path / "out")
 
@@ -211,7 +217,7 @@ def test_raw_samples_need_a_folder_of_their_own(tmp_path: Path) -> None:
 )
 def test_plans_that_make_no_comparison_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|once|give one"):
-        Plan(**changed).check()
+        LoadPlan(**changed).check()
 
 
 def test_the_command_writes_the_result_file(

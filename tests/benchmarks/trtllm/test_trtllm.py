@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks.trtllm.plan import Plan, parse_grid, write_plan
-from benchmarks.trtllm.report import Row, read_reports, table
+from benchmarks.trtllm.plan import GridPlan, write_plan
+from benchmarks.trtllm.report import GridRow, read_reports, table
 from tests.engines.tensorrt_llm.helpers import mask_file
 from tests.engines.tensorrt_llm.standins import StandIns, install
 from tests.tiny_model import make_tiny_llama
@@ -49,10 +49,10 @@ else:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> GridPlan:
     model = make_tiny_llama(tmp_path / "hf")
     mask = mask_file(model, tmp_path / "mask.safetensors")
-    return Plan(model, "tiny", mask, tmp_path / "bench", grid=GRID, requests=3)
+    return GridPlan(model, "tiny", mask, tmp_path / "bench", grid=GRID, requests=3)
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
     return tools
 
 
-def test_the_whole_script(plan: Plan, tools: StandIns) -> None:
+def test_the_whole_script(
+    plan: GridPlan, tools: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = write_plan(plan)
     done = subprocess.run(
         ["bash", str(script)], env=os.environ.copy(), capture_output=True, text=True, check=False
@@ -90,9 +92,16 @@ def test_the_whole_script(plan: Plan, tools: StandIns) -> None:
     before = len(tools.calls("trtllm-bench"))
     subprocess.run(["bash", str(script)], check=True, capture_output=True)
     assert len(tools.calls("trtllm-bench")) == before == 6
+    # What it reports is a result with a page.
+    monkeypatch.chdir(tmp_path)
+    report = CliRunner().invoke(app, ["bench", "trtllm", "--report", str(plan.folder), "--json"])
+    assert report.exit_code == 0, (report.output, report.exception)
+    assert len(json.loads(report.stdout.splitlines()[-1])["rows"]) == 6
+    page = Path("docs/results/trtllm.md").read_text()
+    assert "| 8 / 4 | 118 | 108 | 158 | 1.34 | 8 of 8 |" in page
 
 
-def test_data_sets_are_what_trtllm_bench_reads(plan: Plan) -> None:
+def test_data_sets_are_what_trtllm_bench_reads(plan: GridPlan) -> None:
     write_plan(plan)
     lines = (plan.folder / "requests-16-32.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -105,7 +114,7 @@ def test_data_sets_are_what_trtllm_bench_reads(plan: Plan) -> None:
 
 
 def test_without_a_gpu_it_writes_the_script_and_says_so(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: GridPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     words = ["bench", "trtllm", "--model", str(plan.model), "--mask", str(plan.mask)]
@@ -118,7 +127,7 @@ def test_without_a_gpu_it_writes_the_script_and_says_so(
 
 def test_the_table_compares_with_the_faster_dense_engine() -> None:
     speeds = {"dense-plugin": 60.0, "dense": 50.0, "sparse": 90.0}
-    rows = [Row(arm, 128, 2048, speed, 8, 6) for arm, speed in speeds.items()]
+    rows = [GridRow(arm, 128, 2048, speed, 8, 6) for arm, speed in speeds.items()]
     console = Console(file=io.StringIO(), width=120)
     console.print(table(rows))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -136,14 +145,15 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         read_reports(tmp_path)
 
 
-def test_grids() -> None:
-    assert parse_grid("128/128,128/2048") == ((128, 128), (128, 2048))
+def test_grids_that_are_none_are_refused(plan: GridPlan) -> None:
+    words = ["bench", "trtllm", "--model", str(plan.model), "--mask", str(plan.mask), "--grid"]
     for text in ("128", "0/5", "a/b", "128/128/1", ""):
-        with pytest.raises(ValueError, match="expected PROMPT/GENERATED"):
-            parse_grid(text)
+        done = CliRunner().invoke(app, [*words, text])
+        assert isinstance(done.exception, ValueError)
+        assert "--grid" in str(done.exception)
 
 
-def test_a_grid_that_the_model_cannot_hold(plan: Plan) -> None:
+def test_a_grid_that_the_model_cannot_hold(plan: GridPlan) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="needs 4096 tokens, tiny has 512 positions"):

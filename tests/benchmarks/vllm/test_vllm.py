@@ -1,16 +1,17 @@
-"""The vLLM benchmark's arithmetic and merging; vLLM itself is not started."""
+"""The vLLM benchmark, on what stands in for vLLM."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.vllm import speed as vllm
-from benchmarks.vllm.process import ArmProcess
+from benchmarks.common.arm_process import ArmError
+from benchmarks.vllm.agreement import AgreementPlan, Step, _row, check
 from benchmarks.vllm.report import summary
+from benchmarks.vllm.speed import VllmPlan, measure
 
 
 def row(arm: str, tokens_per_s: float, **fields: Any) -> dict[str, Any]:
@@ -34,20 +35,81 @@ def test_each_arm_counts_at_its_best() -> None:
     assert many == {"batch": 32, "best_tokens_per_s": {"sparse": 300.0}}
 
 
-def test_only_rows_that_are_measured_again_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vllm, "RESULTS", tmp_path)
-    fresh = [row("sparse", 2.0)]
-    assert vllm._kept(fresh) == ([], [])
-    old = [row("sparse", 1.0), row("sparse", 1.0, batch=8), row("dense", 1.0)]
-    parts = [{"command": "c"}]
-    file = tmp_path / f"{vllm.NAME}.json"
-    file.write_text(json.dumps({"rows": old, "parts": parts}))
-    assert vllm._kept(fresh) == (old[1:], parts)
+PLAN = VllmPlan(("sparse", "dense"), ("eager",), ("all",), (1, 8), {"dense": 1}, 4, 3, 2)
+
+VLLM = {
+    "vllm/__init__.py": """
+from types import SimpleNamespace as SamplingParams
+from types import SimpleNamespace
+class LLM:
+    def __init__(self, model, **options):
+        import subprocess, sys
+        if model.endswith("nothing"):
+            raise OSError(f"{model} is no model")
+        self.worker = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"],
+                                       stdin=subprocess.PIPE)
+    def generate(self, prompts, sampling, use_tqdm):
+        assert {len(prompt["prompt_token_ids"]) for prompt in prompts} == {4}
+        made = SimpleNamespace(token_ids=[0] * sampling.max_tokens)
+        return [SimpleNamespace(outputs=[made])] * len(prompts)
+""",
+    "vllm/platforms.py": "current_platform = object()",
+}
 
 
-def test_an_arm_that_cannot_start_says_why(tmp_path: Path) -> None:
-    job = {"model": str(tmp_path / "nothing"), "mode": "eager", "batches": [1], "dtype": "bfloat16"}
-    with pytest.raises(RuntimeError, match=r"nothing failed:\n(.|\n)*Error"), ArmProcess(job, {}):
-        pytest.fail("it did start")
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, code in VLLM.items():
+        path = tmp_path / "environment" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    root = Path(__file__).parents[3]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'environment'}:{root}")
+    return tmp_path
+
+
+def test_arms_take_turns_and_stay_below_their_limits(vllm: Path) -> None:
+    (rows,) = measure(PLAN, {"sparse": vllm, "dense": vllm}, lambda line: None)
+    assert [(row["arm"], row["batch"]) for row in rows] == [
+        ("sparse", 1),
+        ("dense", 1),
+        ("sparse", 8),
+    ]
+    for row in rows:
+        assert row["tokens_per_s_best"] >= row["tokens_per_s"] > 0
+        assert row["worker_rss_mib"] > 0
+
+
+def test_an_arm_that_cannot_start_says_why(vllm: Path) -> None:
+    with pytest.raises(ArmError, match=r"(?s)sparse arm ended .*nothing is no model"):
+        list(measure(PLAN, {"sparse": vllm / "nothing"}, lambda line: None))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ("sparse", "fast")}, "--arms: 'fast' is none of sparse, own-dense"),
+        ({"modes": ("lazy",)}, "--modes: 'lazy' is none of eager, compiled"),
+        ({"bindings": ("some",)}, "--bindings: 'some' is none of all"),
+        ({"batches": ()}, "must be at least 1"),
+    ],
+)
+def test_plans_that_measure_nothing(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **change)
+
+
+def test_zentorch_needs_an_environment_of_its_own() -> None:
+    with pytest.raises(ValueError, match="an environment with zentorch"):
+        list(measure(replace(PLAN, arms=("zentorch",)), {}, print))
+
+
+def test_agreement_is_held_to_its_rule() -> None:
+    plan = AgreementPlan("m", Path("g"), 1, 4, 4, margin=0.1, eager=True)
+    steps = [Step(True, 1.0, 0.01)] * 98 + [Step(False, 0.05, 0.1), Step(False, 0.5, -0.2)]
+    row = _row(plan, steps)
+    assert (row["differ_share"], row["broken_share"]) == (0.02, 0.01)
+    assert (row["largest_margin_where_different"], row["largest_logprob_error"]) == (0.5, 0.2)
+    check(row)
+    with pytest.raises(ValueError, match=r"2.00% of the steps differ .* at most 1% may"):
+        check(_row(plan, [*steps[:-2], Step(False, 0.4, 0.0), steps[-1]]))

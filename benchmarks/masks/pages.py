@@ -1,0 +1,194 @@
+"""The pages of what `twofour bench masks` measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import geometric_mean
+
+from benchmarks.common.page import changed_groups, number, page, paragraph, percent, picture, table
+from benchmarks.common.result_file import Result, Row
+from benchmarks.masks.league import gap_closed
+from benchmarks.masks.settings import LEARNED
+
+_LEAGUE = """
+Perplexity by method, in windows of 2,048 tokens of texts that neither calibration nor learning has
+seen. *Gap closed* is the share of the distance in log-perplexity from SparseGPT with update to
+dense (MaskLLM on Llama-2-7B closed 62 % of it on 2 billion tokens). All masks leave the weights as
+they are; `sparsegpt-update` alone changes them, and has no mask file. *Changed groups* counts
+against the prior that learning started from.
+"""
+_CURVE = "The curve is of a few short windows, hence its higher numbers."
+_DOMAINS = """
+Perplexity on test text of each domain. `general` is the general mask. The others are learned
+alike, with MaskLLM on the domain's training text: *scratch* starts from a SparseGPT mask of that
+text, *transfer* from the general mask, *graft* where scratch does, with what learning changed in
+the general mask carried over (`twofour mask graft`). The table has seed 0.
+"""
+_SIZES = """
+Difference to the general mask, as stored, in bits a weight (in brackets: its entropy), and the
+share of the groups that differ:
+"""
+_SEEDS = "Several seeds of the same domain:"
+_ABLATIONS = """
+MaskLLM with one setting changed at a time; the row `none` is the benchmark's own setting. Short
+runs and few windows: comparable with each other only.
+"""
+_COST = """
+Seconds of one training step over all masked linears: their matrix products (forward and both
+gradients), and sampling the masks with the gradient to their logits.
+"""
+
+
+def league_page(result: Result) -> str:
+    """Quality by method, what it cost, and the learning curves."""
+    shown = picture(result)
+    parts = [league_table(result["rows"]), *([shown, paragraph(_CURVE)] if shown else [])]
+    parts += ["## What it cost", _costs(result["rows"])]
+    return page("Masks by method", _LEAGUE, result, *parts)
+
+
+def league_table(rows: Sequence[Row]) -> str:
+    """Perplexities, gap closed, tokens and changed groups by method."""
+    methods = {row["method"] for row in rows}
+    compared = {"dense", "sparsegpt-update"} <= methods
+
+    def gap(row: Row, text: str) -> str:
+        if not compared or row["method"] not in LEARNED:
+            return ""
+        share = gap_closed(rows, row["method"], text)
+        return percent(share, 2) if share > 0 else "none"
+
+    return table(
+        ["method", "Wikitext-2", "C4", "gap closed", "gap, C4", "tokens seen", "changed groups"],
+        [
+            [
+                row["method"],
+                number(row["wikitext2"], 4),
+                number(row["c4"], 4),
+                gap(row, "wikitext2"),
+                gap(row, "c4"),
+                row["tokens_seen"],
+                changed_groups(row.get("changed_groups")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _costs(rows: Sequence[Row]) -> str:
+    return table(
+        ["method", "seconds", "state, bytes a weight", "mask file, bits a weight"],
+        [
+            [
+                row["method"],
+                number(row["seconds"]),
+                number(row.get("state_bytes_per_weight")),
+                number(row.get("bits_per_weight")),
+            ]
+            for row in rows
+            if row["method"] != "dense"
+        ],
+    )
+
+
+_STARTS = ("scratch", "transfer", "graft")
+
+
+def domains_page(result: Result) -> str:
+    """Perplexity by domain and start, sizes of the differences, and seeds."""
+    rows = result["rows"]
+    parts = [domains_table(rows), paragraph(_SIZES), _sizes(rows)]
+    repeated = {row["domain"] for row in rows if row["seed"] > 0}
+    if repeated:
+        parts += [paragraph(_SEEDS), _seeds([r for r in rows if r["domain"] in repeated])]
+    return page("Masks by domain", _DOMAINS, result, *parts)
+
+
+def domains_table(rows: Sequence[Row]) -> str:
+    """Perplexity by domain, and the geometric mean; of seed 0."""
+    first = [row for row in rows if row["seed"] == 0]
+    arms = [arm for arm in ("dense", "general", *_STARTS) if all(arm in row for row in first)]
+    means = [number(geometric_mean(row[arm] for row in first), 4) for arm in arms]
+    return table(
+        ["domain", *arms],
+        [
+            *([row["domain"], *(number(row[arm], 4) for arm in arms)] for row in first),
+            ["geometric mean", *means],
+        ],
+    )
+
+
+def _sizes(rows: Sequence[Row]) -> str:
+    first = [row for row in rows if row["seed"] == 0]
+    starts = [start for start in _STARTS if all(start in row for row in first)]
+    headings = [f"{start}{what}" for start in starts for what in (", bits", ", groups")]
+
+    def cells(row: Row) -> list[str]:
+        found = []
+        for start in starts:
+            bits, entropy = row[f"{start}_bits_per_weight"], row[f"{start}_entropy_per_weight"]
+            found.append(f"{number(bits)} ({number(entropy)})")
+            found.append(changed_groups(row[f"{start}_changed_groups"]))
+        return found
+
+    return table(["domain", *headings], [[row["domain"], *cells(row)] for row in first])
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    starts = [start for start in _STARTS if all(start in row for row in rows)]
+    return table(
+        ["domain, seed", *starts],
+        [
+            [f"{row['domain']}, {row['seed']}", *(number(row[start], 4) for start in starts)]
+            for row in rows
+        ],
+    )
+
+
+def ablations_page(result: Result) -> str:
+    """Perplexity by what was changed."""
+    return page("Ablations of MaskLLM", _ABLATIONS, result, ablations_table(result["rows"]))
+
+
+def ablations_table(rows: Sequence[Row]) -> str:
+    """Perplexities and changed groups by setting and value."""
+    return table(
+        ["setting", "value", "Wikitext-2", "C4", "changed groups"],
+        [
+            [
+                row["what"],
+                row["value"],
+                number(row["wikitext2"], 4),
+                number(row["c4"], 4),
+                changed_groups(row["changed_groups"]),
+            ]
+            for row in rows
+        ],
+        text=2,
+    )
+
+
+def cost_page(result: Result) -> str:
+    """Seconds by part and implementation."""
+    return page("What sampling masks costs", _COST, result, cost_table(result["rows"]))
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Seconds of a step, and as a share of the matrix products."""
+    products = math.fsum(row["seconds"] for row in rows if row["part"] == "products")
+    return table(
+        ["part", "implementation", "tokens", "threads", "seconds", "of the products"],
+        [
+            [
+                row["part"],
+                row["implementation"],
+                row["tokens"],
+                row["threads"],
+                number(row["seconds"]),
+                percent(row["seconds"] / products, 2),
+            ]
+            for row in rows
+        ],
+        text=2,
+    )

@@ -1,0 +1,54 @@
+"""Every result file and the page that is made of it (`twofour bench pages`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.common.result_file import RESULTS, Page, write_page
+from benchmarks.engine.mix_page import mix_page
+from benchmarks.engine.pages import quality_page, speed_page, split_page
+from benchmarks.kernels.page import kernels_page
+from benchmarks.masks.pages import ablations_page, cost_page, domains_page, league_page
+from benchmarks.serve.page import serve_page
+from benchmarks.trtllm.page import trtllm_page
+from benchmarks.vllm.pages import agreement_page
+from benchmarks.vllm.pages import speed_page as vllm_speed_page
+
+PAGES: Mapping[str, Page] = {
+    "kernels": kernels_page,
+    "bench-engine": speed_page,
+    "engine-split": split_page,
+    "mask-mix": mix_page,
+    "quality": quality_page,
+    "masks": league_page,
+    "domains": domains_page,
+    "mask-ablations": ablations_page,
+    "mask-cost": cost_page,
+    "serve": serve_page,
+    "bench-vllm": vllm_speed_page,
+    "vllm-agreement": agreement_page,
+    "trtllm": trtllm_page,
+}
+"""Name of a result -> what renders it."""
+
+
+def page_of(name: str) -> Page:
+    """What renders a result; `NAME-SUFFIX`, such as `bench-engine-1b`, is rendered as `NAME`.
+
+    Raises:
+        ValueError: nothing renders it.
+    """
+    fitting = [known for known in PAGES if name == known or name.startswith(f"{known}-")]
+    if not fitting:
+        raise ValueError(f"no page is known for {name}; results are {', '.join(PAGES)}")
+    return PAGES[max(fitting, key=len)]
+
+
+def write_pages(folder: Path = RESULTS) -> list[Path]:
+    """Write the page of every result in a folder anew; gives their paths.
+
+    Raises:
+        ValueError: nothing renders one of them.
+    """
+    return [write_page(path, page_of(path.stem)) for path in sorted(folder.glob("*.json"))]
