@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from engines.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +41,11 @@ class SamplingParams:
     `temperature == 0` is greedy. `top_k <= 0` and `top_p == 1` switch the filter off. `logprobs`
     and `prompt_logprobs` say how many alternatives to report beside the chosen token (None: no
     log-probs, 0: the chosen token's only); they are of the model's distribution, before temperature
-    and filters. `max_tokens=None` means as many as the context allows.
+    and filters. `max_tokens=None` means as many as the context allows. `stop` is one string or
+    several; it and `stop_token_ids` are tuples once they are here.
 
     Raises:
-        InvalidRequestError: a value is out of range; `param` names it.
+        InvalidRequestError: a value is out of range or of the wrong type; `param` names it.
     """
 
     n: int = 1
@@ -48,8 +58,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
@@ -59,6 +69,16 @@ class SamplingParams:
     structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("n", "top_k", "min_tokens"):
+            self._check(name, _is_integer(getattr(self, name)), "an integer")
+        for name in ("seed", "max_tokens", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            self._check(name, value is None or _is_integer(value), "an integer or None")
+        for name in _NUMBERS:
+            self._check(name, isinstance(getattr(self, name), (int, float)), "a number")
         self._check("n", 1 <= self.n <= 128, "from 1 to 128")
         self._check("temperature", 0.0 <= self.temperature <= 100.0, "from 0 to 100")
         self._check("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
@@ -79,7 +99,10 @@ class SamplingParams:
                 name, value is None or 0 <= value <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}"
             )
         self._check("stop", len(self.stop) <= MAX_STOPS, f"at most {MAX_STOPS} strings")
-        self._check("stop", all(self.stop), "strings that are not empty")
+        strings = all(isinstance(text, str) and text for text in stop)
+        self._check("stop", strings, "strings that are not empty")
+        self._check("stop_token_ids", all(map(_is_integer, self.stop_token_ids)), "integers")
+        self._check("logit_bias", all(map(_is_integer, self.logit_bias)), "keyed by integers")
         self._check(
             "logit_bias", all(-100.0 <= b <= 100.0 for b in self.logit_bias.values()), "-100 to 100"
         )
@@ -99,3 +122,7 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the arg-max is taken instead of a draw."""
         return self.temperature == 0.0
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
