@@ -7,7 +7,8 @@ inputs, so a token's result does not depend on the other tokens, on threads or o
 bits for equal input, on one instruction set. The GIL is released while a kernel runs.
 
 The instruction set is chosen once per process, the best that the CPU has, or what the environment
-variable TWOFOUR_ISA names: `avx512_bf16`, `avx512`, `avx2` or `portable`.
+variable TWOFOUR_ISA names: `avx512_bf16`, `avx512`, `avx2` or `portable`. Learning
+(`maskgen.learning.native`) chooses by the same rule.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def isa() -> str:
     """
     try:
         name: str = _native.kernels.isa()
-    except RuntimeError as error:
+    except ValueError as error:
         raise KernelError(str(error)) from None
     return name
 

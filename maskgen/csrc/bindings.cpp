@@ -20,7 +20,7 @@ using Codes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::c
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-bool is_bfloat16(const Any& a) {
+bool is_bf16(const Any& a) {
   const nb::dlpack::dtype type = a.dtype();
   if (type == nb::dtype<float>()) return false;
   if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16) {
@@ -44,7 +44,7 @@ Layer make_layer(const Any& weight, const Logits& logits, std::size_t planes) {
     refuse("the logits must be (rows, " + std::to_string(planes) + ", inputs / 4)");
   }
   return {weight.data(), logits.data(), static_cast<std::int64_t>(weight.shape(0)),
-          static_cast<std::int64_t>(groups), is_bfloat16(weight)};
+          static_cast<std::int64_t>(groups), is_bf16(weight)};
 }
 
 void same_as_logits(const Logits& logits, const Logits& other) {
@@ -62,25 +62,25 @@ NoiseKey make_key(std::uint64_t seed, std::uint32_t step, std::uint32_t micro_ba
   return {seed, step, micro_batch, layer};
 }
 
-template <auto kKernel, std::size_t kPlanes>
+template <auto kernel, std::size_t planes>
 void relax_forward(const Any& weight, const Logits& logits, const Any& masked, float scale,
                    float tau, std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
                    std::uint32_t layer) {
-  const Layer view = make_layer(weight, logits, kPlanes);
+  const Layer view = make_layer(weight, logits, planes);
   same_as_weight(weight, masked, "the masked weight");
   positive(scale, "the logits' scale");
   positive(tau, "tau");
   const NoiseKey key = make_key(seed, step, micro_batch, layer);
   nb::gil_scoped_release released;
-  (kernels().*kKernel)(view, scale, tau, key, masked.data());
+  (kernels().*kernel)(view, scale, tau, key, masked.data());
 }
 
-template <auto kKernel, std::size_t kPlanes>
+template <auto kernel, std::size_t planes>
 void relax_backward(const Any& weight, const Logits& logits, const Any& masked_gradient,
                     const Logits& gradient, float scale, float tau, float regularisation,
                     std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
                     std::uint32_t layer) {
-  const Layer view = make_layer(weight, logits, kPlanes);
+  const Layer view = make_layer(weight, logits, planes);
   same_as_weight(weight, masked_gradient, "the masked weight's gradient");
   same_as_logits(logits, gradient);
   positive(scale, "the logits' scale");
@@ -88,7 +88,7 @@ void relax_backward(const Any& weight, const Logits& logits, const Any& masked_g
   const NoiseKey key = make_key(seed, step, micro_batch, layer);
   const Gradient out{masked_gradient.data(), gradient.data(), regularisation};
   nb::gil_scoped_release released;
-  (kernels().*kKernel)(view, scale, tau, key, out);
+  (kernels().*kernel)(view, scale, tau, key, out);
 }
 
 void sample_forward(const Any& weight, const Logits& logits, const Any& masked, std::uint64_t seed,

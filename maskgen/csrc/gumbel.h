@@ -1,36 +1,35 @@
 // MaskLLM's relaxation (arXiv 2409.17481, equations 4-6): a Gumbel-softmax over the six patterns.
 #pragma once
 
+#include "common/patterns.h"
 #include "noise.h"
+#include "quads.h"
 
 namespace twofour::learning {
 namespace {
 
-// Kept positions of the patterns 1100 1010 1001 0110 0101 0011.
-constexpr int kPairs[6][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
-
 struct Patterns {
-  Float y[6];     // probability of each pattern, noise included
-  Float keep[4];  // expected keep of each position
+  Floats y[6];     // probability of each pattern, noise included
+  Floats keep[4];  // expected keep of each position
 };
 
 inline Patterns sample_patterns(const float* logits, std::int64_t groups, int count, float kappa,
                                 float tau, const NoiseKey& key, std::uint32_t first_group) {
-  Float e[6];
+  Floats e[6];
   six_log_exponentials(philox(key, first_group), e);
   Patterns s;
-  Float top = splat(-3.0e38f);
+  Floats top = splat(-3.0e38f);
   const float inverse_tau = 1.0f / tau;
   for (int i = 0; i < 6; ++i) {
     s.y[i] = (load(logits + i * groups, count) * kappa - e[i]) * inverse_tau;
     top = max(top, s.y[i]);
   }
-  Float total{};
+  Floats total{};
   for (int i = 0; i < 6; ++i) {
-    s.y[i] = exp(s.y[i] - top);
+    s.y[i] = exp_nonpositive<Cephes>(s.y[i] - top);
     total += s.y[i];
   }
-  const Float scale = 1.0f / total;
+  const Floats scale = 1.0f / total;
   for (int i = 0; i < 6; ++i) s.y[i] *= scale;
   s.keep[0] = s.y[0] + s.y[1] + s.y[2];
   s.keep[1] = s.y[0] + s.y[3] + s.y[4];
@@ -39,11 +38,11 @@ inline Patterns sample_patterns(const float* logits, std::int64_t groups, int co
   return s;
 }
 
-template <typename Weight>
+template <class Weight>
 void gumbel_forward_row(const Weight* weight, const float* logits, std::int64_t groups, float kappa,
                         float tau, const NoiseKey& key, std::uint32_t first_group, Weight* masked) {
-  for (std::int64_t g = 0; g < groups; g += kLanes) {
-    const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
+  for (std::int64_t g = 0; g < groups; g += lanes) {
+    const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
     const Patterns s = sample_patterns(logits + g, groups, count, kappa, tau, key,
                                        first_group + static_cast<std::uint32_t>(g));
     Quad w = load_quad(weight + 4 * g, count);
@@ -52,25 +51,25 @@ void gumbel_forward_row(const Weight* weight, const float* logits, std::int64_t 
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void gumbel_backward_row(const Weight* weight, const float* logits, const Weight* gradient,
                          std::int64_t groups, float kappa, float tau, const NoiseKey& key,
                          std::uint32_t first_group, float regularisation, float* out) {
   const float slope = kappa / tau;
-  for (std::int64_t g = 0; g < groups; g += kLanes) {
-    const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
+  for (std::int64_t g = 0; g < groups; g += lanes) {
+    const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
     const Patterns s = sample_patterns(logits + g, groups, count, kappa, tau, key,
                                        first_group + static_cast<std::uint32_t>(g));
     const Quad w = load_quad(weight + 4 * g, count);
     const Quad dw = load_quad(gradient + 4 * g, count);
-    Float keep_gradient[4];
+    Floats keep_gradient[4];
     for (int j = 0; j < 4; ++j) {
       keep_gradient[j] = w.v[j] * (dw.v[j] - (2.0f * regularisation) * (w.v[j] * s.keep[j]));
     }
-    Float pattern_gradient[6];
-    Float mean{};
+    Floats pattern_gradient[6];
+    Floats mean{};
     for (int i = 0; i < 6; ++i) {
-      pattern_gradient[i] = keep_gradient[kPairs[i][0]] + keep_gradient[kPairs[i][1]];
+      pattern_gradient[i] = keep_gradient[pattern_pairs[i][0]] + keep_gradient[pattern_pairs[i][1]];
       mean += s.y[i] * pattern_gradient[i];
     }
     for (int i = 0; i < 6; ++i) {
@@ -85,20 +84,20 @@ void gumbel_backward_row(const Weight* weight, const float* logits, const Weight
 inline void decide_patterns_row(const float* logits, std::int64_t groups, float kappa,
                                 std::uint8_t* codes, const std::uint8_t* compare,
                                 std::int64_t& changed, double& sharpness) {
-  for (std::int64_t g = 0; g < groups; g += kLanes) {
-    const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
-    Float value[6];
-    Float top = splat(-3.0e38f);
-    Int code{};
+  for (std::int64_t g = 0; g < groups; g += lanes) {
+    const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
+    Floats value[6];
+    Floats top = splat(-3.0e38f);
+    Ints code{};
     for (int i = 0; i < 6; ++i) {
       value[i] = load(logits + g + i * groups, count);
-      const Int better = value[i] > top;
-      code = better ? Int{} + i : code;
+      const Ints better = value[i] > top;
+      code = better ? Ints{} + i : code;
       top = max(top, value[i]);
     }
-    Float total{};
-    for (int i = 0; i < 6; ++i) total += exp((value[i] - top) * kappa);
-    const Float sharp = 1.0f / total;
+    Floats total{};
+    for (int i = 0; i < 6; ++i) total += exp_nonpositive<Cephes>((value[i] - top) * kappa);
+    const Floats sharp = 1.0f / total;
     for (int lane = 0; lane < count; ++lane) {
       codes[g + lane] = static_cast<std::uint8_t>(code[lane]);
       sharpness += static_cast<double>(sharp[lane]);

@@ -21,7 +21,7 @@ struct Layer {
   const float* logits;
   std::int64_t rows;
   std::int64_t groups;
-  bool is_bfloat16;  // else float32; the same type for weight, masked weight and gradient
+  bool is_bf16;  // else float32; the same type for weight, masked weight and gradient
 };
 
 struct Gradient {
@@ -59,8 +59,7 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
 
-// The best table for this machine, or the one that TWOFOUR_ISA names.
-// Throws std::invalid_argument when the name is unknown or the machine lacks it.
+// Those of active_isa(); throws what that throws.
 const Kernels& kernels();
 
 }  // namespace twofour::learning

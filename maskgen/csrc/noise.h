@@ -4,41 +4,39 @@
 // maskgen/learning/noise.py is the same function in torch.
 #pragma once
 
+#include "common/exp_log.h"
 #include "kernels.h"
-#include "vector.h"
 
 namespace twofour::learning {
 namespace {
 
-struct Words {
-  Uint w[4];
+struct Draw {
+  Words w[4];
 };
 
-inline Uint multiply_high(Uint a, std::uint32_t m) {
-  std::uint32_t in[kLanes], out[kLanes];
-  std::memcpy(in, &a, sizeof in);
-  for (int lane = 0; lane < kLanes; ++lane) {
+inline Words multiply_high(Words a, std::uint32_t m) {
+  std::uint32_t in[lanes], out[lanes];
+  __builtin_memcpy(in, &a, sizeof in);
+  for (int lane = 0; lane < lanes; ++lane) {
     out[lane] = static_cast<std::uint32_t>((static_cast<std::uint64_t>(in[lane]) * m) >> 32);
   }
-  Uint high;
-  std::memcpy(&high, out, sizeof high);
+  Words high;
+  __builtin_memcpy(&high, out, sizeof high);
   return high;
 }
 
-inline Words philox(const NoiseKey& key, std::uint32_t first_group) {
-  Uint lanes;
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<std::uint32_t>(lane);
-  Uint c0 = lanes + first_group;
-  Uint c1 = splat(key.micro_batch);
-  Uint c2 = splat(key.step);
-  Uint c3 = splat(key.layer);
+inline Draw philox(const NoiseKey& key, std::uint32_t first_group) {
+  Words c0 = lane_numbers() + first_group;
+  Words c1 = splat(key.micro_batch);
+  Words c2 = splat(key.step);
+  Words c3 = splat(key.layer);
   std::uint32_t k0 = static_cast<std::uint32_t>(key.seed);
   std::uint32_t k1 = static_cast<std::uint32_t>(key.seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    const Uint high0 = multiply_high(c0, 0xD2511F53u);
-    const Uint high1 = multiply_high(c2, 0xCD9E8D57u);
-    const Uint low0 = c0 * 0xD2511F53u;
-    const Uint low1 = c2 * 0xCD9E8D57u;
+    const Words high0 = multiply_high(c0, 0xD2511F53u);
+    const Words high1 = multiply_high(c2, 0xCD9E8D57u);
+    const Words low0 = c0 * 0xD2511F53u;
+    const Words low1 = c2 * 0xCD9E8D57u;
     c0 = high1 ^ c1 ^ k0;
     c1 = low1;
     c2 = high0 ^ c3 ^ k1;
@@ -51,26 +49,26 @@ inline Words philox(const NoiseKey& key, std::uint32_t first_group) {
 
 // Gumbel = -log(exponential), exponential = -log(uniform). What the samplers use is
 // log(exponential).
-inline Float log_exponential(Float uniform) { return log(-log(uniform)); }
+inline Floats log_exponential(Floats uniform) { return log(-log(uniform)); }
 
 // Six draws of 21 bits from the 128 bits of one call.
-inline void six_log_exponentials(const Words& words, Float out[6]) {
-  const Uint* w = words.w;
-  const Uint bits[6] = {w[0] >> 11,
-                        w[1] >> 11,
-                        w[2] >> 11,
-                        w[3] >> 11,
-                        ((w[0] & 0x7ffu) << 10) | ((w[1] & 0x7ffu) >> 1),
-                        ((w[2] & 0x7ffu) << 10) | ((w[3] & 0x7ffu) >> 1)};
+inline void six_log_exponentials(const Draw& draw, Floats out[6]) {
+  const Words* w = draw.w;
+  const Words bits[6] = {w[0] >> 11,
+                         w[1] >> 11,
+                         w[2] >> 11,
+                         w[3] >> 11,
+                         ((w[0] & 0x7ffu) << 10) | ((w[1] & 0x7ffu) >> 1),
+                         ((w[2] & 0x7ffu) << 10) | ((w[3] & 0x7ffu) >> 1)};
   for (int i = 0; i < 6; ++i) {
     out[i] = log_exponential((to_float(bits[i]) + 0.5f) * (1.0f / 2097152.0f));
   }
 }
 
 // Four draws of 23 bits.
-inline void four_log_exponentials(const Words& words, Float out[4]) {
+inline void four_log_exponentials(const Draw& draw, Floats out[4]) {
   for (int i = 0; i < 4; ++i) {
-    out[i] = log_exponential((to_float(words.w[i] >> 9) + 0.5f) * (1.0f / 8388608.0f));
+    out[i] = log_exponential((to_float(draw.w[i] >> 9) + 0.5f) * (1.0f / 8388608.0f));
   }
 }
 

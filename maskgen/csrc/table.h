@@ -12,12 +12,12 @@ inline std::uint32_t first_group_of(const Layer& layer, std::int64_t row) {
   return static_cast<std::uint32_t>(row * layer.groups);
 }
 
-template <int kPlanes>
+template <int planes>
 const float* logits_of(const Layer& layer, std::int64_t row) {
-  return layer.logits + row * kPlanes * layer.groups;
+  return layer.logits + row * planes * layer.groups;
 }
 
-template <typename Weight>
+template <class Weight>
 void gumbel_forward(const Layer& layer, float kappa, float tau, const NoiseKey& key, void* masked) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
   auto* out = static_cast<Weight*>(masked);
@@ -29,7 +29,7 @@ void gumbel_forward(const Layer& layer, float kappa, float tau, const NoiseKey& 
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void gumbel_backward(const Layer& layer, float kappa, float tau, const NoiseKey& key,
                      const Gradient& gradient) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
@@ -43,7 +43,7 @@ void gumbel_backward(const Layer& layer, float kappa, float tau, const NoiseKey&
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void topk_forward(const Layer& layer, float lambda, float tau, const NoiseKey& key, void* masked) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
   auto* out = static_cast<Weight*>(masked);
@@ -55,7 +55,7 @@ void topk_forward(const Layer& layer, float lambda, float tau, const NoiseKey& k
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void topk_backward(const Layer& layer, float lambda, float tau, const NoiseKey& key,
                    const Gradient& gradient) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
@@ -69,7 +69,7 @@ void topk_backward(const Layer& layer, float lambda, float tau, const NoiseKey& 
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void sample_forward(const Layer& layer, const NoiseKey& key, void* masked) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
   auto* out = static_cast<Weight*>(masked);
@@ -115,32 +115,28 @@ inline void decide_weights(const Layer& layer, float lambda, Decision& decision)
   decision.sharpness = sharpness;
 }
 
-using Bfloat16 = std::uint16_t;
-
 inline Kernels make_table(const char* name) {
-  return {name,
-          [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
-            l.is_bfloat16 ? gumbel_forward<Bfloat16>(l, a, b, k, out)
-                          : gumbel_forward<float>(l, a, b, k, out);
-          },
-          [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
-            l.is_bfloat16 ? gumbel_backward<Bfloat16>(l, a, b, k, g)
-                          : gumbel_backward<float>(l, a, b, k, g);
-          },
-          [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
-            l.is_bfloat16 ? topk_forward<Bfloat16>(l, a, b, k, out)
-                          : topk_forward<float>(l, a, b, k, out);
-          },
-          [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
-            l.is_bfloat16 ? topk_backward<Bfloat16>(l, a, b, k, g)
-                          : topk_backward<float>(l, a, b, k, g);
-          },
-          [](const Layer& l, const NoiseKey& k, void* out) {
-            l.is_bfloat16 ? sample_forward<Bfloat16>(l, k, out) : sample_forward<float>(l, k, out);
-          },
-          sample_update,
-          decide_patterns,
-          decide_weights};
+  using Bf16 = std::uint16_t;
+  return {
+      name,
+      [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
+        l.is_bf16 ? gumbel_forward<Bf16>(l, a, b, k, out) : gumbel_forward<float>(l, a, b, k, out);
+      },
+      [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
+        l.is_bf16 ? gumbel_backward<Bf16>(l, a, b, k, g) : gumbel_backward<float>(l, a, b, k, g);
+      },
+      [](const Layer& l, float a, float b, const NoiseKey& k, void* out) {
+        l.is_bf16 ? topk_forward<Bf16>(l, a, b, k, out) : topk_forward<float>(l, a, b, k, out);
+      },
+      [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
+        l.is_bf16 ? topk_backward<Bf16>(l, a, b, k, g) : topk_backward<float>(l, a, b, k, g);
+      },
+      [](const Layer& l, const NoiseKey& k, void* out) {
+        l.is_bf16 ? sample_forward<Bf16>(l, k, out) : sample_forward<float>(l, k, out);
+      },
+      sample_update,
+      decide_patterns,
+      decide_weights};
 }
 
 }  // namespace

@@ -5,23 +5,24 @@
 #pragma once
 
 #include "noise.h"
+#include "quads.h"
 
 namespace twofour::learning {
 namespace {
 
 struct Soft {
-  Float p[4];
-  Float rest[4];  // 1 - p without cancellation: the sum of the others
+  Floats p[4];
+  Floats rest[4];  // 1 - p without cancellation: the sum of the others
 };
 
-inline Soft softmax_of_four(const Float a[4], float inverse_tau) {
-  const Float top = max(max(a[0], a[1]), max(a[2], a[3]));
+inline Soft softmax_of_four(const Floats a[4], float inverse_tau) {
+  const Floats top = max(max(a[0], a[1]), max(a[2], a[3]));
   Soft s;
-  Float e[4];
-  for (int j = 0; j < 4; ++j) e[j] = exp((a[j] - top) * inverse_tau);
-  const Float front = e[0] + e[1];
-  const Float back = e[2] + e[3];
-  const Float scale = 1.0f / (front + back);
+  Floats e[4];
+  for (int j = 0; j < 4; ++j) e[j] = exp_nonpositive<Cephes>((a[j] - top) * inverse_tau);
+  const Floats front = e[0] + e[1];
+  const Floats back = e[2] + e[3];
+  const Floats scale = 1.0f / (front + back);
   for (int j = 0; j < 4; ++j) s.p[j] = e[j] * scale;
   s.rest[0] = (e[1] + back) * scale;
   s.rest[1] = (e[0] + back) * scale;
@@ -38,11 +39,11 @@ struct TopTwo {
 
 inline TopTwo relax_top_two(const float* logits, std::int64_t groups, int count, float lambda,
                             float tau, const NoiseKey& key, std::uint32_t first_group) {
-  Float e[4];
+  Floats e[4];
   four_log_exponentials(philox(key, first_group), e);
   const float inverse_lambda = 1.0f / lambda;
   const float inverse_tau = 1.0f / tau;
-  Float a[4];
+  Floats a[4];
   for (int j = 0; j < 4; ++j) a[j] = load(logits + j * groups, count) * inverse_lambda - e[j];
   TopTwo t;
   t.first = softmax_of_four(a, inverse_tau);
@@ -51,11 +52,11 @@ inline TopTwo relax_top_two(const float* logits, std::int64_t groups, int count,
   return t;
 }
 
-template <typename Weight>
+template <class Weight>
 void topk_forward_row(const Weight* weight, const float* logits, std::int64_t groups, float lambda,
                       float tau, const NoiseKey& key, std::uint32_t first_group, Weight* masked) {
-  for (std::int64_t g = 0; g < groups; g += kLanes) {
-    const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
+  for (std::int64_t g = 0; g < groups; g += lanes) {
+    const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
     const TopTwo t = relax_top_two(logits + g, groups, count, lambda, tau, key,
                                    first_group + static_cast<std::uint32_t>(g));
     Quad w = load_quad(weight + 4 * g, count);
@@ -64,28 +65,28 @@ void topk_forward_row(const Weight* weight, const float* logits, std::int64_t gr
   }
 }
 
-template <typename Weight>
+template <class Weight>
 void topk_backward_row(const Weight* weight, const float* logits, const Weight* gradient,
                        std::int64_t groups, float lambda, float tau, const NoiseKey& key,
                        std::uint32_t first_group, float regularisation, float* out) {
   const float inverse_tau = 1.0f / tau;
   const float inverse_lambda = 1.0f / lambda;
-  for (std::int64_t g = 0; g < groups; g += kLanes) {
-    const int count = groups - g < kLanes ? static_cast<int>(groups - g) : kLanes;
+  for (std::int64_t g = 0; g < groups; g += lanes) {
+    const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
     const TopTwo t = relax_top_two(logits + g, groups, count, lambda, tau, key,
                                    first_group + static_cast<std::uint32_t>(g));
     const Quad w = load_quad(weight + 4 * g, count);
     const Quad dw = load_quad(gradient + 4 * g, count);
-    Float keep_gradient[4];
-    Float mean{};
+    Floats keep_gradient[4];
+    Floats mean{};
     for (int j = 0; j < 4; ++j) {
-      const Float keep = t.first.p[j] + t.second.p[j];
+      const Floats keep = t.first.p[j] + t.second.p[j];
       keep_gradient[j] = w.v[j] * (dw.v[j] - (2.0f * regularisation) * (w.v[j] * keep));
       mean += t.second.p[j] * keep_gradient[j];
     }
-    Float second[4];  // dL / d(a2)
-    Float first[4];   // dL / d(mu1)
-    Float first_mean{};
+    Floats second[4];  // dL / d(a2)
+    Floats first[4];   // dL / d(mu1)
+    Floats first_mean{};
     for (int j = 0; j < 4; ++j) {
       second[j] = t.second.p[j] * inverse_tau * (keep_gradient[j] - mean);
       first[j] = keep_gradient[j] - second[j] / t.first.rest[j];
@@ -93,7 +94,7 @@ void topk_backward_row(const Weight* weight, const float* logits, const Weight* 
     }
     for (int j = 0; j < 4; ++j) {
       float* plane = out + j * groups + g;
-      const Float slope = second[j] + t.first.p[j] * inverse_tau * (first[j] - first_mean);
+      const Floats slope = second[j] + t.first.p[j] * inverse_tau * (first[j] - first_mean);
       store(plane, load(plane, count) + slope * inverse_lambda, count);
     }
   }

@@ -114,19 +114,6 @@ def test_every_instruction_set_equals_torch(isa):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_an_unknown_instruction_set_is_refused():
-    done = subprocess.run(
-        [sys.executable, "-c", "from maskgen import _native; _native.isa()"],
-        env={**os.environ, "TWOFOUR_ISA": "sse9"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "sse9" in done.stderr
-    assert "portable" in done.stderr
-
-
 def test_native_sampling_equals_torch():
     native = native_module()
     weight, logits, _ = random_layer(4, torch.bfloat16, rows=9, groups=50)

@@ -1,5 +1,5 @@
 // Python's view of the decoder. Shapes of weights are checked by the decoder, sizes of arrays here.
-#include "../decoder/decoder.h"
+#include "decoder/decoder.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -139,10 +139,9 @@ class PyDecoder {
     }
     const twofour::DecoderLimits limits{size("max_tokens"), size("max_logits"), size("context"),
                                         size("pages"), nb::cast<int>(sizes["threads"])};
-    twofour::Isa value{};
-    require(twofour::isa_from_name(isa.c_str(), &value), "'" + isa + "' is not an instruction set");
     vocab_ = model.vocab;
-    decoder_ = std::make_unique<twofour::Decoder>(std::move(model), limits, value);
+    decoder_ =
+        std::make_unique<twofour::Decoder>(std::move(model), limits, twofour::isa_from_name(isa));
   }
 
   std::size_t add_weights(const std::vector<std::vector<Packed>>& layers) {

@@ -1,6 +1,6 @@
 // Python's view of the kernels. bf16 crosses as uint16, because numpy has no bf16 of its own;
 // shapes and values are checked here once more, since nothing behind this file checks them.
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "team.h"
+#include "kernels/team.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -33,9 +33,7 @@ void require(bool condition, const std::string& message) {
 
 const twofour::Kernels& table(const std::optional<std::string>& isa) {
   if (!isa) return twofour::active_kernels();
-  twofour::Isa value{};
-  require(twofour::isa_from_name(isa->c_str(), &value), "'" + *isa + "' is not an instruction set");
-  return twofour::kernels_for(value);
+  return twofour::kernels_for(twofour::isa_from_name(*isa));
 }
 
 twofour::Weights weights(std::uint32_t layout, std::size_t n, std::size_t k,
@@ -217,8 +215,7 @@ std::uint64_t read_all(Bytes data, int threads, std::optional<std::string> isa) 
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (const twofour::Isa isa : {twofour::Isa::portable, twofour::Isa::avx2, twofour::Isa::avx512,
-                                 twofour::Isa::avx512_bf16}) {
+  for (const twofour::Isa isa : twofour::all_isas) {
     if (twofour::supported(isa)) names.emplace_back(twofour::isa_name(isa));
   }
   return names;
@@ -228,7 +225,7 @@ std::vector<std::string> supported_isas() {
 
 void bind_kernels(nb::module_ m) {
   m.attr("LAYOUT_VERSION") = twofour::layout_version;
-  m.def("isa", [] { return std::string(twofour::active_kernels().name); });
+  m.def("isa", [] { return std::string(twofour::isa_name(twofour::active_isa())); });
   m.def("supported_isas", supported_isas);
   m.def("packed_bytes", [](std::uint32_t layout, std::size_t n, std::size_t k) {
     require(layout == 1 || layout == 2,

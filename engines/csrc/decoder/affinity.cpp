@@ -1,4 +1,4 @@
-#include "affinity.h"
+#include "decoder/affinity.h"
 
 #ifdef __linux__
 #include <sched.h>

@@ -20,6 +20,9 @@ class Barrier {
     const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
       arrived_.store(0, std::memory_order_relaxed);
+      // Either this thread sees the sleeper's count, or the sleeper sees the new phase and does not
+      // sleep: both write one of the two and then read the other, in one total order. So the system
+      // call to wake is made only where somebody sleeps.
       phase_.store(phase + 1, std::memory_order_seq_cst);
       if (sleepers_.load(std::memory_order_seq_cst) > 0) phase_.notify_all();
       return;

@@ -1,4 +1,4 @@
-#include "decoder.h"
+#include "decoder/decoder.h"
 
 #include <omp.h>
 #include <sys/mman.h>
@@ -8,13 +8,14 @@
 #include <new>
 #include <stdexcept>
 
-#include "affinity.h"
-#include "run.h"
+#include "decoder/affinity.h"
+#include "decoder/run.h"
 
 namespace twofour {
 
 LazyBuffer::LazyBuffer(std::size_t bytes)
     : data_(nullptr), bytes_(std::max<std::size_t>(bytes, 1)) {
+  // Not reserved: memory that is never touched does not count against what the system may commit.
   void* found = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
@@ -55,7 +56,7 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
   query_ = std::make_unique<LazyBuffer>(tokens * model_.heads * padded_dim(model_.head_dim) *
                                         sizeof(std::uint16_t));
   const std::size_t width = std::max({model_.hidden, model_.q_width(), model_.intermediate});
-  // Every unit starts on a boundary of its own.
+  // Every unit starts on a boundary of its own: see Run::unit_offset.
   const auto prepared = [&](std::size_t count, std::size_t k) {
     return count * (kernels_.prepared_bytes(1, k) + vector_bytes);
   };

@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "model.h"
-#include "ops.h"
-#include "step_plan.h"
+#include "decoder/model.h"
+#include "decoder/ops.h"
+#include "decoder/step_plan.h"
 
 namespace twofour {
 
@@ -21,7 +21,8 @@ struct DecoderLimits {
   int threads;
 };
 
-// Memory that the system hands out zeroed, page by page as it is touched.
+// Memory that the system hands out zeroed, page by page as it is touched: limits may be generous,
+// and what no step uses costs nothing.
 class LazyBuffer {
  public:
   explicit LazyBuffer(std::size_t bytes);
@@ -56,7 +57,6 @@ class Decoder {
   void step(const StepInput& input);
 
   std::size_t page_bytes() const { return page_stride_; }
-  const Kernels& kernels() const { return kernels_; }
 
  private:
   struct Mask {

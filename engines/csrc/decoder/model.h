@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../kernels/kernels.h"
+#include "kernels/kernels.h"
 
 namespace twofour {
 
@@ -46,12 +46,6 @@ struct Model {
   std::size_t q_width() const { return heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
   std::size_t group() const { return heads / kv_heads; }
-};
-
-// The weights of one mask: full sets of packed weights, and on top of them a patch or none.
-struct MaskWeights {
-  std::vector<Linears> layers;
-  std::vector<Patches> patches;  // empty: none
 };
 
 }  // namespace twofour

@@ -1,24 +1,15 @@
-#include "ops.h"
-
-#include <stdexcept>
+#include "decoder/ops.h"
 
 namespace twofour {
 
 const DecoderOps& decoder_ops(Isa isa) {
-  switch (isa) {
-    case Isa::portable:
-      return portable::decoder_ops;
+  require_supported(isa);
 #ifdef TWOFOUR_X86
-    case Isa::avx2:
-      return avx2::decoder_ops;
-    case Isa::avx512:
-      return avx512::decoder_ops;
-    case Isa::avx512_bf16:
-      return avx512_bf16::decoder_ops;
+  if (isa == Isa::avx512_bf16) return avx512_bf16_decoder_ops();
+  if (isa == Isa::avx512) return avx512_decoder_ops();
+  if (isa == Isa::avx2) return avx2_decoder_ops();
 #endif
-    default:
-      throw std::runtime_error("the decoder was built without this instruction set");
-  }
+  return portable_decoder_ops();
 }
 
 }  // namespace twofour

@@ -13,7 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../kernels/kernels.h"
+#include "kernels/kernels.h"
 
 namespace twofour {
 
@@ -22,10 +22,15 @@ inline constexpr std::size_t page_positions = 16;
 // by absolute position, so that the order of additions depends on the position alone.
 inline constexpr std::size_t span_positions = 128;
 
+// Compiled anew in each file: see common/lanes.h.
+namespace {
+
 constexpr std::size_t padded_dim(std::size_t head_dim) { return (head_dim + 15) / 16 * 16; }
 constexpr std::size_t head_page_bytes(std::size_t dim) {
   return 2 * page_positions * dim * sizeof(std::uint16_t);
 }
+
+}  // namespace
 
 // Rotary embedding of one head, after an optional RMS norm over the head.
 struct Rotary {
@@ -67,8 +72,8 @@ struct DecoderOps {
   // One head (head_dim floats) -> padded_dim(head_dim) bf16 values, the padding zero.
   void (*rotate)(const float* x, const Rotary& rotary, std::uint16_t* out);
   // Writes one position of one head; `last` says that no later position of the page holds data.
-  void (*store)(const std::uint16_t* key, const float* value, std::size_t head_dim, std::byte* page,
-                std::size_t slot, bool last);
+  void (*store_position)(const std::uint16_t* key, const float* value, std::size_t head_dim,
+                         std::byte* page, std::size_t slot, bool last);
   // Starts `out` afresh and runs over one span.
   void (*attend)(const Attend& a, const Softmax& out);
   // total = total merged with part, of rows x dim; a fresh total has sum 0.
@@ -77,21 +82,15 @@ struct DecoderOps {
   void (*finish)(const float* acc, float sum, std::size_t head_dim, float* out);
 };
 
+// Throws std::invalid_argument unless the instruction set is supported.
 const DecoderOps& decoder_ops(Isa isa);
 
-namespace portable {
-extern const DecoderOps decoder_ops;
-}
+// One per file; decoder_ops chooses.
+const DecoderOps& portable_decoder_ops();
 #ifdef TWOFOUR_X86
-namespace avx2 {
-extern const DecoderOps decoder_ops;
-}
-namespace avx512 {
-extern const DecoderOps decoder_ops;
-}
-namespace avx512_bf16 {
-extern const DecoderOps decoder_ops;
-}
+const DecoderOps& avx2_decoder_ops();
+const DecoderOps& avx512_decoder_ops();
+const DecoderOps& avx512_bf16_decoder_ops();
 #endif
 
 }  // namespace twofour

@@ -1,23 +1,23 @@
 // Decoder operations for AVX-512F.
 #include <immintrin.h>
 
-#include "ops_types.h"
+#include "decoder/ops_impl.h"
 
-namespace twofour::avx512 {
+namespace twofour {
 namespace {
-inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-inline Floats as_floats(Words bits) {
-  Floats v;
-  __builtin_memcpy(&v, &bits, sizeof v);
-  return v;
-}
-inline Floats dot_pairs(Floats acc, Words a, Words b) {
-  const Words high = Words{} + 0xffff0000u;
-  acc = fused(as_floats(a << 16), as_floats(b << 16), acc);
-  return fused(as_floats(a & high), as_floats(b & high), acc);
-}
-}  // namespace
-}  // namespace twofour::avx512
 
-#define TWOFOUR_OPS_NAMESPACE avx512
-#include "ops_impl.h"
+struct Avx512Lanes {
+  static Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static Floats dot_pairs(Floats acc, Words a, Words b) {
+    return dot_pairs_in_two<Avx512Lanes>(acc, a, b);
+  }
+};
+
+}  // namespace
+
+const DecoderOps& avx512_decoder_ops() {
+  static const DecoderOps table = decoder_ops_of<Avx512Lanes>();
+  return table;
+}
+
+}  // namespace twofour

@@ -1,53 +1,61 @@
-// The operations of ops.h in GCC/Clang vector code, compiled once per instruction set by the
-// ops_*.cpp that include it. They define TWOFOUR_OPS_NAMESPACE and `dot_pairs`, `fused` before.
-// Everything is in an anonymous namespace, and nothing of the standard library is called: see
-// kernels/numeric.h.
+// The operations of ops.h, compiled once per instruction set by the ops_*.cpp that include it.
+// `Lanes` is a type of the including file that provides
+//   fused(a, b, c)            a * b + c, rounded once where the instruction set can
+//   dot_pairs(acc, a, b)      acc + a . b over each word's pair of bf16
+// common/lanes.h says why everything is in an anonymous namespace.
 #pragma once
 
-#include "../kernels/numeric.h"
-#include "ops.h"
+#include "common/bf16.h"
+#include "decoder/ops.h"
+#include "kernels/numeric.h"
 
-namespace twofour::TWOFOUR_OPS_NAMESPACE {
+namespace twofour {
 namespace {
 
-constexpr std::size_t lanes = 16;
 constexpr std::size_t chunk_positions = 64;  // scores held in registers: 4 vectors a row
 constexpr std::size_t chunk_tiles = chunk_positions / lanes;
 constexpr int max_rows = 6;  // 6 rows x 4 vectors leave registers for the operands
 
-Floats load(const float* from) {
-  Floats v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-void save(float* to, Floats v) { __builtin_memcpy(to, &v, sizeof v); }
 Words load_words(const void* from) {
-  Words v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-Words splat_word(const void* from) {
-  std::uint32_t word;
-  __builtin_memcpy(&word, from, sizeof word);
-  return Words{} + word;
+  Words x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
 }
 
+// Two neighbouring bf16 in every lane.
+Words splat_pair(const std::uint16_t* from) {
+  std::uint32_t word;
+  __builtin_memcpy(&word, from, sizeof word);
+  return splat(word);
+}
+
+// dot_pairs where there is no instruction for it. The order, first before second, is that of the
+// instruction that there is.
+template <class Lanes>
+Floats dot_pairs_in_two(Floats acc, Words a, Words b) {
+  acc = Lanes::fused(first_of_pairs(a), first_of_pairs(b), acc);
+  return Lanes::fused(second_of_pairs(a), second_of_pairs(b), acc);
+}
+
+// By halves, 8 + 8 lanes, then 4 + 4 ...: an order that is the same whatever registers there are.
 float sum_lanes(Floats v) {
   float total[lanes];
-  save(total, v);
+  store(total, v);
   for (std::size_t half = lanes / 2; half > 0; half /= 2) {
     for (std::size_t i = 0; i < half; ++i) total[i] += total[i + half];
   }
   return total[0];
 }
 
+template <class Lanes>
 void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* out) {
+  // Two chains of sums, so that one's latency hides behind the other.
   Floats even{}, odd{};
   std::size_t i = 0;
   for (; i + 2 * lanes <= n; i += 2 * lanes) {
     const Floats a = load(x + i), b = load(x + i + lanes);
-    even = fused(a, a, even);
-    odd = fused(b, b, odd);
+    even = Lanes::fused(a, a, even);
+    odd = Lanes::fused(b, b, odd);
   }
   float squares = sum_lanes(even + odd);
   for (; i < n; ++i) squares += x[i] * x[i];
@@ -59,6 +67,8 @@ void widen(const std::uint16_t* x, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; ++i) out[i] = bf16_to_float(x[i]);
 }
 
+// Dimension i turns with dimension half + i, as in the checkpoints of Hugging Face (RoFormer, arXiv
+// 2104.09864, has neighbours turn together).
 void rotate(const float* x, const Rotary& r, std::uint16_t* out) {
   const std::size_t half = r.head_dim / 2;
   float factor = 1.0f;
@@ -76,26 +86,29 @@ void rotate(const float* x, const Rotary& r, std::uint16_t* out) {
   for (std::size_t i = r.head_dim; i < padded_dim(r.head_dim); ++i) out[i] = 0;
 }
 
-void store(const std::uint16_t* key, const float* value, std::size_t head_dim, std::byte* page,
-           std::size_t slot, bool last) {
+void store_position(const std::uint16_t* key, const float* value, std::size_t head_dim,
+                    std::byte* page, std::size_t slot, bool last) {
   const std::size_t dim = padded_dim(head_dim);
   for (std::size_t pair = 0; pair < dim / 2; ++pair) {
     __builtin_memcpy(page + (pair * page_positions + slot) * 4, key + 2 * pair, 4);
   }
+  // Of the page's second half: row `slot / 2`, and in each word of it this position's half.
   std::byte* values = page + head_page_bytes(dim) / 2 + (slot / 2) * dim * 4 + (slot % 2) * 2;
   for (std::size_t i = 0; i < dim; ++i) {
     const std::uint16_t v = i < head_dim ? float_to_bf16(value[i]) : std::uint16_t{0};
     __builtin_memcpy(values + 4 * i, &v, 2);
   }
   if (last && slot % 2 == 0) {
-    // Its partner is read with weight zero: whatever a former owner left there must be finite.
+    // Its partner is read with weight zero, and zero times what a former owner of the page left
+    // there must be zero: an infinity would make it NaN.
     const std::uint16_t zero = 0;
     for (std::size_t i = 0; i < dim; ++i) __builtin_memcpy(values + 4 * i + 2, &zero, 2);
   }
 }
 
-// scores[r][64] = scale * q[r] . keys of the chunk's four tiles.
-template <int R>
+// scores[r][64] = scale * q[r] . keys of the chunk's four tiles. Positions are in the lanes, so
+// each sum runs over the dimensions and no lanes are ever added up.
+template <class Lanes, int R>
 void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std::size_t dim,
                float scale, float (*scores)[chunk_positions]) {
   Floats acc[R][chunk_tiles];
@@ -106,20 +119,20 @@ void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std
     Words keys[chunk_tiles];
     for (std::size_t t = 0; t < chunk_tiles; ++t) keys[t] = load_words(tiles[t] + pair * 64);
     for (int r = 0; r < R; ++r) {
-      const Words query = splat_word(q[r] + 2 * pair);
+      const Words query = splat_pair(q[r] + 2 * pair);
       for (std::size_t t = 0; t < chunk_tiles; ++t) {
-        acc[r][t] = dot_pairs(acc[r][t], keys[t], query);
+        acc[r][t] = Lanes::dot_pairs(acc[r][t], keys[t], query);
       }
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (std::size_t t = 0; t < chunk_tiles; ++t) save(scores[r] + t * lanes, acc[r][t] * scale);
+    for (std::size_t t = 0; t < chunk_tiles; ++t) store(scores[r] + t * lanes, acc[r][t] * scale);
   }
 }
 
 // acc[r][v] = acc[r][v] * rescale[r] + weights[r] . values, for V vectors from dimension `first`
-// on.
-template <int R, int V>
+// on. Dimensions are in the lanes here, and each sum runs over the positions.
+template <class Lanes, int R, int V>
 void add_values(const std::uint16_t (*weights)[chunk_positions], const float* rescale,
                 const std::byte* const* tiles, std::size_t pairs, std::size_t dim,
                 std::size_t first, float* acc) {
@@ -135,83 +148,65 @@ void add_values(const std::uint16_t (*weights)[chunk_positions], const float* re
     Words values[V];
     for (int v = 0; v < V; ++v) values[v] = load_words(row + v * 64);
     for (int r = 0; r < R; ++r) {
-      const Words weight = splat_word(weights[r] + 2 * pair);
-      for (int v = 0; v < V; ++v) sum[r][v] = dot_pairs(sum[r][v], values[v], weight);
+      const Words weight = splat_pair(weights[r] + 2 * pair);
+      for (int v = 0; v < V; ++v) sum[r][v] = Lanes::dot_pairs(sum[r][v], values[v], weight);
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      save(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
+      store(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
     }
   }
 }
 
-Floats exp_lanes(Floats x) {
-  const Floats shifted = x * 1.44269504f + 12582912.0f;
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  Floats p = Floats{} + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  Words bits;
-  Words shift;
-  __builtin_memcpy(&bits, &p, sizeof bits);
-  __builtin_memcpy(&shift, &shifted, sizeof shift);
-  bits += shift << 23;
-  __builtin_memcpy(&p, &bits, sizeof bits);
-  return p;
+// All ones in the lanes of tile `tile` whose positions lie in [lo, hi) of the chunk.
+Ints lanes_within(std::size_t tile, std::size_t lo, std::size_t hi) {
+  const Words place = lane_numbers() + static_cast<std::uint32_t>(tile * lanes);
+  return (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
 }
 
-// Turns one row's scores of positions [lo, hi) of the chunk into bf16 weights, zero elsewhere.
-// Returns the factor for what the row has accumulated so far.
-float soften(const float* scores, std::size_t lo, std::size_t hi, float* max, float* sum,
+// One step of the running softmax (arXiv 1805.02867): turns a row's scores of positions [lo, hi) of
+// the chunk into bf16 weights relative to the highest score so far, zero elsewhere. Returns the
+// factor that makes what the row has accumulated relative to it, too.
+float soften(const float* scores, std::size_t lo, std::size_t hi, float* highest, float* sum,
              std::uint16_t* weights) {
-  const Words index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const float lowest = -3.0e38f;
+  // Finite, unlike -infinity: the difference of two of them is a number.
+  const Floats lowest = splat(-3.0e38f);
   Floats shown[chunk_tiles];
-  Floats best = Floats{} + lowest;
+  Floats best = lowest;
   for (std::size_t t = 0; t < chunk_tiles; ++t) {
-    const Words place = index + static_cast<std::uint32_t>(t * lanes);
-    const auto inside =
-        (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
-    shown[t] = inside ? load(scores + t * lanes) : Floats{} + lowest;
-    best = shown[t] > best ? shown[t] : best;
+    // Scores of unseen positions are of whatever the cache holds there, perhaps NaN: a selection
+    // drops them, where adding a large negative number would not.
+    shown[t] = lanes_within(t, lo, hi) ? load(scores + t * lanes) : lowest;
+    best = max(shown[t], best);
   }
   float lane[lanes];
-  save(lane, best);
-  float top = *sum > 0.0f ? *max : lowest;
+  store(lane, best);
+  float top = *sum > 0.0f ? *highest : -3.0e38f;
   for (std::size_t i = 0; i < lanes; ++i) top = lane[i] > top ? lane[i] : top;
   Floats total{};
   for (std::size_t t = 0; t < chunk_tiles; ++t) {
-    const Words place = index + static_cast<std::uint32_t>(t * lanes);
-    const auto inside =
-        (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
-    Floats x = shown[t] - top;
-    x = x < -87.0f ? Floats{} - 87.0f : x;
-    const Floats weight = inside ? exp_lanes(x) : Floats{};
+    const Floats weight =
+        lanes_within(t, lo, hi) ? exp_nonpositive<Taylor>(shown[t] - top) : Floats{};
     total += weight;
     float out[lanes];
-    save(out, weight);
+    store(out, weight);
     for (std::size_t i = 0; i < lanes; ++i) weights[t * lanes + i] = float_to_bf16(out[i]);
   }
-  const float before = *sum > 0.0f ? exp_clamped(*max - top) : 0.0f;
+  const float before = *sum > 0.0f ? exp_clamped(*highest - top) : 0.0f;
   *sum = *sum * before + sum_lanes(total);
-  *max = top;
+  *highest = top;
   return before;
 }
 
-template <int R>
+template <class Lanes, int R>
 void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* tiles,
                    std::size_t start, std::size_t stop, const Softmax& out) {
   float scores[R][chunk_positions];
   std::uint16_t weights[R][chunk_positions];
   float rescale[R];
-  scores_of<R>(a.q + row, tiles, a.dim, a.scale, scores);
-  std::size_t last = 0;
+  scores_of<Lanes, R>(a.q + row, tiles, a.dim, a.scale, scores);
+  std::size_t last = 0;  // end of the positions that any of the rows sees
   for (int r = 0; r < R; ++r) {
     const std::size_t at = row + static_cast<std::size_t>(r);
     const std::size_t seen = static_cast<std::size_t>(a.position[at]) + 1;
@@ -220,7 +215,7 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
                                    : 0;
     const std::size_t lo = oldest > start ? oldest - start : 0;
     const std::size_t hi = seen > start ? smaller(seen, stop) - start : 0;
-    if (lo >= hi) {
+    if (lo >= hi) {  // sees nothing of this chunk
       for (std::size_t i = 0; i < chunk_positions; ++i) weights[r][i] = 0;
       rescale[r] = 1.0f;
       continue;
@@ -232,25 +227,27 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
   float* acc = out.acc + row * a.dim;
   std::size_t first = 0;
   for (; first + 4 * lanes <= a.dim; first += 4 * lanes) {
-    add_values<R, 4>(weights, rescale, tiles, pairs, a.dim, first, acc);
+    add_values<Lanes, R, 4>(weights, rescale, tiles, pairs, a.dim, first, acc);
   }
   for (; first < a.dim; first += lanes) {
-    add_values<R, 1>(weights, rescale, tiles, pairs, a.dim, first, acc);
+    add_values<Lanes, R, 1>(weights, rescale, tiles, pairs, a.dim, first, acc);
   }
 }
 
-using ChunkOfRows = void (*)(const Attend&, std::size_t, const std::byte* const*, std::size_t,
-                             std::size_t, const Softmax&);
-constexpr ChunkOfRows chunk_of[max_rows] = {chunk_of_rows<1>, chunk_of_rows<2>, chunk_of_rows<3>,
-                                            chunk_of_rows<4>, chunk_of_rows<5>, chunk_of_rows<6>};
-
+template <class Lanes>
 void attend(const Attend& a, const Softmax& out) {
+  // The number of rows is a constant of each, so that their sums stay in registers.
+  static constexpr void (*chunk_of[max_rows])(const Attend&, std::size_t, const std::byte* const*,
+                                              std::size_t, std::size_t, const Softmax&) = {
+      chunk_of_rows<Lanes, 1>, chunk_of_rows<Lanes, 2>, chunk_of_rows<Lanes, 3>,
+      chunk_of_rows<Lanes, 4>, chunk_of_rows<Lanes, 5>, chunk_of_rows<Lanes, 6>};
   for (std::size_t r = 0; r < a.rows; ++r) out.max[r] = out.sum[r] = 0.0f;
   for (std::size_t i = 0; i < a.rows * a.dim; ++i) out.acc[i] = 0.0f;
   const std::size_t last_page = (a.end - 1) / page_positions;
   for (std::size_t start = a.begin; start < a.end; start += chunk_positions) {
     const std::byte* tiles[chunk_tiles];
     for (std::size_t t = 0; t < chunk_tiles; ++t) {
+      // A chunk that ends early reads its last page again instead of branching; no row sees that.
       const std::size_t page = smaller(start / page_positions + t, last_page);
       tiles[t] = a.cache + static_cast<std::size_t>(a.pages[page]) * a.page_stride;
     }
@@ -267,7 +264,7 @@ void merge(std::size_t rows, std::size_t dim, const Softmax& part, const Softmax
     float* acc = total.acc + r * dim;
     const float* more = part.acc + r * dim;
     if (part.sum[r] == 0.0f) continue;
-    if (total.sum[r] == 0.0f) {
+    if (total.sum[r] == 0.0f) {  // what its maximum and accumulator hold is of another step
       total.max[r] = part.max[r];
       total.sum[r] = part.sum[r];
       for (std::size_t i = 0; i < dim; ++i) acc[i] = more[i];
@@ -287,8 +284,10 @@ void finish(const float* acc, float sum, std::size_t head_dim, float* out) {
   for (std::size_t i = 0; i < head_dim; ++i) out[i] = acc[i] * factor;
 }
 
+template <class Lanes>
+constexpr DecoderOps decoder_ops_of() {
+  return {rms_norm<Lanes>, widen, rotate, store_position, attend<Lanes>, merge, finish};
+}
+
 }  // namespace
-
-const DecoderOps decoder_ops = {rms_norm, widen, rotate, store, attend, merge, finish};
-
-}  // namespace twofour::TWOFOUR_OPS_NAMESPACE
+}  // namespace twofour

@@ -1,7 +1,9 @@
-#include "run.h"
+#include "decoder/run.h"
 
 #include <algorithm>
 #include <cmath>
+
+#include "common/bf16.h"
 
 namespace twofour {
 
@@ -9,11 +11,6 @@ namespace {
 
 float* floats(const std::unique_ptr<LazyBuffer>& buffer) {
   return reinterpret_cast<float*>(buffer->data());
-}
-
-// Tokens [begin, end) of `thread`.
-Range part(std::size_t total, std::size_t thread, std::size_t count) {
-  return share(total, thread, count);
 }
 
 }  // namespace
@@ -42,6 +39,9 @@ Decoder::Run::Run(Decoder& decoder, const StepInput& input, const StepPlan& plan
       replicate_(plan.tokens <= few_tokens),
       barrier_(threads) {}
 
+// Threads share each phase's rows or tokens and wait for one another before the next phase reads
+// what they wrote. A wait costs microseconds, as much as a small layer's product, so what is cheap
+// enough is done by every thread for itself instead (see few_tokens).
 void Decoder::Run::work(std::size_t thread, std::size_t count) {
   embed(thread, count);
   barrier_.wait();
@@ -54,7 +54,7 @@ void Decoder::Run::work(std::size_t thread, std::size_t count) {
 
 void Decoder::Run::embed(std::size_t thread, std::size_t count) {
   const std::size_t half = m_.head_dim / 2;
-  const Range tokens = part(plan_.tokens, thread, count);
+  const Range tokens = share(plan_.tokens, thread, count);
   for (std::size_t t = tokens.begin; t < tokens.end; ++t) {
     const auto id = static_cast<std::size_t>(in_.tokens[t]);
     float* row = residual_ + t * m_.hidden;
@@ -65,8 +65,8 @@ void Decoder::Run::embed(std::size_t thread, std::size_t count) {
       for (std::size_t i = 0; i < m_.hidden; i += 2) {
         std::uint16_t pair[2];
         __builtin_memcpy(pair, m_.head.data + dense_place(m_.hidden, id, i), sizeof pair);
-        row[i] = as_float(std::uint32_t{pair[0]} << 16);
-        if (i + 1 < m_.hidden) row[i + 1] = as_float(std::uint32_t{pair[1]} << 16);
+        row[i] = bf16_to_float(pair[0]);
+        if (i + 1 < m_.hidden) row[i + 1] = bf16_to_float(pair[1]);
       }
     }
     float* angles = floats(d_.rotary_) + t * m_.head_dim;
@@ -94,6 +94,8 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
     barrier_.wait();
   }
   Scratch& scratch = *d_.scratch_[thread];
+  // Items take different times (a sequence of 16 positions, one of 16,000), so whoever is free
+  // takes the next. Each layer counts for itself: resetting one counter would need another wait.
   for (;;) {
     const std::size_t next = d_.next_item_[layer].fetch_add(1, std::memory_order_relaxed);
     if (next >= plan_.items.size()) break;
@@ -124,7 +126,7 @@ void Decoder::Run::head(std::size_t thread, std::size_t count) {
   const bool alone = rows <= few_tokens;
   Scratch& scratch = *d_.scratch_[thread];
   std::byte* to = alone ? scratch.prepared.data() : d_.prepared_->data();
-  const Range mine = alone ? Range{0, rows} : part(rows, thread, count);
+  const Range mine = alone ? Range{0, rows} : share(rows, thread, count);
   for (std::size_t r = mine.begin; r < mine.end; ++r) {
     const float* x = residual_ + static_cast<std::size_t>(in_.logit_rows[r]) * m_.hidden;
     d_.ops_.rms_norm(x, m_.final_norm, m_.hidden, m_.eps, scratch.row.data());
@@ -141,7 +143,7 @@ const std::byte* Decoder::Run::prepare(std::size_t k, std::size_t thread, std::s
                                        Fill fill) {
   Scratch& scratch = *d_.scratch_[thread];
   std::byte* to = replicate_ ? scratch.prepared.data() : d_.prepared_->data();
-  const Range mine = replicate_ ? Range{0, plan_.tokens} : part(plan_.tokens, thread, count);
+  const Range mine = replicate_ ? Range{0, plan_.tokens} : share(plan_.tokens, thread, count);
   for (std::size_t t = mine.begin; t < mine.end; ++t) {
     const std::size_t number = plan_.places[t].unit;
     const Unit& unit = plan_.units[number];
@@ -176,6 +178,8 @@ void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared,
   for (std::size_t number = 0; number < plan_.units.size(); ++number) {
     const Unit& unit = plan_.units[number];
     const Linears& linears = d_.sets_[unit.weights][layer];
+    // The row blocks of all jobs are shared as if they were one matrix: three small ones (query,
+    // key and value) would not divide evenly, each by itself.
     std::size_t blocks = 0;
     for (const Job& job : jobs) blocks += row_blocks(linears[job.id].n);
     const Range mine = share(blocks, thread, count);
@@ -225,6 +229,7 @@ void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size
                      0};
     const Range mine = share(row_blocks(width), thread, count);
     if (mine.begin == mine.end) continue;
+    // A bias, a patch or another layout of one of the two must reach its product before they meet.
     const bool apart = gate.layout != up.layout || m_.layers[layer].bias[gate_proj] ||
                        m_.layers[layer].bias[up_proj] || patched(number, layer, gate_proj) ||
                        patched(number, layer, up_proj);
@@ -248,7 +253,8 @@ void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size
 }
 
 std::size_t Decoder::Run::unit_offset(std::size_t unit, std::size_t k) const {
-  // Units are few, tokens of a unit many: room for its own alignment beside each token suffices.
+  // As if each token before took one vector more than it does, rounded down to whole vectors: a
+  // unit then ends before the next begins, and begins aligned, without a sum over the units.
   return plan_.units[unit].begin * (d_.kernels_.prepared_bytes(1, k) + vector_bytes) /
          vector_bytes * vector_bytes;
 }

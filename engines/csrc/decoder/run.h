@@ -3,17 +3,14 @@
 
 #include <initializer_list>
 
-#include "../kernels/numeric.h"
-#include "barrier.h"
-#include "decoder.h"
+#include "decoder/barrier.h"
+#include "decoder/decoder.h"
+#include "kernels/numeric.h"
 
 namespace twofour {
 
 // Up to this many tokens every thread prepares all of them for itself: cheaper than a barrier.
 inline constexpr std::size_t few_tokens = 4;
-
-// Rows of query heads that one attention item may have.
-inline constexpr std::size_t item_tokens = 16;
 
 struct Decoder::Scratch {
   Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes);

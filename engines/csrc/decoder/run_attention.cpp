@@ -1,7 +1,7 @@
 // The attention part of a step: rotary embedding, the cache, and the softmax over pages.
 #include <cmath>
 
-#include "run.h"
+#include "decoder/run.h"
 
 namespace twofour {
 
@@ -49,8 +49,9 @@ void Decoder::Run::store_key_value(std::size_t layer, std::size_t token, std::si
   d_.ops_.rotate(row, rotary(token, m_.layers[layer].k_norm), scratch.key.data());
   const auto position = static_cast<std::size_t>(place.position);
   const bool last = static_cast<std::size_t>(in_.token_begin[place.sequence + 1]) == token + 1;
-  d_.ops_.store(scratch.key.data(), row + m_.kv_width(), m_.head_dim,
-                page(layer, place.sequence, position, kv_head), position % page_positions, last);
+  d_.ops_.store_position(scratch.key.data(), row + m_.kv_width(), m_.head_dim,
+                         page(layer, place.sequence, position, kv_head), position % page_positions,
+                         last);
 }
 
 void Decoder::Run::rotate_tokens(std::size_t layer, std::size_t thread, std::size_t count) {
@@ -89,6 +90,8 @@ void Decoder::Run::attend_single(std::size_t layer, const AttentionItem& item, S
   const TokenPlace& place = plan_.places[item.token];
   const auto position = static_cast<std::size_t>(place.position);
   const bool holds_own = item.end == position + 1;
+  // Of the token's spans only the last holds its own position, so this item alone reads the key and
+  // the value that it writes here, and a step of single tokens needs no wait between the two.
   if (plan_.single_tokens && holds_own) store_key_value(layer, item.token, item.kv_head, scratch);
   for (std::size_t r = 0; r < group; ++r) {
     rotate_query(layer, item.token, item.kv_head * group + r, scratch.queries.data() + r * dim);

@@ -1,17 +1,14 @@
-#include "step_plan.h"
+#include "decoder/step_plan.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "decoder.h"
+#include "decoder/decoder.h"
 
 namespace twofour {
 
 namespace {
-
-// Tokens of a longer sequence that one thread takes at a time.
-constexpr std::size_t query_tile = 16;
 
 [[noreturn]] void bad(const std::string& what) {
   throw std::invalid_argument("decoder step: " + what);
@@ -71,6 +68,7 @@ StepPlan Decoder::plan(const StepInput& in) const {
     const auto start = static_cast<std::size_t>(in.start[s]);
     const auto number = static_cast<std::size_t>(in.masks[s]);
     const Mask& mask = masks_[number];
+    // Only neighbours are joined: the caller sorts sequences by weights, and each set is read once.
     if (plan.units.empty() || plan.units.back().weights != mask.weights) {
       plan.units.push_back({mask.weights, begin, begin});
     }
@@ -89,6 +87,9 @@ StepPlan Decoder::plan(const StepInput& in) const {
     }
     const bool single = end - begin == 1;
     plan.single_tokens = plan.single_tokens && single;
+    // A lone token is divided by positions, since it has nothing else to divide; longer sequences
+    // are divided by tokens. Both merge spans that start at multiples of span_positions, in order:
+    // the additions are the same, whichever way a token is computed.
     const std::size_t spans = start / span_positions + 1;
     for (std::size_t t = begin; t < end; ++t) {
       plan.places[t] = {s, static_cast<std::int32_t>(start + t - begin), unit, plan.partials,
@@ -102,8 +103,8 @@ StepPlan Decoder::plan(const StepInput& in) const {
                                 std::min(first + span_positions, start + 1), plan.partials++});
         }
       } else {
-        for (std::size_t t = begin; t < end; t += query_tile) {
-          const std::size_t count = std::min(query_tile, end - t);
+        for (std::size_t t = begin; t < end; t += item_tokens) {
+          const std::size_t count = std::min(item_tokens, end - t);
           plan.items.push_back({s, head, t, count, 0, start + (t - begin) + count, 0});
         }
       }

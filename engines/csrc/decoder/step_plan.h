@@ -36,6 +36,9 @@ struct PatchRun {
   std::vector<std::uint32_t> which;  // relative to the unit
 };
 
+// Tokens of a longer sequence that one attention item has at most.
+inline constexpr std::size_t item_tokens = 16;
+
 // A share of the attention: either spans of a sequence with one token, whose results `partial`
 // numbers, or consecutive tokens of a longer one from the first position they see.
 struct AttentionItem {

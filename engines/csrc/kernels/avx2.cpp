@@ -3,10 +3,10 @@
 // table index.
 #include <immintrin.h>
 
-#include "driver.h"
-#include "positions.h"
-#include "prefetch.h"
-#include "tables.h"
+#include "kernels/driver.h"
+#include "kernels/positions.h"
+#include "kernels/prefetch.h"
+#include "kernels/tables.h"
 
 namespace twofour {
 namespace {
@@ -21,6 +21,8 @@ struct Avx2Ops {
   static __m256i load(const std::byte* at) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   }
+  // The two bf16 of each word as floats: a bf16 is the upper half of a float, whose lower half is
+  // zero.
   static __m256 low(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
   static __m256 high(__m256i pairs) {
     return _mm256_castsi256_ps(
@@ -66,6 +68,9 @@ struct Avx2Ops {
     const __m256i codes[2] = {load(from), load(from + 32)};
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
+      // vpermd looks each row's code up among the six entries; it reads three bits of an index, so
+      // the group's nibble needs no mask, only to be the lowest. What it finds holds the two places
+      // four bits apart, and is itself an index for vpermps as it is and shifted once.
       const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(positions.entry[g]));
       for (int h = 0; h < 2; ++h) {
         const __m256i first =
@@ -135,6 +140,9 @@ struct Avx2Ops {
 
 }  // namespace
 
-Kernels avx2_kernels() { return Driver<Avx2Ops>::table(Isa::avx2, "avx2"); }
+const Kernels& avx2_kernels() {
+  static const Kernels table = Driver<Avx2Ops>::table();
+  return table;
+}
 
 }  // namespace twofour

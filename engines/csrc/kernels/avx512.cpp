@@ -2,10 +2,10 @@
 // (rounded to bf16 first), and a pair costs two permutes and two fused multiply-adds.
 #include <immintrin.h>
 
-#include "driver.h"
-#include "positions.h"
-#include "prefetch.h"
-#include "tables.h"
+#include "kernels/driver.h"
+#include "kernels/positions.h"
+#include "kernels/prefetch.h"
+#include "kernels/tables.h"
 
 namespace twofour {
 namespace {
@@ -17,6 +17,8 @@ struct Avx512Ops {
   static constexpr std::size_t max_tokens = 8;
   static constexpr bool expands = false;
 
+  // The two bf16 of each word as floats: a bf16 is the upper half of a float, whose lower half is
+  // zero.
   static __m512 low(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
   static __m512 high(__m512i pairs) {
     return _mm512_castsi512_ps(
@@ -54,6 +56,9 @@ struct Avx512Ops {
     for (int r = 0; r < R; ++r) codes[r] = _mm512_loadu_si512(w[r] + offset);
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) {
+      // vpermd looks each row's code up among the six entries; it reads four bits of an index, so
+      // the group's nibble needs no mask, only to be the lowest. What it finds holds the two places
+      // four bits apart, and is itself an index for vpermps as it is and shifted once.
       const __m512i table = _mm512_load_si512(positions.entry[g]);
       for (int r = 0; r < R; ++r) {
         const __m512i first = _mm512_permutexvar_epi32(
@@ -135,6 +140,9 @@ struct Avx512Ops {
 
 }  // namespace
 
-Kernels avx512_kernels() { return Driver<Avx512Ops>::table(Isa::avx512, "avx512"); }
+const Kernels& avx512_kernels() {
+  static const Kernels table = Driver<Avx512Ops>::table();
+  return table;
+}
 
 }  // namespace twofour

@@ -6,10 +6,10 @@
 // positions, which do not depend on the token, are shared by all tokens of a panel.
 #include <immintrin.h>
 
-#include "driver.h"
-#include "positions.h"
-#include "prefetch.h"
-#include "tables.h"
+#include "kernels/driver.h"
+#include "kernels/positions.h"
+#include "kernels/prefetch.h"
+#include "kernels/tables.h"
 
 namespace twofour {
 namespace {
@@ -52,7 +52,8 @@ struct Bf16Ops {
     }
   }
 
-  // Positions of the kept inputs of group g, for 16 rows.
+  // Positions of the kept inputs of group g, for 16 rows: 16-bit indices, as vpermw takes them.
+  // vpermd reads four bits of an index, so the group's nibble needs no mask, only to be the lowest.
   static __m512i positions_of(__m512i codes, int g) {
     return _mm512_permutexvar_epi32(_mm512_srli_epi32(codes, static_cast<unsigned>(4 * g)),
                                     _mm512_load_si512(positions.entry[g]));
@@ -163,6 +164,9 @@ struct Bf16Ops {
 
 }  // namespace
 
-Kernels avx512_bf16_kernels() { return Driver<Bf16Ops>::table(Isa::avx512_bf16, "avx512_bf16"); }
+const Kernels& avx512_bf16_kernels() {
+  static const Kernels table = Driver<Bf16Ops>::table();
+  return table;
+}
 
 }  // namespace twofour

@@ -15,8 +15,9 @@
 // consecutive memory whatever k is, with no two tokens a power of two apart.
 #pragma once
 
-#include "kernels.h"
-#include "numeric.h"
+#include "common/bf16.h"
+#include "kernels/kernels.h"
+#include "kernels/numeric.h"
 
 namespace twofour {
 namespace {
@@ -99,18 +100,18 @@ struct Driver {
     }
   }
 
-  template <class Source>
-  static void prepare(const Source* x, std::size_t stride, std::size_t tokens, std::size_t k,
+  template <class Value>
+  static void prepare(const Value* x, std::size_t stride, std::size_t tokens, std::size_t k,
                       void* prepared, std::size_t begin, std::size_t end) {
     const Panels p = panels(tokens);
     const std::size_t tiles = input_tiles(k);
     Activation* out = static_cast<Activation*>(prepared);
     for (std::size_t token = begin; token < end; ++token) {
-      const Source* row = x + token * stride;
+      const Value* row = x + token * stride;
       const std::size_t step = p.size(p.of(token)) * tile_inputs;
       Activation* to = out + place(p, tiles, token, 0);
       for (std::size_t tile = 0; tile < tiles; ++tile, to += step) {
-        const Source* from = row + tile * tile_inputs;
+        const Value* from = row + tile * tile_inputs;
         const std::size_t valid = smaller(tile_inputs, k - tile * tile_inputs);
         if (valid == tile_inputs) {
           for (std::size_t i = 0; i < tile_inputs; ++i) to[i] = rounded(from[i]);
@@ -316,9 +317,9 @@ struct Driver {
     }
   }
 
-  static Kernels table(Isa isa, const char* name) {
-    return {isa,   name,     prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear,
-            gated, silu_mul, patch_add,      Ops::read,      Ops::kernel_name};
+  static constexpr Kernels table() {
+    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated, silu_mul,
+            patch_add,      Ops::read,      Ops::kernel_name};
   }
 
  private:

@@ -17,11 +17,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "layout.h"
+#include "common/isa.h"
+#include "kernels/layout.h"
 
 namespace twofour {
-
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 // Packed weights, not owned. Any alignment works; 64 bytes is fastest.
 struct Weights {
@@ -62,9 +61,6 @@ Range share(std::size_t blocks, std::size_t index, std::size_t count);
 
 // The kernels of one instruction set.
 struct Kernels {
-  Isa isa;
-  const char* name;
-
   // Bytes of prepared activations for `tokens` rows of k inputs; align the buffer to 64.
   std::size_t (*prepared_bytes)(std::size_t tokens, std::size_t k);
   // Prepares tokens [begin, end) of `tokens`; x is the whole batch, `stride` elements between
@@ -97,11 +93,9 @@ struct Kernels {
   const char* (*kernel_name)(Layout layout, std::size_t tokens);
 };
 
-// Dispatch. The active table is chosen once: TWOFOUR_ISA if set, else the best that the CPU has.
-bool supported(Isa isa);              // compiled in, and the CPU and the OS have it
-const Kernels& kernels_for(Isa isa);  // throws std::runtime_error unless supported
-const Kernels& active_kernels();      // throws std::runtime_error for a bad TWOFOUR_ISA
-const char* isa_name(Isa isa);
-bool isa_from_name(const char* name, Isa* isa);
+// Throws std::invalid_argument unless the instruction set is supported.
+const Kernels& kernels_for(Isa isa);
+// Those of active_isa(); throws what that throws.
+const Kernels& active_kernels();
 
 }  // namespace twofour

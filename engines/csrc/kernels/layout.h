@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/patterns.h"
+
 namespace twofour {
 
 // The value is stored in engine directories: never renumber.
@@ -24,33 +26,29 @@ inline constexpr std::size_t vector_bytes = 64;
 inline constexpr std::size_t sparse_tile_bytes = vector_bytes * (1 + tile_groups);
 inline constexpr std::size_t dense_tile_bytes = vector_bytes * (tile_inputs / 2);
 
-// Positions kept by pattern codes 0-5: 1100 1010 1001 0110 0101 0011.
-inline constexpr std::size_t pattern_count = 6;
-inline constexpr std::uint8_t pattern_pairs[pattern_count][2] = {{0, 1}, {0, 2}, {0, 3},
-                                                                 {1, 2}, {1, 3}, {2, 3}};
-
-// `static`: see numeric.h.
-static constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
-static constexpr std::size_t input_tiles(std::size_t k) {
-  return (k + tile_inputs - 1) / tile_inputs;
-}
-static constexpr std::size_t tile_bytes(Layout layout) {
-  return layout == Layout::sparse24_bf16 ? sparse_tile_bytes : dense_tile_bytes;
-}
-static constexpr std::size_t block_bytes(Layout layout, std::size_t k) {
-  return input_tiles(k) * tile_bytes(layout);
-}
-static constexpr std::size_t packed_bytes(Layout layout, std::size_t n, std::size_t k) {
-  return row_blocks(n) * block_bytes(layout, k);
-}
-
 // Where one group lives in the sparse layout.
 struct GroupPlace {
   std::size_t code_byte;  // its code is a nibble of this byte
   unsigned code_shift;    // 0 or 4
   std::size_t values;     // byte offset of its two kept bf16 values
 };
-static constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::size_t group) {
+
+// Compiled anew in each file: see common/lanes.h.
+namespace {
+
+constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
+constexpr std::size_t input_tiles(std::size_t k) { return (k + tile_inputs - 1) / tile_inputs; }
+constexpr std::size_t tile_bytes(Layout layout) {
+  return layout == Layout::sparse24_bf16 ? sparse_tile_bytes : dense_tile_bytes;
+}
+constexpr std::size_t block_bytes(Layout layout, std::size_t k) {
+  return input_tiles(k) * tile_bytes(layout);
+}
+constexpr std::size_t packed_bytes(Layout layout, std::size_t n, std::size_t k) {
+  return row_blocks(n) * block_bytes(layout, k);
+}
+
+constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::size_t group) {
   const std::size_t tile = (row / tile_rows) * block_bytes(Layout::sparse24_bf16, k) +
                            (group / tile_groups) * sparse_tile_bytes;
   const std::size_t lane = row % tile_rows, in_tile = group % tile_groups;
@@ -59,11 +57,12 @@ static constexpr GroupPlace group_place(std::size_t k, std::size_t row, std::siz
 }
 
 // Byte offset of weight (row, input) in the dense layout.
-static constexpr std::size_t dense_place(std::size_t k, std::size_t row, std::size_t input) {
+constexpr std::size_t dense_place(std::size_t k, std::size_t row, std::size_t input) {
   const std::size_t in_tile = input % tile_inputs;
   return (row / tile_rows) * block_bytes(Layout::dense_bf16, k) +
          (input / tile_inputs) * dense_tile_bytes + (in_tile / 2) * vector_bytes +
          4 * (row % tile_rows) + 2 * (in_tile % 2);
 }
 
+}  // namespace
 }  // namespace twofour

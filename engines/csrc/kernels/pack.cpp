@@ -1,9 +1,7 @@
-#include "pack.h"
+#include "kernels/pack.h"
 
 #include <algorithm>
 #include <cstring>
-
-#include "numeric.h"
 
 namespace twofour {
 namespace {
@@ -89,22 +87,6 @@ void unpack(const Weights& w, std::uint16_t* dense, std::size_t stride, std::uin
       weights[pattern_pairs[code][1]] = get(w.data + place.values + 2);
       if (codes) codes[row * groups + group] = static_cast<std::uint8_t>(code);
     }
-  }
-}
-
-void unpack_row(const Weights& w, std::size_t row, float* values) {
-  if (w.layout == Layout::dense_bf16) {
-    for (std::size_t input = 0; input < w.k; ++input) {
-      values[input] = bf16_to_float(get(w.data + dense_place(w.k, row, input)));
-    }
-    return;
-  }
-  std::fill_n(values, w.k, 0.0f);
-  for (std::size_t group = 0; group < w.k / 4; ++group) {
-    const GroupPlace place = group_place(w.k, row, group);
-    const std::uint8_t* pair = pattern_pairs[code_at(w.data, place)];
-    values[4 * group + pair[0]] = bf16_to_float(get(w.data + place.values));
-    values[4 * group + pair[1]] = bf16_to_float(get(w.data + place.values + 2));
   }
 }
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace twofour {
 
@@ -21,9 +21,6 @@ void pack_dense(const std::uint16_t* dense, std::size_t stride, std::size_t n, s
 // layout.
 void unpack(const Weights& packed, std::uint16_t* dense, std::size_t stride, std::uint8_t* codes,
             std::size_t begin, std::size_t end);
-
-// Row `row` of either layout as k floats, zero where dropped: embedding look-up in a packed head.
-void unpack_row(const Weights& packed, std::size_t row, float* values);
 
 // What a kernel relies on: codes below 6, and zeros beyond n and k.
 enum class Fault : int { none, code, padding };

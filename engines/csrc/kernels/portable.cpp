@@ -1,6 +1,7 @@
 // The portable kernels: what every layout means, in scalar code. Correct rather than fast.
-#include "driver.h"
-#include "tables.h"
+#include "common/bf16.h"
+#include "kernels/driver.h"
+#include "kernels/tables.h"
 
 namespace twofour {
 namespace {
@@ -87,6 +88,9 @@ struct PortableOps {
 
 }  // namespace
 
-Kernels portable_kernels() { return Driver<PortableOps>::table(Isa::portable, "portable"); }
+const Kernels& portable_kernels() {
+  static const Kernels table = Driver<PortableOps>::table();
+  return table;
+}
 
 }  // namespace twofour

@@ -1,7 +1,7 @@
 // Tables from pattern codes to the places of the two kept inputs, for a lane permute to look up.
 #pragma once
 
-#include "layout.h"
+#include "kernels/layout.h"
 
 namespace twofour {
 namespace {

@@ -1,7 +1,7 @@
 // Prefetching of weights that are read once: at few tokens nothing else decides the speed.
 #pragma once
 
-#include "driver.h"
+#include "kernels/driver.h"
 
 namespace twofour {
 namespace {

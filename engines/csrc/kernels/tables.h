@@ -1,14 +1,16 @@
-// One function per instruction set's file. Only those that were compiled in may be called, and only
-// on a CPU that has the instruction set; dispatch.cpp sees to both.
+// One function per instruction set's file, which may be called only on a machine that has the
+// instruction set; dispatch.cpp sees to that.
 #pragma once
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace twofour {
 
-Kernels portable_kernels();
-Kernels avx2_kernels();
-Kernels avx512_kernels();
-Kernels avx512_bf16_kernels();
+const Kernels& portable_kernels();
+#ifdef TWOFOUR_X86
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512_bf16_kernels();
+#endif
 
 }  // namespace twofour

@@ -1,4 +1,4 @@
-#include "team.h"
+#include "kernels/team.h"
 
 #include <omp.h>
 
@@ -8,6 +8,17 @@
 #include <new>
 
 namespace twofour {
+
+Range share(std::size_t blocks, std::size_t index, std::size_t count) {
+  // Shares are even numbers of blocks, because kernels take two at a time.
+  const std::size_t pairs = (blocks + 1) / 2;
+  const auto bound = [&](std::size_t i) {
+    const std::size_t at = 2 * (pairs * i / count);
+    return at < blocks ? at : blocks;
+  };
+  return {bound(index), bound(index + 1)};
+}
+
 namespace {
 
 int team_size(int threads) { return threads > 0 ? threads : omp_get_max_threads(); }

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels.h"
-#include "pack.h"
+#include "kernels/kernels.h"
+#include "kernels/pack.h"
 
 namespace twofour {
 
