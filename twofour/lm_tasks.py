@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from twofour.scoring import Subject
 
 DEFINITIONS = Path(__file__).with_name("tasks")
@@ -57,7 +59,6 @@ def run_tasks(
     try:
         import datasets
         from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise TaskError(f"tasks need lm-eval ({error}): pip install 'twofour[eval]'") from error
     from twofour.lm_adapter import SubjectLM
@@ -65,10 +66,7 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     wanted = [_local_task(spec) if "=" in spec else spec for spec in specs]
-    manager = TaskManager(
-        include_path=None if folder is None else str(folder),
-        include_defaults=any(isinstance(task, str) for task in wanted),
-    )
+    manager = _task_manager({task for task in wanted if isinstance(task, str)}, folder)
     try:
         loaded = manager.load(copy.deepcopy(wanted))["tasks"].values()
     except (KeyError, OSError, ValueError) as error:
@@ -95,6 +93,21 @@ def run_tasks(
         }
         for name, found in result["results"].items()
     }
+
+
+def _task_manager(names: set[str], folder: Path | None) -> TaskManager:
+    """A manager that knows the tasks of `folder` and, where one of `names` needs them, lm-eval's.
+
+    lm-eval reads 13,000 files to learn its own names, which takes minutes on a busy machine.
+    """
+    from lm_eval.tasks import TaskManager
+
+    own = None if folder is None else str(folder)
+    manager = TaskManager(include_path=own, include_defaults=False)
+    # Groups and tags may take in tasks from anywhere.
+    if names <= set(manager.all_subtasks):
+        return manager
+    return TaskManager(include_path=own)
 
 
 def _local_task(spec: str) -> dict[str, Any]:

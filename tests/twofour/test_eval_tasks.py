@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks.manager
 import pytest
+from lm_eval.tasks._index import TaskIndex
 from typer.testing import CliRunner
 
 from engines.build import BuildRequest
@@ -112,7 +115,31 @@ metric_list:
 """
 
 
-def test_own_definitions_and_texts_without_context(folder: Path, tmp_path: Path) -> None:
+@dataclass
+class Library:
+    """A small folder in place of lm-eval's own definitions, which take long to read."""
+
+    folder: Path
+    indexed: list[Path]
+
+
+@pytest.fixture
+def library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Library:
+    library = Library(tmp_path_factory.mktemp("library"), [])
+    build_index = TaskIndex.build
+
+    def recording(self: TaskIndex, paths: list[Path], **options: bool) -> dict[str, Any]:
+        library.indexed.extend(paths)
+        return build_index(paths, **options)
+
+    monkeypatch.setattr(lm_eval.tasks.manager, "__file__", str(library.folder / "manager.py"))
+    monkeypatch.setattr(TaskIndex, "build", recording)
+    return library
+
+
+def test_own_definitions_and_texts_without_context(
+    folder: Path, tmp_path: Path, library: Library
+) -> None:
     (tmp_path / "tiny.yaml").write_text(ROLLING.format(file=folder / "piqa.jsonl"))
     (tmp_path / "score.py").write_text(
         "def words(doc, results):\n    return {'word_perplexity': (results[0], 4)}\n"
@@ -126,6 +153,18 @@ def test_own_definitions_and_texts_without_context(folder: Path, tmp_path: Path)
     ]
     assert values[1] == pytest.approx(values[0], rel=0.02)
     assert values[2] != pytest.approx(values[0], rel=0.05)  # without the mask
+    assert set(library.indexed) == {tmp_path}, "the library's names are not needed"
+
+
+def test_names_of_the_library(folder: Path, library: Library) -> None:
+    definition = ROLLING.replace("!function score.words", "!function score.count")
+    (library.folder / "tiny.yaml").write_text(definition.format(file=folder / "piqa.jsonl"))
+    (library.folder / "score.py").write_text(
+        "def count(doc, results):\n    return {'word_perplexity': (results[0], 4)}\n"
+    )
+    model = ["--model", str(folder / "model"), "--dtype", "fp32"]
+    found = evaluate(*model, "--tasks", f"tiny_text,arc_easy={folder / 'arc.jsonl'}")
+    assert found["tasks"].keys() == {"tiny_text", "arc_easy"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +177,9 @@ def test_own_definitions_and_texts_without_context(folder: Path, tmp_path: Path)
         (["--tasks", "no_such_task"], "no_such_task"),
     ],
 )
-def test_tasks_that_cannot_be_run(folder: Path, arguments: list[str], message: str) -> None:
+def test_tasks_that_cannot_be_run(
+    folder: Path, library: Library, arguments: list[str], message: str
+) -> None:
     command = ["eval", "--model", str(folder / "model"), *arguments]
     result = CliRunner().invoke(app, command)
     assert result.exit_code != 0
