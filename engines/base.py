@@ -183,6 +183,9 @@ class Engine(ABC):
     def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """Stream the chunks of all choices of `request`, interleaved.
 
+        A choice that only scores its prompt (`sampling.scores_only`) gives one chunk, without
+        tokens and with reason `length`.
+
         Closing the iterator aborts the request and frees what it holds within one step.
 
         Raises:

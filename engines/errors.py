@@ -2,7 +2,7 @@
 
 EngineError
 |-- InvalidRequestError (ValueError)      the request can never run; HTTP 400
-|   |-- PromptTooLongError                prompt + 1 token exceed the context
+|   |-- PromptTooLongError                the context cannot hold it
 |   `-- UnknownMaskError                  no such mask is loaded; HTTP 404
 |-- EngineOverloadedError                 the waiting queue is full; HTTP 429
 |-- EngineDeadError                       the engine no longer steps; HTTP 503
@@ -29,7 +29,7 @@ class InvalidRequestError(EngineError, ValueError):
 
 
 class PromptTooLongError(InvalidRequestError):
-    """The prompt leaves no room for a single generated token."""
+    """The prompt exceeds the context, or leaves no room for the token to generate."""
 
 
 class UnknownMaskError(InvalidRequestError):

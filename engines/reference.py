@@ -21,7 +21,13 @@ import numpy as np
 import torch
 import transformers
 
-from engines.admission import check_request, stop_token_ids, token_limit
+from engines.admission import (
+    check_request,
+    scored,
+    stop_token_ids,
+    token_limit,
+    without_work,
+)
 from engines.base import (
     Engine,
     EngineInfo,
@@ -121,6 +127,7 @@ class _Choice:
     text: ChoiceText
     sampler: SequenceSampler
     prompt_logprobs: int | None
+    scores_only: bool
     cache: Any = None
     fed: int = 0
 
@@ -202,6 +209,10 @@ class ReferenceEngine(Engine):
             raise EngineDeadError("the engine is closed")
         check_request(request, self._vocab_size, self._context)
         mask = self._resolve(request.mask)
+        if answer := without_work(request):
+            for chunk in answer:
+                yield chunk
+            return
         if len(self._running) >= self._max_requests:
             raise EngineOverloadedError(f"{self._max_requests} requests are in progress")
         key = request.request_id
@@ -302,6 +313,7 @@ class ReferenceEngine(Engine):
             text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
             sampler=SequenceSampler(params, prompt, stop_token_ids(request, eos), constraint),
             prompt_logprobs=params.prompt_logprobs,
+            scores_only=params.scores_only,
         )
 
     async def _turn(self, choice: _Choice, key: str) -> GenerationChunk:
@@ -317,7 +329,8 @@ class ReferenceEngine(Engine):
 
     def _advance(self, choice: _Choice) -> GenerationChunk:
         first = choice.fed == 0
-        logits = self._forward(choice)
+        # Scoring needs none that predicts beyond the prompt, so the last token stays out.
+        logits = self._forward(choice, len(choice.tokens) - choice.scores_only)
         self._last_step = time.monotonic()
         prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
         if first and choice.prompt_logprobs is not None:
@@ -326,6 +339,9 @@ class ReferenceEngine(Engine):
                 for i in range(len(choice.tokens) - 1)
             ]
             prompt_logprobs = (None, *rows)
+        if choice.scores_only:
+            self._count(prompt_tokens=choice.fed)
+            return scored(choice.index, prompt_logprobs or ())
         (sampled,) = sample(logits[-1:], [choice.sampler])
         if sampled.error is not None:
             return GenerationChunk(choice.index, "", (), finish_reason="error", error=sampled.error)
@@ -335,12 +351,7 @@ class ReferenceEngine(Engine):
             sampled.token_id,
             constraint_finished=constraint is not None and constraint.finished,
         )
-        self._stats = replace(
-            self._stats,
-            steps=self._stats.steps + 1,
-            prompt_tokens=self._stats.prompt_tokens + (choice.fed if first else 0),
-            generation_tokens=self._stats.generation_tokens + 1,
-        )
+        self._count(prompt_tokens=choice.fed if first else 0, generation_tokens=1)
         return GenerationChunk(
             index=choice.index,
             text=piece.text,
@@ -351,15 +362,23 @@ class ReferenceEngine(Engine):
             stop_reason=piece.stop_reason,
         )
 
+    def _count(self, prompt_tokens: int, generation_tokens: int = 0) -> None:
+        self._stats = replace(
+            self._stats,
+            steps=self._stats.steps + 1,
+            prompt_tokens=self._stats.prompt_tokens + prompt_tokens,
+            generation_tokens=self._stats.generation_tokens + generation_tokens,
+        )
+
     @torch.no_grad()
-    def _forward(self, choice: _Choice) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _forward(self, choice: _Choice, end: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         self._activate(choice.mask)
         if choice.cache is None:
             choice.cache = transformers.DynamicCache(config=self._model.config)
-        ids = torch.tensor([choice.tokens[choice.fed :]], device=self._device)
+        ids = torch.tensor([choice.tokens[choice.fed : end]], device=self._device)
         cache = {self._cache_argument: choice.cache}
         output = self._model(input_ids=ids, use_cache=True, **cache)
-        choice.fed = len(choice.tokens)
+        choice.fed = end
         logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0].float().cpu().numpy()
         return logits
 

@@ -41,8 +41,9 @@ class SamplingParams:
     `temperature == 0` is greedy. `top_k <= 0` and `top_p == 1` switch the filter off. `logprobs`
     and `prompt_logprobs` say how many alternatives to report beside the chosen token (None: no
     log-probs, 0: the chosen token's only); they are of the model's distribution, before temperature
-    and filters. `max_tokens=None` means as many as the context allows. `stop` is one string or
-    several; it and `stop_token_ids` are tuples once they are here.
+    and filters. `max_tokens=None` means as many as the context allows. 0 only scores the prompt,
+    which may then fill the whole context. `stop` is one string or several; it and
+    `stop_token_ids` are tuples once they are here.
 
     Raises:
         InvalidRequestError: a value is out of range or of the wrong type; `param` names it.
@@ -90,7 +91,7 @@ class SamplingParams:
             "repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0, at most 100"
         )
         self._check("min_tokens", self.min_tokens >= 0, "0 or more")
-        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
+        self._check("max_tokens", self.max_tokens is None or self.max_tokens >= 0, "0 or more")
         if self.max_tokens is not None:
             self._check("min_tokens", self.min_tokens <= self.max_tokens, "at most max_tokens")
         for name in ("logprobs", "prompt_logprobs"):
@@ -117,6 +118,11 @@ class SamplingParams:
         """The parameters of choice `index` of `n`: alone, with a seed of its own."""
         seed = None if self.seed is None else self.seed + index
         return replace(self, n=1, seed=seed)
+
+    @property
+    def scores_only(self) -> bool:
+        """Whether the prompt is scored and nothing is generated."""
+        return self.max_tokens == 0
 
     @property
     def greedy(self) -> bool:

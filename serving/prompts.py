@@ -33,22 +33,29 @@ class Prompts:
         self._max_chars = 4 * longest * context_length
 
     async def completion(
-        self, prompt: Prompt, *, add_special_tokens: bool
+        self, prompt: Prompt, *, add_special_tokens: bool, scores_only: bool = False
     ) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a completion request.
+
+        Args:
+            prompt: the request's field.
+            add_special_tokens: whether texts get the tokenizer's special tokens.
+            scores_only: nothing is generated, so a prompt may fill the whole context.
 
         Raises:
             ApiError: 400; a prompt is empty, too long, or holds an unknown token id.
         """
+        found: list[list[int]] = []
         if isinstance(prompt, str):
-            return [await self._text(prompt, add_special_tokens)]
-        prompts: list[tuple[int, ...]] = []
-        for item in [prompt] if prompt and isinstance(prompt[0], int) else prompt:
-            if isinstance(item, str):
-                prompts.append(await self._text(item, add_special_tokens))
-            elif isinstance(item, list):
-                prompts.append(self._check(tuple(item), "prompt"))
-        return prompts
+            found.append(await self.encode(prompt, add_special_tokens=add_special_tokens))
+        else:
+            for item in [prompt] if prompt and isinstance(prompt[0], int) else prompt:
+                if isinstance(item, str):
+                    found.append(await self.encode(item, add_special_tokens=add_special_tokens))
+                elif isinstance(item, list):
+                    found.append(item)
+        reserved = 0 if scores_only else 1
+        return [self._check(tuple(ids), "prompt", reserved) for ids in found]
 
     async def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a conversation, by the model's chat template.
@@ -60,7 +67,7 @@ class Prompts:
         ids = await self.encode(
             await self.render(messages), add_special_tokens=False, param="messages"
         )
-        return self._check(tuple(ids), "messages")
+        return self._check(tuple(ids), "messages", 1)
 
     async def render(self, messages: Sequence[Message]) -> str:
         """The text of a conversation, by the model's chat template.
@@ -120,31 +127,29 @@ class Prompts:
         """Stop the tokenizer's thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _text(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        ids = await self.encode(text, add_special_tokens=add_special_tokens)
-        return self._check(tuple(ids), "prompt")
-
     async def _run(self, work: Callable[[], T], size: int) -> T:
         if size <= INLINE_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _check(self, token_ids: tuple[int, ...], param: str) -> tuple[int, ...]:
+    def _check(self, token_ids: tuple[int, ...], param: str, reserved: int) -> tuple[int, ...]:
+        """The ids, if they leave `reserved` tokens of the context to the answer."""
         if not token_ids:
             raise invalid(f"{param} is empty: there is no token to continue", param)
         self.check_ids(token_ids, param)
-        if len(token_ids) >= self._context:
-            raise self._too_long(f"has {len(token_ids)} tokens", param)
+        if len(token_ids) + reserved > self._context:
+            raise self._too_long(f"has {len(token_ids)} tokens", param, reserved)
         return token_ids
 
     def _check_chars(self, chars: int, param: str) -> None:
         if chars > self._max_chars:
             raise self._too_long(f"has {chars} characters", param)
 
-    def _too_long(self, length: str, param: str) -> ApiError:
+    def _too_long(self, length: str, param: str, reserved: int = 0) -> ApiError:
+        answer = ", of which at least one must be left for the answer" if reserved else ""
         return invalid(
-            f"{param} {length}; the context holds {self._context} tokens, of which at least one"
-            " must be left for the answer",
+            f"{param} {length}; the context holds {self._context} tokens{answer}",
             param,
             "context_length_exceeded",
         )
+

@@ -25,8 +25,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         super().__init__()
         self._subject = subject
         self._progress = progress
-        # One position stays free: engines and servers score a prompt by generating one token.
-        self._window = (subject.context_length or _DEFAULT_CONTEXT) - 1
+        self._window = subject.context_length or _DEFAULT_CONTEXT
 
     @property
     def eot_token_id(self) -> int:
@@ -86,7 +85,7 @@ class SubjectLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         if len(continuation) >= self._window:
             raise ValueError(
                 f"a continuation of {len(continuation)} tokens does not fit the model's context"
-                f" of {self._window + 1}"
+                f" of {self._window}"
             )
         tokens = [*context, *continuation][-self._window :]  # the oldest context goes
         scores = self._subject.token_scores(tokens)[-len(continuation) :]

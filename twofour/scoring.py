@@ -43,7 +43,7 @@ class Subject:
         mask: the mask's name, None for dense.
         dtype: number type of the computation.
         bos_token_id: None if there is none.
-        context_length: most tokens of one sequence, None if unknown.
+        context_length: most tokens of one sequence to score, None if unknown.
     """
 
     token_scores: Callable[[Sequence[int]], Sequence[TokenScore]]
@@ -112,7 +112,7 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
     from engines.registry import open_engine
     from engines.sampling import SamplingParams
 
-    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs=0)
     manifest = read_manifest(directory)
     names = [record.name for record in manifest.masks]
     if mask is not None and mask not in names:
@@ -182,11 +182,12 @@ def _subject_of(server: _Server, url: str, model: str | None, mask: str | None) 
         return tokens
 
     def score(tokens: Sequence[int]) -> list[TokenScore]:
+        # vLLM takes 0 only together with echo.
         body = {
             "model": name,
             "prompt": list(tokens),
-            "max_tokens": 1,
-            "temperature": 0,
+            "max_tokens": 0,
+            "echo": True,
             "prompt_logprobs": 0,
         }
         choice = server.post("/v1/completions", body)["choices"][0]
@@ -203,7 +204,6 @@ def _subject_of(server: _Server, url: str, model: str | None, mask: str | None) 
         return _complete(found, len(tokens))
 
     first = encode("")
-    lengths = [entry.get("max_model_len") for entry in listed if entry["id"] == name]
     return Subject(
         token_scores=score,
         encode=encode,
@@ -211,8 +211,17 @@ def _subject_of(server: _Server, url: str, model: str | None, mask: str | None) 
         mask=name.partition(":")[2] or None,
         dtype="as served",
         bos_token_id=first[0] if first else None,
-        context_length=lengths[0] if lengths else None,
+        context_length=_context_length(listed, name),
     )
+
+
+def _context_length(listed: list[dict[str, Any]], name: str) -> int | None:
+    for entry in listed:
+        length = entry.get("max_model_len")
+        if entry["id"] == name and isinstance(length, int):
+            # vLLM generates a token even where none is asked for, and wants room for it.
+            return length if entry.get("owned_by") == "twofour" else length - 1
+    return None
 
 
 def _complete(scores: list[TokenScore], tokens: int) -> list[TokenScore]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from engines.admission import check_request, stop_token_ids, token_limit
+from engines.admission import check_request, stop_token_ids, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -157,6 +157,10 @@ class CpuEngine(Engine):
         self._check_alive()
         check_request(request, self._config.vocab, self._context)
         mask = self._masks.resolve(request.mask)
+        if answer := without_work(request):
+            for chunk in answer:
+                yield chunk
+            return
         choices = request.sampling.n
         waiting = self._submitted - self._never_admitted - self._scheduler.admissions
         if waiting + choices > self._options.max_waiting:
@@ -268,6 +272,7 @@ class CpuEngine(Engine):
                 text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
                 deliver=deliver,  # type: ignore[arg-type]
                 prompt_logprobs=params.prompt_logprobs,
+                scores_only=params.scores_only,
                 leader=sequences[0] if sequences and self._options.prefix_cache else None,
             )
             sequences.append(sequence)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engines.admission import scored
 from engines.base import GenerationChunk
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Step
 from engines.cpu.scheduler import Scheduled, Scheduler
@@ -90,7 +91,8 @@ class Runner:
                 self._last_weights = share.sequence.mask.weights
 
     def _finish(self, batch: Many[Scheduled], logits: npt.NDArray[np.float32]) -> list[Delivery]:
-        """Sample for the sequences whose known tokens are all computed."""
+        """Sample for the sequences whose known tokens are all computed; end those only scored."""
+        done: list[Delivery] = []
         rows: list[int] = []
         sampling: list[Sequence] = []
         row = 0
@@ -105,11 +107,13 @@ class Runner:
             if share.samples:
                 rows.append(row - 1)
                 sampling.append(sequence)
+            elif share.is_last:
+                done.append(self._scored(sequence))
         if not sampling:
-            return []
+            return done
         chosen = logits if len(rows) == len(logits) else logits[rows]
         results = sample(chosen, [s.sampler for s in sampling])
-        return [self._push(s, result) for s, result in zip(sampling, results, strict=True)]
+        return done + [self._push(s, result) for s, result in zip(sampling, results, strict=True)]
 
     @staticmethod
     def _read_prompt_rows(share: Scheduled, logits: npt.NDArray[np.float32]) -> None:
@@ -149,6 +153,10 @@ class Runner:
             stop_reason=piece.stop_reason,
             cached_tokens=sequence.cached_tokens if first else 0,
         )
+
+    def _scored(self, sequence: Sequence) -> Delivery:
+        self._scheduler.remove(sequence)
+        return sequence, scored(sequence.index, sequence.prompt_rows, sequence.cached_tokens)
 
     def _fail(self, sequence: Sequence, message: str) -> Delivery:
         self._scheduler.remove(sequence)

@@ -44,9 +44,14 @@ class Scheduled:
     count: int
 
     @property
+    def is_last(self) -> bool:
+        """Whether all that the sequence knows is computed with it."""
+        return self.start + self.count == self.sequence.known
+
+    @property
     def samples(self) -> bool:
         """Whether the last token's logits give the sequence its next token."""
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.is_last and not self.sequence.scores_only
 
 
 class Scheduler:
@@ -151,7 +156,7 @@ class Scheduler:
         sequence.leader = None
         if self._prefix_cache and not sequence.wants_prompt_rows:
             self._find_prefix(sequence)
-        needed = -(-(len(sequence.tokens) + 1) // PAGE_POSITIONS) - len(sequence.pages)
+        needed = -(-(sequence.known + (not sequence.scores_only)) // PAGE_POSITIONS) - len(sequence.pages)
         if needed > self.pool.available:
             self._free(sequence)
             return False
@@ -166,7 +171,7 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> None:
         # The last token is always computed: its logits are what the sequence goes on from.
-        for page in range((len(sequence.tokens) - 1) // PAGE_POSITIONS):
+        for page in range((sequence.known - 1) // PAGE_POSITIONS):
             found = self.pool.find(sequence.key(page))
             if found is None:
                 break

@@ -30,6 +30,7 @@ class Sequence:
         sampler, text: how it goes on, and what is shown of it.
         deliver: takes its chunks, on the event loop.
         prompt_logprobs: alternatives to report for prompt tokens; None when not asked for.
+        scores_only: it ends when its prompt is scored.
         leader: another choice of the same prompt that computes it first.
         computed: positions whose keys and values are in the cache.
         pages: pages it holds, in order.
@@ -49,6 +50,7 @@ class Sequence:
     text: ChoiceText
     deliver: Deliver
     prompt_logprobs: int | None = None
+    scores_only: bool = False
     leader: Sequence | None = None
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -61,9 +63,17 @@ class Sequence:
     finished: bool = False
 
     @property
+    def known(self) -> int:
+        """Tokens to put through the model: the last one's logits are what it goes on from.
+
+        Scoring needs none that predict beyond the prompt, so its last token stays out.
+        """
+        return len(self.tokens) - self.scores_only
+
+    @property
     def remaining(self) -> int:
         """Tokens that are known but not in the cache yet."""
-        return len(self.tokens) - self.computed
+        return self.known - self.computed
 
     @property
     def wants_prompt_rows(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
+from engines.admission import scored
 from engines.base import FinishReason, GenerationChunk, TokenLogprobs
 from engines.output import ChoiceText
 from engines.sampler import logprobs_of
@@ -41,6 +42,9 @@ async def run_choice(
             output = step.outputs[0]
             if aborted():
                 break
+            if params.scores_only:
+                yield scored(index, _prompt_scores(step, prompt, params, len(prompt) - 1))
+                return
             new = output.token_ids[seen:]
             seen = len(output.token_ids)
             chunk = _chunk(index, text, new, output.finish_reason, params)
@@ -102,9 +106,7 @@ def _with_logprobs(
             for row, token in zip(rows, chunk.token_ids, strict=True)
         )
     if params.prompt_logprobs is not None:
-        rows = logits_array(step.context_logits, len(prompt))
-        following = zip(rows[:-1], prompt[1:], strict=True)
-        of_prompt = (None, *(logprobs_of(r, t, params.prompt_logprobs) for r, t in following))
+        of_prompt = _prompt_scores(step, prompt, params, len(prompt))
     return GenerationChunk(
         chunk.index,
         chunk.text,
@@ -114,3 +116,12 @@ def _with_logprobs(
         finish_reason=chunk.finish_reason,
         stop_reason=chunk.stop_reason,
     )
+
+
+def _prompt_scores(
+    step: Result, prompt: tuple[int, ...], params: SamplingParams, computed: int
+) -> tuple[TokenLogprobs | None, ...]:
+    """Log-probs of a prompt, of which the first `computed` tokens were put through the model."""
+    rows = logits_array(step.context_logits, computed)
+    predicted = zip(rows, prompt[1:], strict=False)
+    return (None, *(logprobs_of(row, t, params.prompt_logprobs or 0) for row, t in predicted))

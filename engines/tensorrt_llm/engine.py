@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.admission import check_request, token_limit
+from engines.admission import check_request, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -132,6 +132,10 @@ class TensorRtLlmEngine(Engine):
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         name = self._check(request)
+        if answer := without_work(request):
+            for chunk in answer:
+                yield chunk
+            return
         chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
         key = request.request_id
         results: list[llm_api.Result] = []
@@ -242,6 +246,10 @@ class TensorRtLlmEngine(Engine):
     ) -> None:
         limit = token_limit(request, self._record.max_seq_len)
         prompt, salt = request.prompt_token_ids, request.cache_salt
+        if request.sampling.scores_only:
+            # TensorRT-LLM always generates: a prompt without its last token leaves room for that,
+            # and the logits that predict the last token are those of the one before.
+            prompt, limit = prompt[:-1], 1
         for index in range(request.sampling.n):
             params = request.sampling.for_choice(index)
             arguments = llm_api.sampling_arguments(params, self._codec.eos_token_ids, limit)

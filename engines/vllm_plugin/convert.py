@@ -45,6 +45,25 @@ def sampling_params(
     )
 
 
+def scoring_params(last: int, alternatives: int) -> VllmSamplingParams:
+    """Parameters that score a prompt, given all of it but its token `last`.
+
+    vLLM always generates, and refuses a prompt that fills the context. So it generates the last
+    token, as the only one allowed: log-probs are of the logits before that restriction.
+    """
+    return VllmSamplingParams(
+        n=1,
+        temperature=0.0,
+        max_tokens=1,
+        ignore_eos=True,
+        allowed_token_ids=[last],
+        logprobs=alternatives,
+        prompt_logprobs=alternatives,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 def cache_salt(mask_digest: str | None, salt: str) -> str:
     """Root of a request's prefix-cache entries: entries of different masks never meet.
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.admission import check_request, stop_token_ids, token_limit
+from engines.admission import check_request, scored, stop_token_ids, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -139,6 +139,10 @@ class VllmEngine(Engine):
             raise EngineDeadError("the engine is closed or vLLM has died; see its log")
         check_request(request, self._vocab_size, self._context)
         mask = self._catalog.resolve(request.mask)
+        if answer := without_work(request):
+            for whole in answer:
+                yield whole
+            return
         if len(self._tasks) >= self._max_requests:
             raise EngineOverloadedError(f"{self._max_requests} requests are in progress")
         if request.sampling.structured is not None:
@@ -246,12 +250,37 @@ class VllmEngine(Engine):
         queue: asyncio.Queue[GenerationChunk | BaseException],
     ) -> None:
         try:
+            if request.sampling.scores_only:
+                queue.put_nowait(await self._score(request, mask, index))
+                return
             async for chunk in self._stream(request, mask, index):
                 queue.put_nowait(chunk)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             queue.put_nowait(self._translate(error))
+
+    async def _score(
+        self, request: GenerationRequest, mask: str | None, index: int
+    ) -> GenerationChunk:
+        from vllm import TokensPrompt
+
+        from engines.vllm_plugin import convert
+
+        *known, last = request.prompt_token_ids
+        alternatives = request.sampling.prompt_logprobs or 0
+        salt = convert.cache_salt(self._catalog.digest(mask), request.cache_salt)
+        async for output in self._llm.generate(
+            TokensPrompt(prompt_token_ids=known, cache_salt=salt),
+            convert.scoring_params(last, alternatives),
+            f"{request.request_id}-{index}",
+        ):
+            (choice,) = output.outputs
+            if choice.token_ids:
+                rows = convert.prompt_logprobs(output.prompt_logprobs, known, alternatives)
+                end = convert.token_logprobs(choice.logprobs[0], last, alternatives)
+                return scored(index, (*rows, end))
+        return GenerationChunk(index, "", (), finish_reason="abort")
 
     async def _stream(
         self, request: GenerationRequest, mask: str | None, index: int

@@ -47,14 +47,15 @@ async def create_completion(
     ticket = service.admission.admit((body.n or 1) * count, "n")
     try:
         special = body.add_special_tokens is not False
-        prompts = await service.prompts.completion(body.prompt, add_special_tokens=special)
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        service.prompts.check_room(prompts, max(1, max_tokens))
+        prompts = await service.prompts.completion(
+            body.prompt, add_special_tokens=special, scores_only=max_tokens == 0
+        )
+        service.prompts.check_room(prompts, max_tokens)
         shown = [body.prompt_logprobs, body.logprobs if body.echo else None]
         sampling = to_sampling(
             body,
-            # Scoring a prompt generates one token too, which is not shown.
-            max_tokens=max(1, max_tokens),
+            max_tokens=max_tokens,
             logprobs=body.logprobs,
             prompt_logprobs=max((k for k in shown if k is not None), default=None),
             vocab_size=service.vocab_size,
@@ -95,7 +96,6 @@ class CompletionAnswer:
         self._target = target
         self._prompts = prompts
         self._n = body.n or 1
-        self._scoring_only = body.max_tokens == 0
         self._usage = UsageCounter(prompts)
         self._choices = [_Choice() for _ in range(self._n * len(prompts))]
         self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
@@ -115,8 +115,8 @@ class CompletionAnswer:
         """
         async with generation:
             async for piece in generation.pieces():
-                index, new = self._add(piece)
-                choice = self._choices[index]
+                new = piece.chunk
+                choice = self._choices[self._add(piece)]
                 choice.text += new.text
                 choice.token_ids.extend(new.token_ids)
                 choice.logprobs.extend(new.logprobs or ())
@@ -130,7 +130,7 @@ class CompletionAnswer:
 
     def event(self, piece: Piece) -> BaseModel | None:
         """The event for one chunk."""
-        index, new = self._add(piece)
+        index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
         text, token_ids, entries = self._with_echo(
             piece.prompt, new.text, new.token_ids, new.logprobs or (), choice.last is None
@@ -152,21 +152,12 @@ class CompletionAnswer:
         """The token counts, if they were asked for."""
         return [self._response([], self._usage.usage())] if self._include_usage else ()
 
-    def _add(self, piece: Piece) -> tuple[int, GenerationChunk]:
-        """Count a chunk, and drop from it what only scoring made."""
-        chunk = piece.chunk
-        if chunk.prompt_logprobs is not None:
-            self._prompt_entries[piece.prompt] = chunk.prompt_logprobs
-        if self._scoring_only:
-            chunk = GenerationChunk(
-                index=chunk.index,
-                text="",
-                token_ids=(),
-                finish_reason=chunk.finish_reason and "length",
-                cached_tokens=chunk.cached_tokens,
-            )
-        self._usage.add(Piece(piece.prompt, chunk))
-        return piece.prompt * self._n + chunk.index, chunk
+    def _add(self, piece: Piece) -> int:
+        """Count a chunk; the number of its choice."""
+        if piece.chunk.prompt_logprobs is not None:
+            self._prompt_entries[piece.prompt] = piece.chunk.prompt_logprobs
+        self._usage.add(piece)
+        return piece.prompt * self._n + piece.chunk.index
 
     def _finished(self, index: int, choice: _Choice) -> CompletionChoice:
         prompt = index // self._n

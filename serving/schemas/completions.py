@@ -34,7 +34,7 @@ class CompletionRequest(GenerationFields):
 
     prompt: Prompt = Field(description="Text, token ids, or a list of either.")
     max_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKEN_ID, description="Default 16; 0 only together with echo."
+        None, ge=0, le=MAX_TOKEN_ID, description="Default 16; 0 only scores the prompt."
     )
     best_of: int | None = Field(None, ge=0, le=128, description="Must equal n.")
     echo: bool | None = Field(None, description="Put the prompt in front of the answer.")
@@ -48,8 +48,10 @@ class CompletionRequest(GenerationFields):
     def _check(self) -> CompletionRequest:
         if self.best_of not in (None, self.n or 1):
             raise invalid(f"best_of ({self.best_of}) must equal n ({self.n or 1})", "best_of")
-        if self.max_tokens == 0 and not self.echo:
-            raise invalid("max_tokens may be 0 only together with echo: true", "max_tokens")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise invalid(
+                "max_tokens may be 0 only together with echo or prompt_logprobs", "max_tokens"
+            )
         return self
 
 

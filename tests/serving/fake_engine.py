@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from engines.admission import scored, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -109,6 +110,10 @@ class FakeEngine(Engine):
         self._refuse(request, text)
         self.requests.append(request)
         mask = request.mask or "general"
+        for chunk in self._scores(request):
+            yield chunk
+        if request.sampling.scores_only:
+            return
         self.running[request.request_id] = mask
         self.prompt_tokens += len(request.prompt_token_ids)
         try:
@@ -118,6 +123,14 @@ class FakeEngine(Engine):
                 yield chunk
         finally:
             del self.running[request.request_id]
+
+    def _scores(self, request: GenerationRequest) -> list[GenerationChunk]:
+        """The whole answer to a request that only scores its prompt."""
+        sampling = request.sampling
+        if not sampling.scores_only or sampling.prompt_logprobs is None:
+            return without_work(request)
+        rows = [self._logprobs(t, sampling.prompt_logprobs) for t in request.prompt_token_ids[1:]]
+        return [scored(index, (None, *rows)) for index in range(sampling.n)]
 
     async def _tokens(
         self, request: GenerationRequest, mask: str, text: str

@@ -273,6 +273,24 @@ async def test_constraints_reach_the_engine(app: App, fields: Any, kind: str, va
     assert (structured.kind, structured.value) == (kind, value)
 
 
+@pytest.mark.parametrize("asked", [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 1}])
+@pytest.mark.parametrize("prompt", ["x" * 256, [5] * 256, ["x" * 256, "y"]])
+async def test_a_prompt_that_fills_the_context_is_scored(
+    app: App, prompt: Any, asked: dict[str, Any]
+) -> None:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 0, **asked}
+    status, answer = await post(app, "/v1/completions", body)
+    assert status == 200, answer
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "length"
+    scores = choice["logprobs"]["token_logprobs"] if "echo" in asked else choice["prompt_logprobs"]
+    assert len(scores) == 256
+    assert answer["usage"]["completion_tokens"] == 0
+    longer = "x" * 257 if isinstance(prompt, str) else [5] * 257
+    answer = await post(app, "/v1/completions", {**body, "prompt": longer})
+    check_refused(answer, "prompt", "context_length_exceeded")
+
+
 async def test_two_masks_in_one_request_contradict_each_other(app: App) -> None:
     body = {**COMPLETION, "model": "tiny:french", "mask": "general"}
     check_refused(await post(app, "/v1/completions", body), "mask")

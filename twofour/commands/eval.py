@@ -90,8 +90,15 @@ def _perplexity(
     subject: Subject, data: str, window: int, windows: int | None, console: Console
 ) -> dict[str, Any]:
     from maskgen.data import load_texts
+    from maskgen.evaluate import EvaluationError
     from maskgen.evaluate import evaluate as measure
 
+    longest = subject.context_length
+    if longest is not None and window > longest:
+        raise EvaluationError(
+            f"a window of {window} tokens is longer than the {longest} that {subject.model} takes:"
+            f" use --window {longest} or less"
+        )
     texts = load_texts(data)
     with _progress(console) as bar:
         task = bar.add_task("windows", total=None)

@@ -20,6 +20,7 @@ from engines.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
+    PromptTooLongError,
     UnknownMaskError,
 )
 from engines.registry import open_engine
@@ -170,6 +171,27 @@ async def test_logprobs_come_from_the_logits(
         assert found is not None
         assert found.token_id == PROMPT[i + 1]
         assert found.logprob == pytest.approx(float(expected), abs=1e-5)
+
+
+async def test_scoring_leaves_room_in_the_context(
+    engine: TensorRtLlmEngine, llms: type[FakeLlm]
+) -> None:
+    prompt = PROMPT * 128
+    assert len(prompt) == engine.describe().context_length
+    sampling = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    (chunk,) = await _collect(engine, GenerationRequest("full", prompt, sampling))
+    assert (chunk.text, chunk.token_ids, chunk.finish_reason) == ("", (), "length")
+    inputs, arguments, streaming, _ = llms.made[0].requests[-1]
+    assert (inputs, arguments.max_tokens, streaming) == (list(prompt[:-1]), 1, False)
+    assert chunk.prompt_logprobs is not None
+    assert len(chunk.prompt_logprobs) == len(prompt)
+    for before, token, found in zip(prompt, prompt[1:], chunk.prompt_logprobs[1:], strict=False):
+        expected = torch.log_softmax(llms.made[0].logits(before), dim=0)[token]
+        assert found is not None
+        assert (found.token_id, len(found.top)) == (token, 1)
+        assert found.logprob == pytest.approx(float(expected), abs=1e-5)
+    with pytest.raises(PromptTooLongError):
+        await _collect(engine, GenerationRequest("more", (*prompt, 5), sampling))
 
 
 async def test_logit_bias(engine: TensorRtLlmEngine) -> None:

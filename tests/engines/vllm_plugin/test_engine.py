@@ -11,7 +11,12 @@ import pytest
 import pytest_asyncio
 
 from engines.base import Engine, GenerationRequest
-from engines.errors import InvalidRequestError, MaskError, UnknownMaskError
+from engines.errors import (
+    InvalidRequestError,
+    MaskError,
+    PromptTooLongError,
+    UnknownMaskError,
+)
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
 from tests.engines.vllm_plugin.cases import (
@@ -127,6 +132,29 @@ async def test_prompt_logprobs_agree_with_the_reference(engine: Engine, referenc
     # Rounding to bf16 moves single values either way; over many of them nothing may remain.
     assert np.allclose(found[0], found[1], rtol=0, atol=MARGIN)
     assert abs(np.mean(found[0]) - np.mean(found[1])) < 0.01
+
+
+async def test_a_prompt_that_fills_the_context_is_scored(
+    engine: Engine, reference: Engine
+) -> None:
+    prompt = prompt_of(11, engine.describe().context_length)
+    found = []
+    for candidate in (engine, reference):
+        sampling = SamplingParams(max_tokens=0, prompt_logprobs=2)
+        request = GenerationRequest("full", prompt, sampling, mask="general")
+        (chunk,) = await run(candidate, request)
+        assert (chunk.text, chunk.token_ids, chunk.finish_reason) == ("", (), "length")
+        assert chunk.prompt_logprobs is not None
+        assert len(chunk.prompt_logprobs) == len(prompt)
+        entries = [entry for entry in chunk.prompt_logprobs if entry is not None]
+        assert [entry.token_id for entry in entries] == list(prompt[1:])
+        assert all(len(entry.top) == 2 for entry in entries)
+        found.append([entry.logprob for entry in entries])
+    assert np.allclose(found[0], found[1], rtol=0, atol=MARGIN)
+    # The last one comes by another way than the others.
+    assert found[0][-1] == pytest.approx(found[1][-1], abs=MARGIN)
+    with pytest.raises(PromptTooLongError):
+        await run(engine, GenerationRequest("more", (*prompt, 5), sampling, mask="general"))
 
 
 async def test_stop_strings_choices_and_seeds(engine: Engine) -> None:

@@ -127,6 +127,20 @@ def test_scoring_agrees_with_generating(served: Served) -> None:
     assert whole.usage.completion_tokens == 0
 
 
+def test_a_prompt_that_fills_the_context_is_scored(served: Served) -> None:
+    prompt = [5 + i % 200 for i in range(512)]
+    scored = complete(served, prompt=prompt, max_tokens=0, echo=True, logprobs=0).choices[0]
+    assert scored.finish_reason == "length"
+    assert len(scored.logprobs.token_logprobs) == 512
+    # As the same positions of a prompt that leaves room for an answer.
+    shorter = complete(served, prompt=prompt[:-1], max_tokens=1, echo=True, logprobs=0).choices[0]
+    expected = pytest.approx(shorter.logprobs.token_logprobs[1:-1], abs=0.05)
+    assert scored.logprobs.token_logprobs[1:-1] == expected
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(served, prompt=[*prompt, 5], max_tokens=0, echo=True, logprobs=0)
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_prompt_logprobs(served: Served) -> None:
     answer = complete(served, extra_body={"prompt_logprobs": 2}, max_tokens=1)
     entries = answer.choices[0].model_extra["prompt_logprobs"]
