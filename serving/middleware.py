@@ -97,6 +97,6 @@ class BodyLimit:
     def _too_large(self) -> ApiError:
         return ApiError(
             413,
-            f"the request body is larger than {self._limit} bytes",
+            f"the request body is larger than {self._limit} bytes (the setting max_body_bytes)",
             headers={"connection": "close"},
         )

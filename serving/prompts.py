@@ -27,6 +27,7 @@ class Prompts:
         self._context = context_length
         self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "tokenizer")
+        self._long_texts = ThreadPoolExecutor(1, "tokenizer-of-long-texts")
         longest = max(map(len, codec.tokenizer.get_vocab(with_added_tokens=True)))
         # No text of more characters fits: known before it is tokenized. Normalizers may merge
         # characters, hence the factor.
@@ -86,7 +87,7 @@ class Prompts:
     async def encode(
         self, text: str, *, add_special_tokens: bool, param: str = "prompt"
     ) -> list[int]:
-        """Token ids of a text, which may be more than the context holds.
+        """Token ids of a prompt, perhaps more than the context holds.
 
         Raises:
             ApiError: 400; the text is longer than any that could fit.
@@ -96,12 +97,16 @@ class Prompts:
             lambda: self._codec.encode(text, add_special_tokens=add_special_tokens), len(text)
         )
 
-    async def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids, special tokens included."""
-        self.check_ids(token_ids, "tokens")
-        return await self._run(
-            lambda: self._codec.decode(token_ids, skip_special_tokens=False), len(token_ids)
-        )
+    async def apart(self, work: Callable[[], T], size: int) -> T:
+        """Do `work` on a text that is no prompt, and may be of any length.
+
+        Long ones have a thread of their own, so that no prompt waits for them.
+
+        Args:
+            work: what to do.
+            size: characters or tokens that it goes through.
+        """
+        return await self._run(work, size, self._long_texts)
 
     def check_room(self, prompts: Sequence[tuple[int, ...]], max_tokens: int | None) -> None:
         """Raise a 400 if a prompt and `max_tokens` exceed the context together."""
@@ -124,13 +129,16 @@ class Prompts:
             )
 
     def close(self) -> None:
-        """Stop the tokenizer's thread."""
+        """Stop the tokenizer's threads."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._long_texts.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[[], T], size: int) -> T:
+    async def _run(
+        self, work: Callable[[], T], size: int, thread: ThreadPoolExecutor | None = None
+    ) -> T:
         if size <= INLINE_CHARS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.get_running_loop().run_in_executor(thread or self._thread, work)
 
     def _check(self, token_ids: tuple[int, ...], param: str, reserved: int) -> tuple[int, ...]:
         """The ids, if they leave `reserved` tokens of the context to the answer."""
@@ -152,4 +160,3 @@ class Prompts:
             param,
             "context_length_exceeded",
         )
-

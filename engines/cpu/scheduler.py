@@ -156,7 +156,9 @@ class Scheduler:
         sequence.leader = None
         if self._prefix_cache and not sequence.wants_prompt_rows:
             self._find_prefix(sequence)
-        needed = -(-(sequence.known + (not sequence.scores_only)) // PAGE_POSITIONS) - len(sequence.pages)
+        needed = -(-(sequence.known + (not sequence.scores_only)) // PAGE_POSITIONS) - len(
+            sequence.pages
+        )
         if needed > self.pool.available:
             self._free(sequence)
             return False

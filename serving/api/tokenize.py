@@ -29,11 +29,15 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
     else:
         text = body.prompt or ""
         special = body.add_special_tokens is not False
-    ids = await service.prompts.encode(text, add_special_tokens=special)
-    answer = TokenizeResponse(count=len(ids), max_model_len=service.context_length, tokens=ids)
-    if body.return_token_strs:
-        answer.token_strs = [service.tokens.text(token_id) for token_id in ids]
-    return json_response(answer)
+
+    def answer() -> Response:
+        ids = service.engine.codec.encode(text, add_special_tokens=special)
+        found = TokenizeResponse(count=len(ids), max_model_len=service.context_length, tokens=ids)
+        if body.return_token_strs:
+            found.token_strs = [service.tokens.text(token_id) for token_id in ids]
+        return json_response(found)
+
+    return await service.prompts.apart(answer, len(text))
 
 
 @router.post("/detokenize", response_model=DetokenizeResponse, responses=ERRORS)
@@ -41,4 +45,10 @@ async def detokenize(body: DetokenizeRequest, service: ServiceDep) -> Response:
     """The text of token ids, special tokens included."""
     if body.model is not None:
         service.names.resolve(body.model)
-    return json_response(DetokenizeResponse(prompt=await service.prompts.decode(body.tokens)))
+    service.prompts.check_ids(body.tokens, "tokens")
+
+    def answer() -> Response:
+        text = service.engine.codec.decode(body.tokens, skip_special_tokens=False)
+        return json_response(DetokenizeResponse(prompt=text))
+
+    return await service.prompts.apart(answer, len(body.tokens))

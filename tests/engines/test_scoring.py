@@ -93,7 +93,9 @@ async def test_a_longer_prompt_is_refused(engine: Engine) -> None:
     with pytest.raises(PromptTooLongError, match=f"has {CONTEXT + 1} tokens; at most {CONTEXT}"):
         await chunks_of(engine, prompt_of(CONTEXT + 1), SCORES)
     for sampling in (SamplingParams(), SamplingParams(max_tokens=1, prompt_logprobs=0)):
-        with pytest.raises(PromptTooLongError, match=f"one token to generate, at most {CONTEXT - 1}"):
+        with pytest.raises(
+            PromptTooLongError, match=f"one token to generate, at most {CONTEXT - 1}"
+        ):
             await chunks_of(engine, prompt_of(CONTEXT), sampling)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from pathlib import Path
@@ -403,13 +404,39 @@ async def test_tokenize_and_back(app: App) -> None:
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": USER}, "prompt"),
-        ("/tokenize", {"prompt": "a" * 2_000_000}, "prompt"),
         ("/detokenize", {"tokens": [257]}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
     ],
 )
 async def test_bad_token_requests(app: App, path: str, body: Any, param: str) -> None:
     check_refused(await post(app, path, body), param)
+
+
+async def test_texts_of_any_length_are_tokenized(app: App) -> None:
+    text = "the lamp\n" * 5000  # no prompt of the context of 256 tokens is as long
+    status, answer = await post(app, "/tokenize", {"prompt": text})
+    assert status == 200, answer
+    assert answer["tokens"] == app.engine.codec.encode(text)
+    status, back = await post(app, "/detokenize", {"tokens": answer["tokens"]})
+    assert back == {"prompt": text}
+    status, _ = await post(app, "/v1/completions", {**COMPLETION, "prompt": text})
+    assert status == 400
+
+
+async def test_no_prompt_waits_for_long_texts(app: App) -> None:
+    prompts = app.app.state.service.prompts
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go_on.wait(60)
+
+    holding = asyncio.create_task(prompts.apart(hold, 1 << 20))
+    await asyncio.to_thread(held.wait, 60)
+    text = "x" * 5000  # longer than what is done on the event loop
+    assert len(await prompts.encode(text, add_special_tokens=False)) == len(text)
+    go_on.set()
+    await holding
 
 
 async def test_long_texts_are_tokenized_off_the_event_loop(

@@ -134,9 +134,7 @@ async def test_prompt_logprobs_agree_with_the_reference(engine: Engine, referenc
     assert abs(np.mean(found[0]) - np.mean(found[1])) < 0.01
 
 
-async def test_a_prompt_that_fills_the_context_is_scored(
-    engine: Engine, reference: Engine
-) -> None:
+async def test_a_prompt_that_fills_the_context_is_scored(engine: Engine, reference: Engine) -> None:
     prompt = prompt_of(11, engine.describe().context_length)
     found = []
     for candidate in (engine, reference):
