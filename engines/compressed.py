@@ -103,7 +103,8 @@ class DenseView:
         values = self.checkpoint.tensor(source.name + _COMPRESSED).reshape(-1)
         if (kept := np.count_nonzero(keep)) != values.size:
             raise EngineDirectoryError(
-                f"{source.name}{_COMPRESSED} has {values.size} values, its bitmask keeps {kept}"
+                f"{self._where(source)}{_COMPRESSED} has {values.size} values, its bitmask"
+                f" keeps {kept}"
             )
         dense = np.zeros(keep.shape, values.dtype)
         dense[keep] = values  # both in row-major order
@@ -121,12 +122,15 @@ class DenseView:
         try:
             return codes_from_keep(self._keep(source))
         except ValueError as error:
-            raise EngineDirectoryError(f"{source.name}{_BITMASK}: {error}") from error
+            raise EngineDirectoryError(f"{self._where(source)}{_BITMASK}: {error}") from error
 
     def release(self, name: str) -> None:
         """Give a tensor's resident pages back once it has been used."""
         source = self._sources[name]
         self.checkpoint.release(source.name + (_COMPRESSED if source.kind != DENSE else ""))
+
+    def _where(self, source: _Source) -> str:
+        return f"{self.checkpoint.directory}: {source.name}"
 
     def _shape(self, source: _Source) -> tuple[int, ...]:
         checkpoint, prefix = self.checkpoint, source.name
@@ -134,7 +138,9 @@ class DenseView:
         shape = tuple(int(size) for size in stored.reshape(-1)) if stored.dtype.kind == "i" else ()
         if not shape or min(shape) < 1 or (source.kind == SPARSE_24 and not _fits_24(shape)):
             wanted = f"rows x a multiple of {GROUP}" if source.kind == SPARSE_24 else "whole sizes"
-            raise EngineDirectoryError(f"{prefix} has shape {shape}; {source.kind} needs {wanted}")
+            raise EngineDirectoryError(
+                f"{self._where(source)} has shape {shape}; {source.kind} needs {wanted}"
+            )
         expected = {_BITMASK: (*shape[:-1], -(-shape[-1] // 8))}
         if source.kind == SPARSE_24:
             expected[_COMPRESSED] = (shape[0], shape[1] // 2)
@@ -142,7 +148,7 @@ class DenseView:
             got = checkpoint.spec(prefix + suffix).shape
             if got != size:
                 raise EngineDirectoryError(
-                    f"{prefix}{suffix} is {got}; a weight of {shape} needs {size}"
+                    f"{self._where(source)}{suffix} is {got}; a weight of {shape} needs {size}"
                 )
         return shape
 
@@ -150,10 +156,14 @@ class DenseView:
         shape = self._shape(source)
         bits = self.checkpoint.raw(source.name + _BITMASK)
         if bits.dtype != np.uint8:
-            raise EngineDirectoryError(f"{source.name}{_BITMASK} is {bits.dtype}, expected uint8")
+            raise EngineDirectoryError(
+                f"{self._where(source)}{_BITMASK} is {bits.dtype}, expected uint8"
+            )
         keep = np.unpackbits(bits, axis=-1, bitorder="little").view(np.bool_)
         if keep[..., shape[-1] :].any():
-            raise EngineDirectoryError(f"{source.name}{_BITMASK} has bits beyond input {shape[-1]}")
+            raise EngineDirectoryError(
+                f"{self._where(source)}{_BITMASK} has bits beyond input {shape[-1]}"
+            )
         keep = keep[..., : shape[-1]]
         if source.kind == SPARSE_ANY and len(shape) == 2:
             self._check_offsets(source, keep)
@@ -164,7 +174,8 @@ class DenseView:
         stored = self.checkpoint.raw(source.name + _OFFSETS)
         if not np.array_equal(stored, np.cumsum(counts) - counts):
             raise EngineDirectoryError(
-                f"{source.name}{_OFFSETS} does not agree with the bitmask; the file is damaged"
+                f"{self._where(source)}{_OFFSETS} does not agree with the bitmask;"
+                " the file is damaged"
             )
 
 

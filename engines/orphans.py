@@ -20,7 +20,7 @@ from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorfile import TensorWriter
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
 from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
-from maskgen.maskfile import Mask, base_digest, write_mask
+from maskgen.maskfile import Mask, MaskFileError, base_digest, write_mask
 from maskgen.patterns import GROUP, Codes, project
 
 Progress = Callable[[str, int, int], None]
@@ -84,15 +84,18 @@ def import_checkpoint(
     model.mkdir()
     _write_model(view, codes, model, progress)
     shapes = {name: view.spec(name).shape for name in view}
-    mask = Mask(
-        codes=codes,
-        base_digest=base_digest(model),
-        method="imported",
-        domain=domain,
-        calibration_digest=None,
-        seed=0,
-        decoder_weights=decoder_weights(shapes, codes),
-    )
+    try:
+        mask = Mask(
+            codes=codes,
+            base_digest=base_digest(model),
+            method="imported",
+            domain=domain,
+            calibration_digest=None,
+            seed=0,
+            decoder_weights=decoder_weights(shapes, codes),
+        )
+    except MaskFileError as error:
+        raise EngineDirectoryError(f"{source}: {error}") from error
     write_mask(out / MASK_FILE, mask)
     return Imported(
         kind=view.kind,
@@ -129,7 +132,7 @@ class _GroupCounts:
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
     with as_engine_directory_error():
-        quantization = read_quantization(checkpoint.config)
+        quantization = read_quantization(checkpoint.config, checkpoint.directory)
     if quantization is not None and not quantization.sparse_only:
         raise EngineDirectoryError(
             f"{checkpoint.directory} is quantised ({quantization.method});"

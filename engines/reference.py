@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
+import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,13 @@ from engines.sampler import SequenceSampler, logprobs_of, sample
 from engines.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
-from maskgen.format.model_directory import INDEX_FILE, refuse_other_weights, weight_files
+from maskgen.format.model_directory import (
+    INDEX_FILE,
+    refuse_other_size,
+    refuse_other_weights,
+    stored_tensors,
+    weight_files,
+)
 from maskgen.maskfile import Mask, MaskFileError, read_mask
 from maskgen.patterns import keep_from_codes
 
@@ -77,36 +85,60 @@ def build(request: BuildRequest) -> Manifest:
 
 
 def _load_model(directory: Path, dtype: torch.dtype) -> Any:
+    _skeleton(directory)
     loader: Any = transformers.AutoModelForCausalLM
-    model, found = loader.from_pretrained(
-        directory,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with _one_line_errors(directory):
+        model, found = loader.from_pretrained(
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     with as_engine_directory_error():
         refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
     return model
 
 
+def _skeleton(directory: Path) -> torch.nn.Module:
+    """The model that config.json describes, without weights.
+
+    Raises:
+        EngineDirectoryError: transformers has no such model, or it is far larger than the files.
+    """
+    with as_engine_directory_error():
+        stored = stored_tensors(directory)
+    with _one_line_errors(directory):
+        config = transformers.AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        layers = config.get_text_config().num_hidden_layers
+    with as_engine_directory_error():
+        refuse_other_size(directory, stored, layers=layers)
+    with _one_line_errors(directory), torch.device("meta"):
+        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False
+        )
+    with as_engine_directory_error():
+        refuse_other_size(directory, stored, weights=sum(p.numel() for p in model.parameters()))
+    return model
+
+
+@contextmanager
+def _one_line_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers passes on whatever a strange config.json leads to
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise EngineDirectoryError(
+            f"transformers {transformers.__version__} cannot load {directory}: {reason}"
+        ) from error
+
+
 def _check_layers(model: Path, layers: set[str]) -> None:
     """Refuse, before anything is written, layers that transformers does not keep as linears."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            model, local_files_only=True, trust_remote_code=False
-        )
-        with torch.device("meta"):
-            skeleton = transformers.AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise EngineDirectoryError(
-            f"transformers {transformers.__version__} cannot make a causal language model of"
-            f" {model}/config.json: {type(error).__name__} {reason[0] if reason else ''}"
-        ) from error
+    skeleton = _skeleton(model)
     modules = dict(skeleton.named_modules())
     for layer in sorted(layers):
         if not isinstance(modules.get(layer), torch.nn.Linear):

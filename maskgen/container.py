@@ -156,16 +156,18 @@ def _check_metadata(metadata: Any) -> dict[str, str]:
 
 def _check_entry(name: str, value: Any, data_start: int) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ContainerError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        raise ContainerError(
+            f"tensor {name!r:.200} is not described by dtype, shape and data_offsets"
+        )
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-        raise ContainerError(f"tensor {name!r} has the unknown dtype {dtype!r}")
+        raise ContainerError(f"tensor {name!r:.200} has the unknown dtype {dtype!r:.40}")
     if not _is_list_of_sizes(shape) or not _is_list_of_sizes(offsets) or len(offsets) != 2:
-        raise ContainerError(f"tensor {name!r} has a malformed shape or position")
+        raise ContainerError(f"tensor {name!r:.200} has a malformed shape or position")
     bits = _DTYPE_BITS[dtype] * math.prod(shape)
     if (offsets[1] - offsets[0]) * 8 != bits:
         raise ContainerError(
-            f"tensor {name!r}: {dtype} of shape {shape} takes {bits} bits, "
+            f"tensor {name!r:.200}: {dtype} of shape {shape} takes {bits} bits, "
             f"but its place has {offsets[1] - offsets[0]} bytes"
         )
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
@@ -184,7 +186,7 @@ def _check_coverage(tensors: Mapping[str, TensorEntry], data_start: int, size: i
     end = data_start
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
-            raise ContainerError(f"tensor {name!r} overlaps another one or leaves a gap")
+            raise ContainerError(f"tensor {name!r:.200} overlaps another one or leaves a gap")
         end = entry.end
     if end != size:
         raise ContainerError(f"it has {size} bytes, but its header describes {end}; truncated?")

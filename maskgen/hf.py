@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from torch import nn
 
 from maskgen.format.model_directory import (
     ModelDirectoryError,
+    StoredTensor,
     read_model_config,
+    refuse_other_size,
     refuse_other_weights,
     stored_tensors,
 )
@@ -69,10 +71,11 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
     """
     chosen = DTYPES[resolve_dtype(dtype, device)]
     read_model_config(directory)
-    stored_tensors(directory)
+    stored = stored_tensors(directory)
     from transformers import AutoModelForCausalLM
 
     with _one_line_errors(directory):
+        _refuse_other_size(directory, stored)
         loader: Any = AutoModelForCausalLM
         model, found = loader.from_pretrained(
             directory,
@@ -136,6 +139,17 @@ def check_tokens(model: PreTrainedModel, tokens: Sequence[int] | npt.NDArray[np.
         )
 
 
+def _refuse_other_size(directory: Path, stored: Mapping[str, StoredTensor]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    refuse_other_size(directory, stored, layers=config.get_text_config().num_hidden_layers)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    refuse_other_size(directory, stored, weights=described)
+
+
 @contextmanager
 def _one_line_errors(directory: Path) -> Iterator[None]:
     """Let transformers show neither progress nor reports, and fail in one line."""
@@ -146,7 +160,9 @@ def _one_line_errors(directory: Path) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
+    except ModelDirectoryError:
+        raise
+    except Exception as error:  # transformers passes on whatever a strange config.json leads to
         reason = textwrap.shorten(str(error), 300) or type(error).__name__
         raise ModelDirectoryError(f"transformers cannot load {directory}: {reason}") from error
     finally:

@@ -26,7 +26,7 @@ from maskgen.patterns import Codes
 
 FORMAT = "twofour-mask"
 FORMAT_VERSION = 1
-KNOWN_FEATURES = frozenset({"difference"})
+KNOWN_FEATURES = ("difference",)
 
 _Scalar = TypeVar("_Scalar", np.uint8, np.uint32)
 _Value = TypeVar("_Value", dict[str, Any], list[Any])
@@ -73,7 +73,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.pattern != "2:4":
-            raise MaskFileError(f"pattern {self.pattern!r} is not supported; only 2:4 is")
+            raise MaskFileError(f"pattern {self.pattern!r:.40} is not supported; only 2:4 is")
         _check_digest("base_digest", self.base_digest)
         if self.calibration_digest is not None:
             _check_digest("calibration_digest", self.calibration_digest)
@@ -178,7 +178,7 @@ def read_mask(path: Path, parent: Path | None = None) -> Mask:
             parent is missing.
         OSError: the file cannot be opened.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         try:
             header = read_header(file)
             metadata = _check_metadata(header.metadata)
@@ -215,7 +215,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         MaskFileError: it is not a mask file, or newer than this reader.
         OSError: the file cannot be opened.
     """
-    with path.open("rb") as file:
+    with _open(path) as file:
         try:
             return _check_metadata(read_header(file).metadata)
         except ContainerError as error:
@@ -224,12 +224,19 @@ def read_metadata(path: Path) -> dict[str, str]:
             raise MaskFileError(f"{path}: {error}") from None
 
 
+def _open(path: Path) -> IO[bytes]:
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise MaskFileError(f"{path} is not a regular file")
+    return path.open("rb")
+
+
 def _read_alone(file: IO[bytes], header: Header) -> dict[str, Codes]:
     shapes = _parse(header.metadata["shapes"], dict, "shapes")
     if shapes.keys() != header.tensors.keys():
         raise MaskFileError("its shapes and its tensors do not list the same layers")
     codes = {}
     for name, shape in shapes.items():
+        _check_name(name)
         n, k = _check_shape(name, shape)
         entry = header.tensors[name]
         size = patterns.packed_size(n * k // patterns.GROUP)
@@ -247,7 +254,9 @@ def _read_difference(file: IO[bytes], header: Header, parent: Mask) -> dict[str,
     _check_parent(parent, header.metadata["base_digest"])
     found = {name: entry.dtype for name, entry in header.tensors.items()}
     if found != _DIFFERENCE_DTYPES:
-        raise MaskFileError(f"a difference has the tensors {_DIFFERENCE_DTYPES}, this has {found}")
+        raise MaskFileError(
+            f"a difference has the tensors {_DIFFERENCE_DTYPES}, this has {found!r:.200}"
+        )
     if len(header.tensors["words"].shape) != 1:
         raise MaskFileError("the words of a difference are not a list")
     coded = delta.Difference(
@@ -267,7 +276,7 @@ def _find_parent(path: Path, parent: Path | None, digest: str) -> Mask:
     for candidate in sorted(path.parent.glob("*.safetensors")):
         try:
             metadata = read_metadata(candidate)
-        except MaskFileError:
+        except (MaskFileError, OSError):
             continue  # model weights, or masks of a newer version, may lie beside it
         if metadata["mask_digest"] == digest and "parent_digest" not in metadata:
             return read_mask(candidate)
@@ -290,10 +299,12 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
         raise ContainerError("a safetensors file, but its metadata does not name a mask format")
     version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
-        raise MaskFileError(f"format version {version!r} is not {FORMAT_VERSION}; update twofour")
+        raise MaskFileError(
+            f"format version {version!r:.40} is not {FORMAT_VERSION}; update twofour"
+        )
     features = _parse(metadata.get("required_features", "[]"), list, "required_features")
     if unknown := [item for item in features if item not in KNOWN_FEATURES]:
-        raise MaskFileError(f"it requires {unknown}, which this version does not know")
+        raise MaskFileError(f"it requires {unknown!r:.200}, which this version does not know")
     has_parent = "parent_digest" in metadata
     if has_parent != ("difference" in features):
         raise MaskFileError("a mask names a parent exactly when it requires 'difference'")
@@ -306,12 +317,14 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
         if not _INTEGER.fullmatch(metadata.get(field, "0")):
             raise MaskFileError(f"{field} {metadata[field][:40]!r} is not an integer")
     _check_digest("mask_digest", metadata["mask_digest"])
+    if has_parent:
+        _check_digest("parent_digest", metadata["parent_digest"])
     return metadata
 
 
 def _check_shape(name: str, shape: Any) -> tuple[int, int]:
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(s) is int for s in shape):
-        raise MaskFileError(f"layer {name}: shape {shape!r} is not two integers")
+        raise MaskFileError(f"layer {name}: shape {shape!r:.80} is not two integers")
     n, k = shape
     if n < 1 or k < 1 or n * k >= 1 << 48:
         raise MaskFileError(f"layer {name}: {n}x{k} is no possible weight")
@@ -320,9 +333,13 @@ def _check_shape(name: str, shape: Any) -> tuple[int, int]:
     return n, k
 
 
-def _checked(name: str, codes: Codes) -> Codes:
+def _check_name(name: str) -> None:
     if len(name) > 512 or not _LAYER_NAME.fullmatch(name):
         raise MaskFileError(f"{name[:80]!r} is not a module name")
+
+
+def _checked(name: str, codes: Codes) -> Codes:
+    _check_name(name)
     if codes.ndim != 2 or not codes.size:
         raise MaskFileError(f"layer {name}: codes of shape {codes.shape}, expected (N, K/4)")
     try:

@@ -7,6 +7,8 @@ Needs neither torch nor transformers.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ HEAD = "lm_head.weight"
 QUANTIZATION_KEYS = ("quantization_config", "compression_config", "sparsity_config")
 """Fields of config.json that say how weights are encoded; the last two are compressed-tensors'."""
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _COMPRESSED_TENSORS = "compressed-tensors"
+_SMALL = 1 << 24  # weights that cost nothing to make room for
 _CHUNK_BYTES = 1 << 22
 
 
@@ -96,7 +100,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
     """
     _require_directory(directory)
     config = read_json(directory / CONFIG_FILE)
-    if (quantization := read_quantization(config)) is not None:
+    if (quantization := read_quantization(config, directory)) is not None:
         raise ModelDirectoryError(_quantization_message(directory, quantization))
     if (directory / "adapter_config.json").exists():
         raise ModelDirectoryError(
@@ -105,14 +109,18 @@ def read_model_config(directory: Path) -> dict[str, Any]:
         )
     if (other := config.get("transformers_weights")) is not None:
         raise ModelDirectoryError(
-            f"{directory}: config.json names other weights (transformers_weights: {other!r});"
+            f"{directory}: config.json names other weights (transformers_weights: {other!r:.80});"
             f" only {WEIGHTS_FILE} and {INDEX_FILE} are read"
         )
     return config
 
 
-def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
+def read_quantization(config: Mapping[str, Any], directory: Path) -> Quantization | None:
     """What a config.json says about quantised or compressed weights; None if they are plain.
+
+    Args:
+        config: the content of config.json.
+        directory: that it lies in, named in the message.
 
     Raises:
         ModelDirectoryError: a field that should say so is no object.
@@ -122,8 +130,10 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
         if not fields:
             continue
         if not isinstance(fields, dict):
-            raise ModelDirectoryError(f"config.json: {key} is {fields!r}, expected an object")
-        method = str(fields.get("quant_method") or _COMPRESSED_TENSORS)
+            raise ModelDirectoryError(
+                f"{directory / CONFIG_FILE}: {key} is {fields!r:.80}, expected an object"
+            )
+        method = " ".join(str(fields.get("quant_method") or _COMPRESSED_TENSORS).split())[:80]
         sparse_only = method == _COMPRESSED_TENSORS and not fields.get("config_groups")
         return Quantization(method, sparse_only)
     return None
@@ -175,12 +185,14 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
             raise ModelDirectoryError(f"{path} cannot be read: {error.strerror}") from None
         if repeated := entries.keys() & found.keys():
             raise ModelDirectoryError(
-                f"{path} repeats the tensor {min(repeated)} of another weight file"
+                f"{path} repeats the tensor {_shown(min(repeated))} of another weight file"
             )
         found.update({name: StoredTensor(path, entry) for name, entry in entries.items()})
     index = directory / INDEX_FILE
     if index.is_file() and (lost := _weight_map(index).keys() - found.keys()):
-        raise ModelDirectoryError(f"{index} names the tensor {min(lost)}, which no file holds")
+        raise ModelDirectoryError(
+            f"{index} names the tensor {_shown(min(lost))}, which no file holds"
+        )
     return found
 
 
@@ -219,7 +231,7 @@ def refuse_other_weights(
     if not missing and not unexpected:
         return
     parts = [
-        f"{len(names)} {what}, such as {min(names)}"
+        f"{len(names)} {what}, such as {_shown(min(names))}"
         for what, names in (("are missing", missing), ("do not belong to it", unexpected))
         if names
     ]
@@ -227,6 +239,33 @@ def refuse_other_weights(
         f"the weights in {directory} are not those of the model that config.json describes: of"
         f" its tensors {' and '.join(parts)}"
     )
+
+
+def refuse_other_size(
+    directory: Path, stored: Mapping[str, StoredTensor], *, layers: object = 0, weights: int = 0
+) -> None:
+    """Raise ModelDirectoryError if config.json describes a far larger model than the files hold.
+
+    transformers makes room for weights that are missing or have another shape: a damaged size in
+    config.json would take all memory, or all time, before anything is compared.
+
+    Args:
+        directory: named in the message.
+        stored: as `stored_tensors` gives them.
+        layers: decoder layers that config.json says.
+        weights: parameters of the model that it describes.
+    """
+    if isinstance(layers, int) and layers > len(stored):
+        raise ModelDirectoryError(
+            f"{directory}: config.json says {layers:,} decoder layers, the files hold"
+            f" {len(stored):,} tensors"
+        )
+    held = sum(math.prod(tensor.entry.shape) for tensor in stored.values())
+    if weights > 2 * held + _SMALL:
+        raise ModelDirectoryError(
+            f"{directory}: config.json describes a model of {weights:,} weights, the files hold"
+            f" {held:,}"
+        )
 
 
 def end_token_ids(directory: Path, tokenizer_eos: int | None) -> tuple[int, ...]:
@@ -262,8 +301,10 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(shards, dict) or not shards:
         raise ModelDirectoryError(f"{index} is not an index of shards: it has no weight_map")
     for name in shards.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelDirectoryError(f"{index} names a file outside its own directory: {name!r}")
+        if not isinstance(name, str) or Path(name).name != name or not _FILE_NAME.fullmatch(name):
+            raise ModelDirectoryError(
+                f"{index} names a file outside its own directory: {name!r:.80}"
+            )
     return shards
 
 
@@ -292,6 +333,11 @@ def _quantization_message(directory: Path, quantization: Quantization) -> str:
         f"{directory} is quantised ({quantization.method}); use the bf16, f16 or f32 model that it"
         " was made from"
     )
+
+
+def _shown(name: str) -> str:
+    """A name from a file, fit for a message."""
+    return name if len(name) <= 200 and name.isprintable() else f"{name!r:.200}"
 
 
 def _token_ids(path: Path, value: Any) -> tuple[int, ...]:
