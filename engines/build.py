@@ -24,7 +24,7 @@ from engines.manifest import (
     file_sizes,
     write_manifest,
 )
-from engines.text import TEXT_FILES, TextCodec
+from engines.text import TextCodec, text_files
 from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
 
 Progress = Callable[[str, int, int], None]
@@ -141,10 +141,11 @@ def changed_share(mask: Mask, base: Mask) -> float:
 
 
 def copy_text_files(model: Path, directory: Path) -> None:
-    """Copy tokenizer, chat template and configuration files."""
-    for name in (*TEXT_FILES, "config.json"):
-        if (model / name).is_file():
-            shutil.copyfile(model / name, directory / name)
+    """Copy tokenizer, chat templates and configuration files."""
+    for path in text_files(model):
+        copy = directory / path.relative_to(model)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def store_masks(inputs: BuildInputs, directory: Path) -> tuple[MaskRecord, ...]:

@@ -65,8 +65,8 @@ class ChoiceText:
         return Piece(self._release())
 
     def flush(self) -> str:
-        """The held text; nothing more is held."""
-        text, self._held = self._held, ""
+        """The held text, and U+FFFD for an incomplete character; nothing more is held."""
+        text, self._held = self._held + self._stream.flush(), ""
         return text
 
     def _find_stop(self) -> Piece | None:

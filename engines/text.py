@@ -6,73 +6,82 @@ that a server needs no transformers.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
-from engines.errors import (
-    EngineDirectoryError,
-    InvalidRequestError,
-    as_engine_directory_error,
+from engines.chat_template import read_chat_template, template_files
+from engines.errors import InvalidRequestError, as_engine_directory_error
+from maskgen.format.model_directory import CONFIG_FILE, end_token_ids
+from maskgen.format.special_tokens import (
+    ADDED_TOKENS_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_CONFIG_FILE,
 )
-from maskgen.format.model_directory import end_token_ids
+from maskgen.format.tokenizer import TOKENIZER_FILE, ModelTokenizer, TextEncodingError
 
-TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
+    ADDED_TOKENS_FILE,
+    CONFIG_FILE,
     "generation_config.json",
 )
+_INCOMPLETE = "\ufffd"
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
+_CONTEXT_TOKENS = 16
+_LONGEST_WAIT = 32  # tokens without a complete character at the end: no text, nothing to wait for
 
 
 class TextCodec:
     """Tokenizer and chat template of one model directory.
 
+    Attributes:
+        bos_token_id: None if the model has none.
+        eos_token_ids: tokens that end a turn.
+
     Raises:
-        EngineDirectoryError: `tokenizer.json` is missing or unreadable.
+        EngineDirectoryError: a file of the tokenizer is missing or malformed, or the chat template
+            is malformed.
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise EngineDirectoryError(f"{path} is missing: a fast tokenizer is needed")
-        self._tokenizer = Tokenizer.from_file(str(path))
-        config = _read_json(directory / "tokenizer_config.json")
-        self._special = {
-            name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")
-        }
-        self.bos_token_id = self._token_id(self._special["bos_token"])
-        self.eos_token_ids = self._find_eos(directory)
-        self._template = self._compile_template(directory, config)
+        with as_engine_directory_error():
+            self._tokenizer = ModelTokenizer(directory)
+            self.eos_token_ids = end_token_ids(directory, self._tokenizer.eos_token_id)
+        self.bos_token_id = self._tokenizer.bos_token_id
+        self._template = read_chat_template(
+            directory, self._tokenizer.config, self._tokenizer.special_tokens
+        )
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The underlying `tokenizers.Tokenizer`."""
-        return self._tokenizer
+        return self._tokenizer.backend
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Other threads run meanwhile."""
-        # The plain `encode` holds the interpreter lock for as long as it takes; this one does not.
-        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoded[0].ids
-        return ids
+        """Token ids of `text`. Other threads run meanwhile.
+
+        Raises:
+            InvalidRequestError: the text is no Unicode text (it holds half a surrogate pair), or
+                holds a token that the model has no embedding for.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except TextEncodingError as error:
+            raise InvalidRequestError(str(error)) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token_id: int) -> str:
         """Text of one token by itself; incomplete UTF-8 shows as U+FFFD."""
@@ -80,87 +89,93 @@ class TextCodec:
 
     def stream(self, prompt_token_ids: Sequence[int] = ()) -> TextStream:
         """An incremental decoder that continues after `prompt_token_ids`."""
-        return TextStream(self._tokenizer, prompt_token_ids)
+        return TextStream(self.tokenizer, prompt_token_ids)
 
     def render_chat(
-        self, messages: Sequence[dict[str, Any]], *, generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
     ) -> str:
-        """Prompt text of a conversation, by the model's chat template.
+        """Prompt text of a conversation, by the model's chat template. May take seconds.
 
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the
-                messages.
+                messages, or would do more for them than one rendering may.
         """
         if self._template is None:
             raise InvalidRequestError(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-        try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=generation_prompt, **self._special
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidRequestError(
-                f"the chat template refuses these messages: {error}", param="messages"
-            ) from error
+        return self._template.render(messages, generation_prompt=generation_prompt)
 
-    def _token_id(self, token: str | None) -> int | None:
-        if token is None:
-            return None
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
 
-    def _find_eos(self, directory: Path) -> tuple[int, ...]:
-        with as_engine_directory_error():
-            return end_token_ids(directory, self._token_id(self._special["eos_token"]))
-
-    def _compile_template(self, directory: Path, config: dict[str, Any]) -> jinja2.Template | None:
-        path = directory / "chat_template.jinja"
-        source = path.read_text() if path.is_file() else config.get("chat_template")
-        if not isinstance(source, str):
-            return None
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.filters["tojson"] = _to_json
-        return environment.from_string(source)
+def text_files(directory: Path) -> list[Path]:
+    """The files of a model directory that a `TextCodec` reads."""
+    files = [path for name in _FILES if (path := directory / name).is_file()]
+    return files + template_files(directory)
 
 
 class TextStream:
-    """Turns token ids into text piece by piece, never emitting half a character."""
+    """Turns token ids into text piece by piece.
+
+    All pieces together are the text of the ids pushed. A character is emitted when it is complete;
+    bytes that never become one are U+FFFD, as in decoding at once.
+
+    Args:
+        tokenizer: decodes.
+        prompt_token_ids: what comes before, so that the first word keeps its space. A character
+            that the prompt begins and does not end is left out of it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(list(prompt_token_ids), skip_special_tokens=True)
+        self._ids = self._context(prompt_token_ids)
+        self._emitted = len(self._decode(self._ids))  # characters, of the text of these ids
+        self._boundary = len(self._ids)  # before it, all characters are complete
 
     def push(self, token_id: int) -> str:
         """Text that `token_id` completes; empty while a character is incomplete."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+        self._ids.append(token_id)
+        text = self._decode(self._ids)
+        if not text.endswith(_INCOMPLETE):
+            new, self._emitted = text[self._emitted :], len(text)
+            self._forget()
+            return new
+        if len(self._ids) - self._boundary <= _LONGEST_WAIT:
+            return ""
+        return self._give_up(text)
 
+    def flush(self) -> str:
+        """What is held of a character that stays incomplete: as many U+FFFD as in decoding."""
+        new = self._decode(self._ids)[self._emitted :]
+        self._emitted += len(new)
+        return new
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineDirectoryError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise EngineDirectoryError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
+    def _forget(self) -> None:
+        """Drop ids that the text of later ones does not depend on. All characters are complete."""
+        if len(self._ids) > _CONTEXT_TOKENS:
+            recent = self._ids[self._boundary :]
+            if text := self._decode(recent):
+                self._ids, self._emitted = recent, len(text)
+        self._boundary = len(self._ids)
 
+    def _give_up(self, text: str) -> str:
+        """Emit what has no end: only the last bytes may still become a character."""
+        run = len(text) - len(text.rstrip(_INCOMPLETE))
+        held = min(run, _LONGEST_CHARACTER - 1)
+        new = text[self._emitted : len(text) - held]
+        self._ids, self._boundary = self._ids[-_LONGEST_CHARACTER:], 0
+        self._emitted = max(0, len(self._decode(self._ids)) - held)
+        return new
 
-def _token_text(entry: Any) -> str | None:
-    if isinstance(entry, dict):
-        entry = entry.get("content")
-    return entry if isinstance(entry, str) else None
+    def _context(self, prompt: Sequence[int]) -> list[int]:
+        for size in (_CONTEXT_TOKENS, len(prompt)):
+            ids = list(prompt[-size:])
+            for _ in range(_LONGEST_CHARACTER - 1):
+                if self._decode(ids).endswith(_INCOMPLETE):
+                    ids.pop()
+            if self._decode(ids):
+                return ids
+        return []
 
-
-def _raise_template_error(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # Not jinja's own filter: that one escapes <, > and &, which models were not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text

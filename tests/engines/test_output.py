@@ -18,6 +18,9 @@ class Letters:
     def push(self, token_id: int) -> str:
         return "" if token_id == EOS else chr(ord("a") + token_id)
 
+    def flush(self) -> str:
+        return ""
+
 
 def run(
     text: str, params: SamplingParams, *, max_tokens: int = 100, eos: bool = False
@@ -86,3 +89,18 @@ def test_a_finished_constraint_ends_the_choice(finished: bool) -> None:
     choice = ChoiceText(Letters(), SamplingParams(), (EOS,), 10)  # type: ignore[arg-type]
     piece = choice.push(0, constraint_finished=finished)
     assert piece.finish_reason == ("stop" if finished else None)
+
+
+@pytest.mark.parametrize("ending", ["length", "eos", "constraint"])
+def test_an_incomplete_character_shows_at_the_end(ending: str) -> None:
+    class Incomplete(Letters):
+        def flush(self) -> str:
+            return "\ufffd"
+
+    choice = ChoiceText(Incomplete(), SamplingParams(), (EOS,), 3 if ending == "length" else 9)  # type: ignore[arg-type]
+    pieces = [choice.push(0), choice.push(1)]
+    pieces.append(choice.push(EOS if ending == "eos" else 2, constraint_finished=ending[0] == "c"))
+    assert (
+        "".join(piece.text for piece in pieces) == ("ab" if ending == "eos" else "abc") + "\ufffd"
+    )
+    assert pieces[-1].finish_reason == ("length" if ending == "length" else "stop")
