@@ -28,6 +28,8 @@ class Prompts:
         self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "tokenizer")
         self._long_texts = ThreadPoolExecutor(1, "tokenizer-of-long-texts")
+        # A template is a program: even for a short conversation it may take seconds.
+        self._templates = ThreadPoolExecutor(1, "chat-template")
         longest = max(map(len, codec.tokenizer.get_vocab(with_added_tokens=True)))
         # No text of more characters fits: known before it is tokenized. Normalizers may merge
         # characters, hence the factor.
@@ -80,7 +82,9 @@ class Prompts:
         chars = sum(len(message["content"]) for message in plain)
         self._check_chars(chars, "messages")
         try:
-            return await self._run(lambda: self._codec.render_chat(plain), chars)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._templates, self._codec.render_chat, plain
+            )
         except InvalidRequestError as error:
             raise from_engine_error(error) from error
 
@@ -90,12 +94,16 @@ class Prompts:
         """Token ids of a prompt, perhaps more than the context holds.
 
         Raises:
-            ApiError: 400; the text is longer than any that could fit.
+            ApiError: 400; the text is longer than any that could fit, holds half a surrogate
+                pair, or a token that the model has no embedding for.
         """
         self._check_chars(len(text), param)
-        return await self._run(
-            lambda: self._codec.encode(text, add_special_tokens=add_special_tokens), len(text)
-        )
+        try:
+            return await self._run(
+                lambda: self._codec.encode(text, add_special_tokens=add_special_tokens), len(text)
+            )
+        except InvalidRequestError as error:
+            raise invalid(f"{param}: {error}", param) from error
 
     async def apart(self, work: Callable[[], T], size: int) -> T:
         """Do `work` on a text that is no prompt, and may be of any length.
@@ -129,9 +137,9 @@ class Prompts:
             )
 
     def close(self) -> None:
-        """Stop the tokenizer's threads."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._long_texts.shutdown(wait=False, cancel_futures=True)
+        """Stop the threads."""
+        for thread in (self._thread, self._long_texts, self._templates):
+            thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(
         self, work: Callable[[], T], size: int, thread: ThreadPoolExecutor | None = None

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engines.chat_template import ChatTemplate
 from serving.errors import MAX_MESSAGE_CHARS
 from tests.serving.conftest import App, open_app
 
 USER = [{"role": "user", "content": "hi"}]
 COMPLETION = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
 CHAT = {"model": "tiny", "messages": USER, "max_tokens": 1}
+JSON = {"content-type": "application/json"}
 
 
 async def post(app: App, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    answer = await app.client.post(path, json=body)
+    content = json.dumps(body)  # in ASCII, unlike httpx's own
+    answer = await app.client.post(path, content=content, headers=JSON)
     return answer.status_code, answer.json()
 
 
@@ -454,6 +458,52 @@ async def test_long_texts_are_tokenized_off_the_event_loop(
         await app.client.post("/tokenize", json={"prompt": "x" * size})
     assert threads[10] == threading.current_thread().name
     assert threads[5000].startswith("tokenizer")
+
+
+async def test_chat_templates_are_rendered_off_the_event_loop(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    render = app.engine.codec.render_chat
+
+    def recording(messages: Sequence[Mapping[str, Any]]) -> str:
+        threads.append(threading.current_thread().name)
+        return render(messages)
+
+    monkeypatch.setattr(app.engine.codec, "render_chat", recording)
+    status, _ = await post(app, "/v1/chat/completions", CHAT)
+    assert status == 200
+    assert threads[0].startswith("chat-template")
+
+
+async def test_a_template_that_does_too_much_is_a_400_that_names_the_limit(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(app.engine.codec, "_template", ChatTemplate(endless, Path("t"), {}))
+    status, answer = await post(app, "/v1/chat/completions", CHAT)
+    assert (status, answer["error"]["param"]) == (400, "messages")
+    assert "2000000 steps" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {**COMPLETION, "prompt": "a\ud83d"}, "prompt"),
+        ("/v1/completions", {**COMPLETION, "prompt": ["fine", "a\ude00"]}, "prompt"),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "messages": [{"role": "user", "content": "\ud83d"}]},
+            "messages",
+        ),
+    ],
+)
+async def test_half_a_surrogate_pair_is_a_400_that_names_the_field(
+    app: App, path: str, body: dict[str, Any], param: str
+) -> None:
+    status, answer = await post(app, path, body)
+    assert (status, answer["error"]["param"]) == (400, param)
+    assert "surrogate pair" in answer["error"]["message"]
 
 
 async def test_a_model_name_of_ones_own(tmp_path: Path) -> None:
