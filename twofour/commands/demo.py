@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from benchmarks.serve.compare import ServeComparison
 
 MODEL = "smollm2-135m"
-LEARNED_MASK = Path(__file__).parents[2] / "masks" / MODEL / "general.safetensors"
-DOMAIN = "python"
+# In a checkout; wheels and images do not carry it.
+MASKS = Path(__file__).parents[2] / "masks" / MODEL
+GENERAL, DOMAIN = "general", "python"
 DOMAIN_PROMPT = "def reverse(text: str) -> str:\n"
 # The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
 CALIBRATION, EVALUATION = "wikipedia:train", "c4"
@@ -39,6 +40,7 @@ class DemoRun:
     Attributes:
         out: the folder that everything is written to.
         eval_windows: windows of held-out text for perplexity.
+        learned: folder of the learned masks, or None where there are none.
         model: the model's directory.
         masks: name -> mask file; the first one is served.
         perplexities: `dense` or a mask's name -> perplexity.
@@ -49,6 +51,7 @@ class DemoRun:
     out: Path
     eval_windows: int
     console: Console
+    learned: Path | None = None
     model: Path = Path()
     masks: dict[str, Path] = field(default_factory=dict)
     perplexities: dict[str, float] = field(default_factory=dict)
@@ -70,10 +73,14 @@ def demo(
     eval_windows: Annotated[
         int, typer.Option(help="Windows of 2048 tokens for perplexity.", min=1)
     ] = 6,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder of the learned masks of {MODEL} [default: the checkout's]."),
+    ] = None,
 ) -> None:
     """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
     console = Console(emoji=False)
-    run = DemoRun(out=out, eval_windows=eval_windows, console=console)
+    run = DemoRun(out=out, eval_windows=eval_windows, console=console, learned=learned_masks(masks))
     out.mkdir(parents=True, exist_ok=True)
     stages = (
         ("data", "model and text", _fetch),
@@ -87,6 +94,21 @@ def demo(
         with _stage(console, f"{number}/{len(stages)} {what}", name):
             stage(run)
     _print_results(run)
+
+
+def learned_masks(folder: Path | None) -> Path | None:
+    """The folder that was asked for, or the checkout's; None when the latter is not there.
+
+    Raises:
+        FileNotFoundError: the folder that was asked for lacks a mask that the demo serves.
+    """
+    found = MASKS if folder is None else folder
+    for name in (GENERAL, DOMAIN):
+        if not (file := found / f"{name}.safetensors").is_file():
+            if folder is None:
+                return None
+            raise FileNotFoundError(f"--masks {folder}: there is no {file.name} in it")
+    return found
 
 
 @contextmanager
@@ -122,9 +144,17 @@ def _make_masks(run: DemoRun) -> None:
     from maskgen.maskfile import write_mask
     from maskgen.prune import PruneSettings, prune
 
-    if LEARNED_MASK.is_file():
-        run.masks["learned"] = LEARNED_MASK
-        run.console.print(f"learned mask that comes with twofour: {LEARNED_MASK}", soft_wrap=True)
+    if run.learned is not None:
+        run.masks["learned"] = run.learned / f"{GENERAL}.safetensors"
+        run.console.print(f"learned mask: {run.masks['learned']}", soft_wrap=True)
+    else:
+        run.console.print(
+            f"[yellow]this installation has no learned masks (they lie in the repository, in"
+            f" masks/{MODEL}): a one-shot Wanda mask is served instead, whose text is far worse, and"
+            " no domain mask. --masks FOLDER names a copy[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     file = run.out / "wanda.safetensors"
     settings = PruneSettings(method="wanda", windows=CALIBRATION_WINDOWS, length=CALIBRATION_LENGTH)
     with Progress(console=run.console, transient=True) as bar:
@@ -209,9 +239,8 @@ def _build_engines(run: DemoRun) -> None:
 def _served_masks(run: DemoRun) -> dict[str, Path]:
     """The mask that is measured, and the domain mask that was learned from it."""
     served = {run.served: run.masks[run.served]}
-    domain = LEARNED_MASK.with_name(f"{DOMAIN}.safetensors")
-    if served[run.served] == LEARNED_MASK and domain.is_file():
-        served[DOMAIN] = domain
+    if run.learned is not None:
+        served[DOMAIN] = run.learned / f"{DOMAIN}.safetensors"
     return served
 
 
@@ -279,7 +308,10 @@ def _print_results(run: DemoRun) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    run.console.print(f"served with the {served} mask; everything is in {run.out}/", soft_wrap=True)
+    instead = "" if run.learned is not None else ", for want of the learned one"
+    run.console.print(
+        f"served with the {served} mask{instead}; everything is in {run.out}/", soft_wrap=True
+    )
     run.console.print(f"try it: twofour serve {run.engine('sparse')}", soft_wrap=True)
 
 
