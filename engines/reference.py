@@ -70,7 +70,7 @@ def build(request: BuildRequest) -> Manifest:
     """Build a reference engine directory: the model's own files, and the masks.
 
     Raises:
-        EngineDirectoryError: see `engines.build.open_inputs`; or transformers has no such model.
+        EngineDirectoryError: see `engines.build.open_inputs`; or transformers cannot load it.
         MaskError: see `engines.build.open_inputs`; or a listed layer is none that can be masked.
         MaskFileError: a mask file is unreadable.
     """
@@ -136,14 +136,14 @@ def _one_line_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_layers(model: Path, layers: set[str]) -> None:
-    """Refuse, before anything is written, layers that transformers does not keep as linears."""
-    skeleton = _skeleton(model)
-    modules = dict(skeleton.named_modules())
+def _check_layers(directory: Path, layers: set[str]) -> None:
+    """Load the model as serving will; refuse layers that transformers does not keep as linears."""
+    model = _load_model(directory, torch.bfloat16)
+    modules = dict(model.named_modules())
     for layer in sorted(layers):
         if not isinstance(modules.get(layer), torch.nn.Linear):
             raise MaskError(
-                f"the mask lists {layer}, which {type(skeleton).__name__} of transformers"
+                f"the mask lists {layer}, which {type(model).__name__} of transformers"
                 f" {transformers.__version__} does not keep as an nn.Linear: the reference engine"
                 " cannot mask it. Use a mask without such layers, or none"
             )

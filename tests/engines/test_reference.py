@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from engines.base import GenerationChunk, GenerationRequest
 from engines.build import BuildRequest
@@ -60,6 +61,12 @@ def test_layers_that_transformers_does_not_keep_as_linears_are_refused_at_build(
     (unknown / "config.json").write_text(json.dumps({**config, "model_type": "nonesuch"}))
     with pytest.raises(EngineDirectoryError, match="cannot load"):
         build(BuildRequest(unknown, "u", {}, tmp_path / "out"))
+    short = make_tiny_llama(tmp_path / "short")
+    tensors = load_file(short / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, short / "model.safetensors")
+    with pytest.raises(EngineDirectoryError, match="1 are missing"):
+        build(BuildRequest(short, "s", {}, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     build(BuildRequest(mixtral, "m", {}, tmp_path / "dense"))
     assert ReferenceEngine(tmp_path / "dense").describe().masks == ()

@@ -150,8 +150,8 @@ def _make_masks(run: DemoRun) -> None:
     else:
         run.console.print(
             f"[yellow]this installation has no learned masks (they lie in the repository, in"
-            f" masks/{MODEL}): a one-shot Wanda mask is served instead, whose text is far worse, and"
-            " no domain mask. --masks FOLDER names a copy[/]",
+            f" masks/{MODEL}): a one-shot Wanda mask is served instead, whose text is far worse,"
+            " and no domain mask. --masks FOLDER names a copy[/]",
             highlight=False,
             soft_wrap=True,
         )
