@@ -22,6 +22,7 @@ from maskgen.learning.config import GradientConfig, LearnConfig
 from maskgen.learning.distributed import world_from_environment
 from maskgen.learning.loop import RunOptions, run
 from maskgen.learning.method import LearnMethod
+from maskgen.learning.native import choose_kernels, describe
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
@@ -123,7 +124,10 @@ def learn(
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
     for line in dense_lines(selection.dense, selection.decoder_weights):
         console.print(line, highlight=False, soft_wrap=True)
-    use_short_attention(model, config.sequence_length)
+    attention = use_short_attention(model, config.sequence_length)
+    first = next(model.parameters())
+    chosen = describe(choose_kernels(config.kernels, first.device, first.dtype))
+    console.print(f"masks by {chosen}; {attention}", highlight=False, soft_wrap=True)
     tokenizer = load_tokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
     check_tokens(model, windows)

@@ -107,6 +107,7 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
         UnknownMaskError: it holds no mask of that name.
     """
     from engines.base import Engine, GenerationRequest
+    from engines.cpu.idle import shorten_spinning
     from engines.errors import UnknownMaskError
     from engines.manifest import read_manifest
     from engines.registry import open_engine
@@ -119,6 +120,7 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
         raise UnknownMaskError(f"{directory} has no mask {mask!r}; it has: {', '.join(names)}")
 
     async def start() -> Engine:
+        shorten_spinning()
         return open_engine(directory)
 
     async def score(tokens: Sequence[int]) -> list[TokenScore]:

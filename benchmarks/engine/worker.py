@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common.machine import peak_rss_mib, rss_mib
 from benchmarks.common.waves import Wave, run_wave
 from benchmarks.common.worker_protocol import answer, serve_async
 from engines.base import GenerationRequest
-from engines.cpu.engine import CpuEngine
+from engines.cpu.idle import shorten_spinning
 from engines.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from engines.cpu.engine import CpuEngine
 
 
 class _Arm:
@@ -67,6 +70,9 @@ class _Arm:
 
 async def main(directory: Path, options: dict[str, Any]) -> None:
     """Answer commands until standard input ends."""
+    shorten_spinning()
+    from engines.cpu.engine import CpuEngine
+
     engine = CpuEngine(directory, **options)
     info = engine.describe()
     answer(

@@ -65,12 +65,8 @@ def measure_cost(
 
 def _implementations(with_torch: bool) -> list[tuple[str, ModuleType | None]]:
     native = native_module()
-    found: list[tuple[str, ModuleType | None]] = []
-    if native is not None:
-        found.append((f"native-{native.isa()}", native))
-    if with_torch or native is None:
-        found.append(("torch", None))
-    return found
+    found: list[tuple[str, ModuleType | None]] = [(f"native-{native.isa()}", native)]
+    return [*found, ("torch", None)] if with_torch else found
 
 
 def _products(tokens: int, dtype: torch.dtype, shape: Shape) -> Callable[[], None]:

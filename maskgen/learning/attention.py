@@ -44,21 +44,31 @@ def short_attention(
     return output.view(batch, heads, length, width).transpose(1, 2), None
 
 
-def use_short_attention(model: Any, sequence_length: int) -> bool:
-    """Switch the model to `short_attention` where it is known to be right and faster."""
+def use_short_attention(model: Any, sequence_length: int) -> str:
+    """Switch the model to `short_attention` where it is known to be right and faster.
+
+    Returns:
+        Which attention the model has now and, if it is not that one, why; for people.
+    """
+    reason = _unsuited(model, sequence_length)
+    if reason is not None:
+        return f"{model.config._attn_implementation} attention, because {reason}"
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, short_attention)
+    model.set_attn_implementation(NAME)
+    return f"{NAME} attention"
+
+
+def _unsuited(model: Any, sequence_length: int) -> str | None:
     parameter = next(model.parameters())
     config = model.config
-    window = getattr(config, "sliding_window", None)
-    suits = (
-        parameter.device.type == "cpu"
-        and parameter.dtype == torch.bfloat16
-        and sequence_length <= LONGEST
-        and config.model_type in _MODEL_TYPES
-        and (window is None or not getattr(config, "use_sliding_window", True))
-    )
-    if suits:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(NAME, short_attention)
-        model.set_attn_implementation(NAME)
-    return suits
+    if parameter.device.type != "cpu" or parameter.dtype != torch.bfloat16:
+        return f"weights are {parameter.dtype} on {parameter.device}, not bfloat16 on the CPU"
+    if sequence_length > LONGEST:
+        return f"sequences of {sequence_length} tokens are longer than {LONGEST}"
+    if config.model_type not in _MODEL_TYPES:
+        return f"{config.model_type} models were not tried with {NAME}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "the model has an attention window"
+    return None

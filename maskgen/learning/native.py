@@ -7,7 +7,6 @@ Everything else, and `kernels="torch"`, runs the torch functions, which draw the
 from __future__ import annotations
 
 import importlib
-import logging
 from types import ModuleType
 from typing import Literal
 
@@ -15,32 +14,43 @@ import torch
 
 Kernels = Literal["auto", "native", "torch"]
 
-_log = logging.getLogger(__name__)
 
+def native_module() -> ModuleType:
+    """The compiled kernels.
 
-def native_module() -> ModuleType | None:
-    """The compiled kernels, or None where this installation was built without them."""
+    Raises:
+        ValueError: they are not built, which only an unfinished checkout is without; or TWOFOUR_ISA
+            names an instruction set that cannot be had.
+    """
     try:
-        return importlib.import_module("maskgen._native")
+        native = importlib.import_module("maskgen._native")
     except ModuleNotFoundError:
-        return None
+        raise ValueError(
+            "maskgen._native is not built: pip install twofour, or build it with cmake;"
+            " --set kernels=torch learns without it, many times slower"
+        ) from None
+    native.isa()
+    return native
 
 
 def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """The native module, or None for the torch functions.
 
     Raises:
-        ValueError: `native` was asked for and cannot be had.
+        ValueError: `native` was asked for and cannot be had, or see `native_module`.
     """
-    suits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
-    module = native_module() if kernels != "torch" and suits else None
-    if kernels == "native" and module is None:
-        reason = (
-            "maskgen._native is not built: pip install twofour, or build it with cmake"
-            if suits
-            else f"they take bfloat16 or float32 weights on the CPU, not {dtype} on {device}"
+    if kernels == "torch":
+        return None
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
+        return native_module()
+    if kernels == "native":
+        raise ValueError(
+            "the native learning kernels cannot be used: they take bfloat16 or float32 weights"
+            f" on the CPU, not {dtype} on {device}"
         )
-        raise ValueError(f"the native learning kernels cannot be used: {reason}")
-    if kernels == "auto" and suits and module is None:
-        _log.warning("maskgen._native is not built: learning runs in torch, many times slower")
-    return module
+    return None
+
+
+def describe(native: ModuleType | None) -> str:
+    """What `choose_kernels` chose, for people."""
+    return "torch's functions" if native is None else f"native kernels for {native.isa()}"

@@ -114,6 +114,17 @@ def test_every_instruction_set_equals_torch(isa):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_build_without_the_native_kernels_is_no_silent_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "maskgen._native", None)
+    assert choose_kernels("torch", CPU, torch.float32) is None
+    for kernels in ("auto", "native"):
+        with pytest.raises(ValueError, match=r"maskgen\._native is not built.*kernels=torch"):
+            choose_kernels(kernels, CPU, torch.float32)
+    assert choose_kernels("auto", CPU, torch.float64) is None
+    with pytest.raises(ValueError, match=r"not torch\.float64 on cpu"):
+        choose_kernels("native", CPU, torch.float64)
+
+
 def test_native_sampling_equals_torch():
     native = native_module()
     weight, logits, _ = random_layer(4, torch.bfloat16, rows=9, groups=50)

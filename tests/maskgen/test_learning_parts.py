@@ -44,19 +44,29 @@ def test_short_attention_equals_transformers_attention(tmp_path: Path, architect
     ids = torch.randint(0, 200, (2, 33), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids, use_cache=False).logits.float()
     exact = load_model(directory, "fp32", "cpu")(input_ids=ids, use_cache=False).logits
-    assert use_short_attention(model, 33)
+    assert use_short_attention(model, 33) == f"{NAME} attention"
     assert model.config._attn_implementation == NAME
     ours = model(input_ids=ids, use_cache=False).logits.float()
     # Neither is exact in bfloat16; ours may be no further from fp32 than transformers' by much.
     assert (ours - exact).abs().mean() < 1.5 * (expected - exact).abs().mean()
 
 
-def test_short_attention_is_not_used_where_it_would_be_wrong(tmp_path: Path):
-    windowed = make_tiny_llama(tmp_path / "windowed", architecture="mistral", sliding_window=8)
-    assert not use_short_attention(load_model(windowed, "bf16", "cpu"), 33)
-    plain = make_tiny_llama(tmp_path / "plain")
-    assert not use_short_attention(load_model(plain, "bf16", "cpu"), 4096)
-    assert not use_short_attention(load_model(plain, "fp32", "cpu"), 33)
+@pytest.mark.parametrize(
+    ("options", "dtype", "length", "reason"),
+    [
+        ({"architecture": "mistral", "sliding_window": 8}, "bf16", 33, "an attention window"),
+        ({}, "bf16", 4096, "sequences of 4096 tokens are longer than 1024"),
+        ({}, "fp32", 33, "weights are torch.float32 on cpu"),
+        ({"architecture": "phi3"}, "bf16", 33, "phi3 models were not tried"),
+    ],
+)
+def test_short_attention_says_why_it_is_not_used(tmp_path: Path, options, dtype, length, reason):
+    model = load_model(make_tiny_llama(tmp_path / "model", **options), dtype, "cpu")
+    before = model.config._attn_implementation
+    said = use_short_attention(model, length)
+    assert said.startswith(f"{before} attention, because ")
+    assert reason in said
+    assert model.config._attn_implementation == before
 
 
 def test_schedules_start_and_end_where_they_should():

@@ -20,7 +20,6 @@ from maskgen.learning.batches import Batches
 from maskgen.learning.checkpoint import CheckpointError
 from maskgen.learning.distributed import World
 from maskgen.learning.loop import LearningStoppedError
-from maskgen.learning.native import native_module
 from maskgen.learning.prior import add_pattern_prior
 from maskgen.maskfile import read_mask, write_mask
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
@@ -92,7 +91,6 @@ def test_maskllm_starts_from_its_prior_and_other_seeds_from_other_logits(model_d
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.skipif(native_module() is None, reason="maskgen._native is not built")
 @pytest.mark.parametrize("method", ["maskllm", "roi", "maskpro"])
 def test_native_and_torch_runs_have_the_same_losses(model_dir, prior, tmp_path, method):
     for kernels in ("native", "torch"):

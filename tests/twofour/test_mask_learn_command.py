@@ -43,6 +43,8 @@ def test_a_run_writes_mask_log_and_checkpoint(folder):
     assert "held_out" in lines[1]
     assert all(word in lines[2] for word in ("held_out", "changed", "sharpness", "eta_seconds"))
     assert "bytes per weight" in result.output
+    assert "masks by native kernels for " in result.output
+    assert " attention" in result.output
     assert isinstance(learn(folder, "--prior", "magnitude").exception, ValueError)
     same = ("--prior", "magnitude", "--set", "alpha=5", "--set", "tau=2,0.1")
     done = learn(folder, *same, "--resume")

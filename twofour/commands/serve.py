@@ -65,6 +65,9 @@ def serve(
 def _serve(given: dict[str, Any]) -> None:
     from pydantic import ValidationError
 
+    from engines.cpu.idle import shorten_spinning
+
+    shorten_spinning()
     from serving.config import Settings
     from serving.server import run
 
