@@ -190,14 +190,15 @@ def finish(
 ) -> Manifest:
     """Add text files, masks and the manifest: the last step of every builder.
 
-    `config` takes the place of the model's own `config.json`.
+    `config` takes the place of the model's own `config.json`, which is written as
+    `engines.checkpoint.Checkpoint` understands it.
 
     Raises:
         EngineDirectoryError: a field is not acceptable, such as the name of a mask.
     """
     copy_text_files(request.model, directory)
-    if config is not None:
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    written = inputs.checkpoint.config if config is None else config
+    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     try:
         manifest = Manifest(
             target=target,

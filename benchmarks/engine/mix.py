@@ -27,7 +27,7 @@ from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.storage_rule import StorageRule, measured_rule
-from engines.decoder_config import read_config
+from engines.decoder_config import read_decoder_config
 from engines.manifest import read_manifest
 from maskgen.maskfile import Mask, read_mask, write_mask
 
@@ -37,7 +37,7 @@ KEY = ("masks", "active", "changed_share", "mix", "mode")
 
 def measured_rules(directory: Path, plan: MixPlan) -> list[StorageRule]:
     """The storage rule as the engine would measure it, several times over, by rising limit."""
-    config = read_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    config = read_decoder_config(directory)
     model = CpuModel(directory, config, Limits(1, 1, 1, 1, plan.threads))
     return sorted((measured_rule(model) for _ in range(plan.rules)), key=lambda rule: rule.limit)
 

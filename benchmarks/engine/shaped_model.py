@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.build import BuildRequest
 from engines.cpu.build import build
-from engines.decoder_config import LINEARS, DecoderConfig, read_config
+from engines.decoder_config import decoder_config, read_decoder_config
 from engines.tensorfile import TensorSpec, TensorWriter
 from maskgen.maskfile import Mask, base_digest, write_mask
 
@@ -62,7 +62,7 @@ def write_model(directory: Path, config: Mapping[str, Any]) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(directory / "tokenizer.json"))
-    shapes = _shapes(read_config(config))
+    shapes = decoder_config(config).tensor_shapes()
     specs = {name: TensorSpec(_BF16, shape) for name, shape in shapes.items()}
     rng = np.random.default_rng(_SEED)
     with TensorWriter(directory / "model.safetensors", specs, {"format": "pt"}) as writer:
@@ -73,13 +73,11 @@ def write_model(directory: Path, config: Mapping[str, Any]) -> Path:
 
 def write_random_mask(model: Path, out: Path) -> Path:
     """A mask of every linear layer of the decoder, its patterns drawn at random."""
-    config = read_config(json.loads((model / "config.json").read_text()))
     rng = np.random.default_rng(_SEED)
-    codes = {}
-    for layer in range(config.layers):
-        for linear in LINEARS:
-            n, k = config.shape(linear)
-            codes[config.module(layer, linear)] = rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
+    codes = {
+        name: rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
+        for name, (n, k) in read_decoder_config(model).linear_shapes().items()
+    }
     write_mask(out, Mask(codes, base_digest(model), "random", "none", None, _SEED))
     return out
 
@@ -101,19 +99,6 @@ def build_engines(out: Path, config: Mapping[str, Any]) -> tuple[Path, Path]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return arms
-
-
-def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab, config.hidden),
-        "model.norm.weight": (config.hidden,),
-    }
-    for layer in range(config.layers):
-        for linear in LINEARS:
-            shapes[f"{config.module(layer, linear)}.weight"] = config.shape(linear)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{layer}.{norm}.weight"] = (config.hidden,)
-    return shapes
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[Any]:

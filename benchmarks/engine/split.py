@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 
 from engines import kernels, layout
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
-from engines.decoder_config import read_config
+from engines.decoder_config import read_decoder_config
 
 KEY = ("arm", "context")
 """What names a row."""
@@ -29,7 +28,7 @@ def split_of(
     head: a step with logits less one without. attention: a step at `context` less one at the first
     position. weights: bytes of the linear layers at read bandwidth. overhead: the rest.
     """
-    config = read_config(json.loads((directory / "config.json").read_text()))
+    config = read_decoder_config(directory)
     pages = -(-(context + 1) // PAGE_POSITIONS)
     model = CpuModel(directory, config, Limits(512, 64, context + 1, pages, threads))
     table = np.arange(pages, dtype=np.int32)[None]

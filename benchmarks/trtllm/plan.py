@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.trtllm.report import ARMS, dataset_name, report_name
-from engines.checkpoint import Checkpoint
-from engines.tensorrt_llm.config import read_shape
+from engines.decoder_config import read_decoder_config
 from engines.tensorrt_llm.record import BASE
 from engines.tensorrt_llm.version import TARGET_VERSION
 
@@ -57,7 +56,7 @@ class GridPlan:
     def check(self) -> None:
         """Raise ValueError unless the plan can be run."""
         longest = max(prompt + generated for prompt, generated in self.grid)
-        positions = read_shape(Checkpoint(self.model).config).max_position_embeddings
+        positions = read_decoder_config(self.model).context
         if longest > positions:
             raise ValueError(
                 f"the grid needs {longest} tokens, {self.name} has {positions} positions; give a"
@@ -72,7 +71,7 @@ def write_plan(plan: GridPlan) -> Path:
     """Write the data sets and the script that measures; give the script's path."""
     plan.check()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    vocab = read_shape(Checkpoint(plan.model).config).vocab_size
+    vocab = read_decoder_config(plan.model).vocab
     draw = np.random.default_rng(plan.seed)
     for prompt, generated in plan.grid:
         rows = [

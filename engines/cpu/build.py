@@ -11,9 +11,9 @@ import numpy.typing as npt
 from engines import kernels
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
-from engines.decoder_config import LINEARS, DecoderConfig, read_config
+from engines.decoder_config import LINEARS, DecoderConfig, decoder_config
 from engines.directory.staging import atomic_directory
-from engines.errors import EngineDirectoryError, MaskError
+from engines.errors import MaskError
 from engines.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
 from engines.manifest import (
     COMPLEMENT_FILE,
@@ -22,12 +22,11 @@ from engines.manifest import (
     Manifest,
 )
 from engines.tensorfile import TensorSpec, TensorWriter
+from maskgen.format.model_directory import EMBEDDING, HEAD
 from maskgen.patterns import PAIRS
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-HEAD = "lm_head"
-EMBEDDING = "model.embed_tokens"
-FINAL_NORM = "model.norm"
+PACKED_HEAD = "lm_head"
 _U8 = np.dtype(np.uint8)
 _F32 = np.dtype(np.float32)
 
@@ -41,20 +40,21 @@ def build(request: BuildRequest) -> Manifest:
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)
-    config = read_config(inputs.checkpoint.config)
-    linears = [config.module(layer, name) for layer in range(config.layers) for name in LINEARS]
-    sparse = () if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
-    if foreign := sorted(set(sparse) - set(linears)):
+    config = decoder_config(inputs.checkpoint.config)
+    linears = config.linear_shapes()
+    config.rope.frequencies()  # refused here, and not when the engine starts
+    sparse = {} if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
+    if foreign := sorted(sparse.keys() - linears.keys()):
         raise MaskError(
             f"the mask lists {foreign[0]}, which the cpu engine keeps dense;"
             " make a mask of the decoder's linear layers"
         )
-    _check_shapes(inputs.checkpoint, config)
+    inputs.checkpoint.check(config.tensor_shapes())
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         specs = _weight_specs(inputs.checkpoint, config, set(sparse))
         dropped = {
             f"{name}.dropped": TensorSpec(BF16, (shape[0], shape[1] // 2))
-            for name, shape in _linear_shapes(config).items()
+            for name, shape in linears.items()
             if name in sparse and not request.sealed
         }
         metadata = {"format": "twofour-cpu-weights"}
@@ -88,70 +88,32 @@ def dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt
     return picked.reshape(dense.shape[0], -1).view(BF16)
 
 
-def _linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    return {
-        config.module(layer, name): config.shape(name)
-        for layer in range(config.layers)
-        for name in LINEARS
-    }
-
-
-def _norms(config: DecoderConfig) -> dict[str, int]:
-    sizes = {f"{FINAL_NORM}.weight": config.hidden}
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}"
-        sizes[f"{prefix}.input_layernorm.weight"] = config.hidden
-        sizes[f"{prefix}.post_attention_layernorm.weight"] = config.hidden
-        if config.head_norms:
-            sizes[f"{prefix}.self_attn.q_norm.weight"] = config.head_dim
-            sizes[f"{prefix}.self_attn.k_norm.weight"] = config.head_dim
-        for name in config.biases:
-            sizes[f"{config.module(layer, name)}.bias"] = config.shape(name)[0]
-    return sizes
-
-
-def _check_shapes(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    expected: dict[str, tuple[int, ...]] = {
-        f"{name}.weight": shape for name, shape in _linear_shapes(config).items()
-    }
-    expected |= {name: (size,) for name, size in _norms(config).items()}
-    expected[f"{EMBEDDING}.weight"] = (config.vocab, config.hidden)
-    if not config.tied:
-        expected[f"{HEAD}.weight"] = (config.vocab, config.hidden)
-    for name, shape in expected.items():
-        found = checkpoint.spec(name).shape
-        if found != shape:
-            raise EngineDirectoryError(
-                f"{checkpoint.directory}: {name} has shape {found}, config.json says {shape}"
-            )
-
-
 def _weight_specs(
     checkpoint: Checkpoint, config: DecoderConfig, sparse: set[str]
 ) -> dict[str, TensorSpec]:
     specs = {}
-    for name, (n, k) in _linear_shapes(config).items():
+    for name, (n, k) in config.linear_shapes().items():
         layout = Layout.SPARSE24_BF16 if name in sparse else Layout.DENSE_BF16
         specs[f"{name}.{layout.name.lower()}"] = TensorSpec(_U8, (packed_bytes(layout, n, k),))
     head = packed_bytes(Layout.DENSE_BF16, config.vocab, config.hidden)
-    specs[f"{HEAD}.dense_bf16"] = TensorSpec(_U8, (head,))
+    specs[f"{PACKED_HEAD}.dense_bf16"] = TensorSpec(_U8, (head,))
     if not config.tied:
-        specs[f"{EMBEDDING}.weight"] = TensorSpec(BF16, (config.vocab, config.hidden))
-    return specs | {name: TensorSpec(_F32, (size,)) for name, size in _norms(config).items()}
+        specs[EMBEDDING] = TensorSpec(BF16, (config.vocab, config.hidden))
+    return specs | {name: TensorSpec(_F32, (size,)) for name, size in config.vector_sizes().items()}
 
 
 def _write_shared(
     weights: TensorWriter, checkpoint: Checkpoint, config: DecoderConfig, request: BuildRequest
 ) -> None:
     request.progress("packing the head", 0, config.layers)
-    for name in _norms(config):
+    for name in config.vector_sizes():
         weights.write(name, checkpoint.tensor(name).astype(np.float32))
-    source = f"{EMBEDDING if config.tied else HEAD}.weight"
-    weights.write(f"{HEAD}.dense_bf16", pack_dense(as_bf16(checkpoint.tensor(source))).data)
+    source = EMBEDDING if config.tied else HEAD
+    weights.write(f"{PACKED_HEAD}.dense_bf16", pack_dense(as_bf16(checkpoint.tensor(source))).data)
     checkpoint.release(source)
     if not config.tied:
-        weights.write(f"{EMBEDDING}.weight", as_bf16(checkpoint.tensor(f"{EMBEDDING}.weight")))
-        checkpoint.release(f"{EMBEDDING}.weight")
+        weights.write(EMBEDDING, as_bf16(checkpoint.tensor(EMBEDDING)))
+        checkpoint.release(EMBEDDING)
 
 
 def _write_layers(

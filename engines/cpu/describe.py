@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from engines import kernels
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.options import default_threads
 from engines.cpu.storage_rule import measured_rule
-from engines.decoder_config import LINEARS, read_config
+from engines.decoder_config import LINEARS, read_decoder_config
 from engines.layout import Layout
 from engines.manifest import WEIGHTS_FILE, read_manifest
 from engines.tensorfile import TensorFile
@@ -32,7 +31,7 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     Raises:
         EngineDirectoryError: it is malformed.
     """
-    config = read_config(json.loads((directory / "config.json").read_text()))
+    config = read_decoder_config(directory)
     file = TensorFile(directory / WEIGHTS_FILE)
     found: dict[str, set[Layout]] = {}
     for layer in range(config.layers):
@@ -58,7 +57,7 @@ def storage_of_directory(directory: Path) -> dict[str, str]:
     others = [mask for mask in manifest.masks if mask.name != manifest.default_mask]
     if not others:
         return {}
-    config = read_config(json.loads((directory / "config.json").read_text()))
+    config = read_decoder_config(directory)
     rule = measured_rule(CpuModel(directory, config, Limits(1, 1, 1, 1, default_threads())))
     shares = {mask.name: mask.changed_share for mask in others}
     return {name: f"{rule.storage(s)}: {rule.reason(s)}" for name, s in shares.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
-from engines.decoder_config import read_config
+from engines.decoder_config import read_decoder_config
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,
@@ -91,7 +90,7 @@ class CpuEngine(Engine):
                 f"{directory} is for {self._manifest.target}, not for the cpu engine"
             )
         self._codec = TextCodec(directory)
-        config = read_config(json.loads((directory / "config.json").read_text()))
+        config = read_decoder_config(directory)
         self._config = config
         limits = limits_of(config, self._options)
         self._context = limits.context

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines import _native, kernels
-from engines.cpu.build import EMBEDDING, FINAL_NORM, HEAD
-from engines.decoder_config import LINEARS, DecoderConfig
+from engines.cpu.build import PACKED_HEAD
+from engines.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.layout import Layout, LayoutError, PackedWeights, empty, validate
 from engines.manifest import WEIGHTS_FILE
 from engines.tensorfile import TensorFile
+from maskgen.format.model_directory import EMBEDDING
 
 PAGE_POSITIONS: int = _native.decoder.PAGE_POSITIONS
 """Positions of a sequence that one page of the key-value cache holds."""
@@ -97,10 +98,11 @@ class CpuModel:
             [self._load(config.module(layer, name), config.shape(name)) for name in LINEARS]
             for layer in range(config.layers)
         ]
-        head = self._load(HEAD, (config.vocab, config.hidden))
+        head = self._load(PACKED_HEAD, (config.vocab, config.hidden))
+        inverse_frequency, rope_factor = config.rope.frequencies()
         shared: dict[str, Any] = {
-            "inverse_frequency": np.ascontiguousarray(config.inverse_frequency),
-            "final_norm": self._vector(f"{FINAL_NORM}.weight", config.hidden),
+            "inverse_frequency": np.ascontiguousarray(inverse_frequency),
+            "final_norm": self._vector(FINAL_NORM, config.hidden),
         }
         if not config.tied:
             shared["embedding"] = self._embedding()
@@ -112,7 +114,7 @@ class CpuModel:
             "intermediate": config.intermediate,
             "vocab": config.vocab,
             "eps": config.eps,
-            "rope_factor": config.rope_factor,
+            "rope_factor": rope_factor,
         }
         self._layers = [self._layer(layer) for layer in range(config.layers)]
         self._shared = shared
@@ -184,7 +186,7 @@ class CpuModel:
         return values.copy()
 
     def _embedding(self) -> npt.NDArray[np.uint16]:
-        values = self._file.tensor(f"{EMBEDDING}.weight")
+        values = self._file.tensor(EMBEDDING)
         expected = (self.config.vocab, self.config.hidden)
         if values.shape != expected or values.dtype.itemsize != 2:
             raise EngineDirectoryError(f"{self._file.path}: the embedding is not bf16 {expected}")

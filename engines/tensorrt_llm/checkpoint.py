@@ -16,14 +16,14 @@ import numpy as np
 
 from engines.build import Progress
 from engines.checkpoint import Checkpoint
+from engines.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.tensorfile import TensorSpec, TensorWriter
 from engines.tensorrt_llm.config import (
     Mapping,
-    ModelShape,
     check_mapping,
     checkpoint_config,
-    read_shape,
+    convertible_decoder,
 )
 from engines.tensorrt_llm.tensors import (
     Array,
@@ -31,7 +31,6 @@ from engines.tensorrt_llm.tensors import (
     Target,
     local_part,
     local_shape,
-    source_shape,
     stage_targets,
 )
 from maskgen.maskfile import Mask
@@ -74,16 +73,17 @@ def write_checkpoint(
     mapping = mapping or Mapping()
     if dtype not in DTYPES:
         raise EngineDirectoryError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
-    shape = read_shape(source.config)
-    check_mapping(shape, mapping)
+    decoder = convertible_decoder(source.config)
+    check_mapping(decoder, mapping)
+    source.check(decoder.tensor_shapes())
     metadata = {
         "format": "pt",
         "mask_digest": "" if mask is None else mask.digest,
         "base_digest": "" if mask is None else mask.base_digest,
     }
     for stage in range(mapping.pp_size):
-        targets = list(stage_targets(shape, mapping, stage))
-        specs = {t.name: _spec(t, shape, mapping.tp_size, DTYPES[dtype]) for t in targets}
+        targets = list(stage_targets(decoder, mapping, stage))
+        specs = {t.name: _spec(source, t, decoder, mapping.tp_size, DTYPES[dtype]) for t in targets}
         with contextlib.ExitStack() as stack:
             first = stage * mapping.tp_size
             ranks = [
@@ -92,13 +92,15 @@ def write_checkpoint(
             ]
             for done, target in enumerate(targets):
                 progress(f"stage {stage}: {target.name}", done, len(targets))
-                _write_target(source, mask, target, shape, DTYPES[dtype], ranks)
-    config = checkpoint_config(shape, dtype, mapping)
+                _write_target(source, mask, target, decoder, DTYPES[dtype], ranks)
+    config = checkpoint_config(decoder, dtype, mapping)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _spec(target: Target, shape: ModelShape, tp: int, dtype: np.dtype[Any]) -> TensorSpec:
-    parts = [local_shape(s, source_shape(s.name, shape), shape, tp) for s in target.sources]
+def _spec(
+    source: Checkpoint, target: Target, decoder: DecoderConfig, tp: int, dtype: np.dtype[Any]
+) -> TensorSpec:
+    parts = [local_shape(s, source.spec(s.name).shape, decoder, tp) for s in target.sources]
     return TensorSpec(dtype, (sum(part[0] for part in parts), *parts[0][1:]))
 
 
@@ -106,14 +108,14 @@ def _write_target(
     source: Checkpoint,
     mask: Mask | None,
     target: Target,
-    shape: ModelShape,
+    decoder: DecoderConfig,
     dtype: np.dtype[Any],
     ranks: list[TensorWriter],
 ) -> None:
-    tensors = [_read(source, s, mask, shape, dtype) for s in target.sources]
+    tensors = [_read(source, s, mask, dtype) for s in target.sources]
     for rank, writer in enumerate(ranks):
         parts = [
-            local_part(s, tensor, shape, len(ranks), rank)
+            local_part(s, tensor, decoder, len(ranks), rank)
             for s, tensor in zip(target.sources, tensors, strict=True)
         ]
         writer.write(target.name, parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -121,17 +123,9 @@ def _write_target(
         source.release(s.name)
 
 
-def _read(
-    source: Checkpoint, wanted: Source, mask: Mask | None, shape: ModelShape, dtype: np.dtype[Any]
-) -> Array:
+def _read(source: Checkpoint, wanted: Source, mask: Mask | None, dtype: np.dtype[Any]) -> Array:
     """The tensor, masked and rounded to `dtype`."""
     tensor = source.tensor(wanted.name)
-    expected = source_shape(wanted.name, shape)
-    if tensor.shape != expected:
-        raise EngineDirectoryError(
-            f"{source.directory}: {wanted.name} has shape {tensor.shape},"
-            f" config.json says {expected}"
-        )
     if mask is not None and wanted.name == f"{wanted.layer}.weight" and wanted.layer in mask.codes:
         tensor = _masked(tensor, mask.codes[wanted.layer])
     if tensor.dtype == dtype:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.decoder_config import DecoderConfig, read_decoder_config
 from engines.directory.staging import atomic_directory
 from engines.errors import MaskError
 from engines.manifest import NAME_PATTERN, Manifest
 from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions
-from engines.tensorrt_llm.config import Mapping, ModelShape, read_shape
+from engines.tensorrt_llm.config import Mapping, convertible_decoder
 from engines.tensorrt_llm.preflight import Preflight, check_checkpoint, sparse_targets
 from engines.tensorrt_llm.record import (
     BASE,
@@ -41,8 +41,8 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
     for name in request.masks:
         check_mask_name(name)
     inputs = open_inputs(request)
-    shape = read_shape(inputs.checkpoint.config)
-    options = settings.options(shape)
+    decoder = convertible_decoder(inputs.checkpoint.config)
+    options = settings.options(decoder)
     masks: dict[str, Mask | None] = dict(inputs.masks) or {BASE: None}
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         engines: dict[str, EngineRecord] = {}
@@ -51,9 +51,9 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
             write_masked(request, inputs, name, mask, folder, settings.mapping, settings.dtype)
             counts = Preflight(0, 0)
             if settings.sparse:
-                counts = check_masked(folder, mask, shape, settings.mapping)
+                counts = check_masked(folder, mask, decoder, settings.mapping)
             engines[name] = engine_record(name, counts)
-        record = _record(shape, settings, options, engines)
+        record = _record(decoder, settings, options, engines)
         write_script(directory, record)
         manifest = finish(request, inputs, directory, "tensorrt-llm", None)
         write_record(directory, manifest, record)
@@ -79,7 +79,9 @@ def write_masked(
     write_checkpoint(source, mask, folder, mapping=mapping, dtype=dtype, progress=progress)
 
 
-def check_masked(folder: Path, mask: Mask | None, shape: ModelShape, mapping: Mapping) -> Preflight:
+def check_masked(
+    folder: Path, mask: Mask | None, decoder: DecoderConfig, mapping: Mapping
+) -> Preflight:
     """Demand 2:4 of the weights that the mask lists, or of all without a mask.
 
     Raises:
@@ -87,7 +89,7 @@ def check_masked(folder: Path, mask: Mask | None, shape: ModelShape, mapping: Ma
     """
     if mask is None:
         return check_checkpoint(folder)
-    stages = [list(stage_targets(shape, mapping, stage)) for stage in range(mapping.pp_size)]
+    stages = [list(stage_targets(decoder, mapping, stage)) for stage in range(mapping.pp_size)]
     return check_checkpoint(folder, [sparse_targets(stage, mask.codes) for stage in stages])
 
 
@@ -100,8 +102,8 @@ def recheck_checkpoint(directory: Path, manifest: Manifest, record: BuildRecord,
     """
     folder = directory / CHECKPOINTS / name
     mask = read_mask(directory / manifest.mask(name).file) if manifest.masks else None
-    shape = read_shape(json.loads((directory / "config.json").read_text()))
-    check_masked(folder, mask, shape, record.mapping)
+    decoder = read_decoder_config(directory)
+    check_masked(folder, mask, decoder, record.mapping)
 
 
 def engine_record(name: str, counts: Preflight) -> EngineRecord:
@@ -121,9 +123,12 @@ def check_mask_name(name: str) -> None:
 
 
 def _record(
-    shape: ModelShape, settings: Settings, options: BuildOptions, engines: dict[str, EngineRecord]
+    decoder: DecoderConfig,
+    settings: Settings,
+    options: BuildOptions,
+    engines: dict[str, EngineRecord],
 ) -> BuildRecord:
-    head_bytes = shape.head_size * DTYPES[settings.dtype].itemsize
+    head_bytes = decoder.head_dim * DTYPES[settings.dtype].itemsize
     return BuildRecord(
         per_mask=settings.per_mask,
         sparse=settings.sparse,
@@ -137,8 +142,8 @@ def _record(
         max_seq_len=options.max_seq_len,
         workers=options.workers,
         trtllm_args=options.extra,
-        vocab_size=shape.vocab_size,
-        kv_bytes_per_token=2 * shape.num_hidden_layers * shape.num_key_value_heads * head_bytes,
+        vocab_size=decoder.vocab,
+        kv_bytes_per_token=2 * decoder.layers * decoder.kv_heads * head_bytes,
         prompt_logprobs=options.prompt_logprobs,
         engines=engines,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.build import BuildRequest, open_inputs, store_mask
 from engines.directory.staging import remove_stale, staging
 from engines.errors import EngineDirectoryError, MaskError
-from engines.tensorrt_llm.config import read_shape
+from engines.tensorrt_llm.config import convertible_decoder
 from engines.tensorrt_llm.directory import (
     check_mask_name,
     check_masked,
@@ -48,7 +48,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
             f"{directory} was made from the model with base digest {manifest.base_digest[:12]}...,"
             f" {model} has {inputs.base_digest[:12]}..."
         )
-    shape = read_shape(inputs.checkpoint.config)
+    decoder = convertible_decoder(inputs.checkpoint.config)
     default = read_mask(directory / manifest.mask(manifest.default_mask).file)
     engines, records = dict(record.engines), list(manifest.masks)
     remove_stale(directory)
@@ -59,7 +59,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
             folder = temporary / name
             request = BuildRequest(model, manifest.model, masks, directory)
             write_masked(request, inputs, name, mask, folder, record.mapping, record.dtype)
-            engines[name] = engine_record(name, check_masked(folder, mask, shape, record.mapping))
+            engines[name] = engine_record(name, check_masked(folder, mask, decoder, record.mapping))
             # What an extension that never finished left behind has this name, too.
             shutil.rmtree(directory / CHECKPOINTS / name, ignore_errors=True)
             folder.replace(directory / CHECKPOINTS / name)

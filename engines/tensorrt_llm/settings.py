@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.commands import BuildOptions
-from engines.tensorrt_llm.config import Mapping, ModelShape, check_mapping
+from engines.tensorrt_llm.config import Mapping, check_mapping
 from engines.tensorrt_llm.record import PerMask
 
 
@@ -57,17 +58,18 @@ class Settings(BaseModel):
         """How each engine is spread over GPUs."""
         return Mapping(self.tp_size, self.pp_size)
 
-    def options(self, shape: ModelShape) -> BuildOptions:
+    def options(self, decoder: DecoderConfig) -> BuildOptions:
         """The engine build of a model of this shape.
 
         Raises:
             EngineDirectoryError: the model cannot be cut or run like this.
         """
-        check_mapping(shape, self.mapping)
-        longest = min(shape.max_position_embeddings, shape.sliding_window or 1 << 60)
+        check_mapping(decoder, self.mapping)
+        # Engines are built without windows: a sequence must be too short to need one.
+        longest = min((window for window in decoder.windows if window), default=decoder.context)
         length = min(longest, 4096) if self.max_seq_len is None else self.max_seq_len
         if length > longest:
-            why = "positions" if shape.sliding_window is None else "tokens of sliding window"
+            why = "tokens of sliding window" if any(decoder.windows) else "positions"
             raise EngineDirectoryError(f"max_seq_len {length} exceeds the model's {longest} {why}")
         return BuildOptions(
             max_batch_size=self.max_batch_size,

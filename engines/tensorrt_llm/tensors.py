@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.tensorrt_llm.config import Mapping, ModelShape
+from engines.decoder_config import DecoderConfig
+from engines.tensorrt_llm.config import Mapping
 
 Array = npt.NDArray[Any]
 
@@ -60,42 +61,21 @@ class Target:
     linear: bool = False
 
 
-def stage_targets(shape: ModelShape, mapping: Mapping, stage: int) -> Iterator[Target]:
+def stage_targets(decoder: DecoderConfig, mapping: Mapping, stage: int) -> Iterator[Target]:
     """The tensors of each rank of pipeline stage `stage`, in the order of the model."""
-    per_stage = shape.num_hidden_layers // mapping.pp_size
+    per_stage = decoder.layers // mapping.pp_size
     if stage == 0:
         yield _whole("transformer.vocab_embedding.weight", "model.embed_tokens.weight")
     for local in range(per_stage):
-        yield from _layer_targets(shape, local, stage * per_stage + local)
+        yield from _layer_targets(decoder, local, stage * per_stage + local)
     if stage == mapping.pp_size - 1:
-        head = "model.embed_tokens" if shape.tie_word_embeddings else "lm_head"
+        head = "model.embed_tokens" if decoder.tied else "lm_head"
         yield _whole("transformer.ln_f.weight", "model.norm.weight")
         yield Target("lm_head.weight", (Source(f"{head}.weight", Split.VOCAB_ROWS),))
 
 
-def source_shape(name: str, shape: ModelShape) -> tuple[int, ...]:
-    """Shape that the Hugging Face tensor `name` must have in a model of this shape."""
-    hidden, heads = shape.hidden_size, shape.num_attention_heads * shape.head_size
-    kv, inner = shape.num_key_value_heads * shape.head_size, shape.intermediate_size
-    module, _, kind = name.rpartition(".")
-    weight = {
-        "embed_tokens": (shape.vocab_size, hidden),
-        "lm_head": (shape.vocab_size, hidden),
-        "q_proj": (heads, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, heads),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-        "q_norm": (shape.head_size,),
-        "k_norm": (shape.head_size,),
-    }.get(module.rpartition(".")[2], (hidden,))
-    return weight[:1] if kind == "bias" else weight
-
-
 def local_shape(
-    source: Source, full: tuple[int, ...], shape: ModelShape, tp: int
+    source: Source, full: tuple[int, ...], decoder: DecoderConfig, tp: int
 ) -> tuple[int, ...]:
     """Shape of one rank's part of a tensor of shape `full`."""
     match source.split:
@@ -104,23 +84,23 @@ def local_shape(
         case Split.ROWS:
             return (full[0] // tp, *full[1:])
         case Split.KV_ROWS:
-            return (_kv_heads(shape, tp) * shape.head_size, *full[1:])
+            return (_kv_heads(decoder, tp) * decoder.head_dim, *full[1:])
         case Split.COLUMNS:
             return (*full[:-1], full[-1] // tp)
         case Split.VOCAB_ROWS:
             return (-(-full[0] // tp), *full[1:])
 
 
-def local_part(source: Source, tensor: Array, shape: ModelShape, tp: int, rank: int) -> Array:
+def local_part(source: Source, tensor: Array, decoder: DecoderConfig, tp: int, rank: int) -> Array:
     """Tensor-parallel rank `rank`'s part of `tensor`; a view where nothing is added."""
-    extent = local_shape(source, tensor.shape, shape, tp)
+    extent = local_shape(source, tensor.shape, decoder, tp)
     match source.split:
         case Split.WHOLE:
             return tensor
         case Split.ROWS:
             return tensor[rank * extent[0] : (rank + 1) * extent[0]]
         case Split.KV_ROWS:
-            start = rank * shape.num_key_value_heads // tp * shape.head_size
+            start = rank * decoder.kv_heads // tp * decoder.head_dim
             return tensor[start : start + extent[0]]
         case Split.COLUMNS:
             return tensor[..., rank * extent[-1] : (rank + 1) * extent[-1]]
@@ -132,25 +112,25 @@ def local_part(source: Source, tensor: Array, shape: ModelShape, tp: int, rank: 
             return np.concatenate([part, np.zeros((missing, *extent[1:]), tensor.dtype)])
 
 
-def _kv_heads(shape: ModelShape, tp: int) -> int:
-    return max(1, shape.num_key_value_heads // tp)
+def _kv_heads(decoder: DecoderConfig, tp: int) -> int:
+    return max(1, decoder.kv_heads // tp)
 
 
 def _whole(name: str, source: str) -> Target:
     return Target(name, (Source(source, Split.WHOLE),))
 
 
-def _layer_targets(shape: ModelShape, local: int, layer: int) -> Iterator[Target]:
+def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[Target]:
     ours, theirs = f"transformer.layers.{local}", f"model.layers.{layer}"
     yield _whole(f"{ours}.input_layernorm.weight", f"{theirs}.input_layernorm.weight")
-    for kind in ("weight", "bias") if shape.qkv_bias else ("weight",):
+    for kind in ("weight", "bias") if decoder.biases else ("weight",):
         sources = (
             Source(f"{theirs}.self_attn.q_proj.{kind}", Split.ROWS),
             Source(f"{theirs}.self_attn.k_proj.{kind}", Split.KV_ROWS),
             Source(f"{theirs}.self_attn.v_proj.{kind}", Split.KV_ROWS),
         )
         yield Target(f"{ours}.attention.qkv.{kind}", sources, linear=kind == "weight")
-    if shape.qk_norm:
+    if decoder.head_norms:
         for name in "q", "k":
             source = f"{theirs}.self_attn.{name}_norm.weight"
             yield _whole(f"{ours}.attention.{name}_layernorm.weight", source)

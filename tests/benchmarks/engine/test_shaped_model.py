@@ -26,7 +26,7 @@ SHAPE = {
 LOADING = """
 import json, sys
 from pathlib import Path
-from engines.decoder_config import read_config
+from engines.decoder_config import read_decoder_config
 from engines.cpu.model import CpuModel, Limits
 
 def memory(name):
@@ -34,7 +34,7 @@ def memory(name):
     return int(status.partition(name + ":")[2].split()[0]) * 1024
 
 directory = Path(sys.argv[1])
-config = read_config(json.loads((directory / "config.json").read_text()))
+config = read_decoder_config(directory)
 before = memory("VmRSS"), memory("RssAnon")
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 model = CpuModel(directory, config, Limits(64, 1, 64, 4, 1))

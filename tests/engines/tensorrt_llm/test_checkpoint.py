@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from engines.checkpoint import Checkpoint
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import write_checkpoint
-from engines.tensorrt_llm.config import Mapping, checkpoint_config, read_shape
+from engines.tensorrt_llm.config import Mapping, checkpoint_config, convertible_decoder
 from maskgen.maskfile import Mask
 from tests.engines.tensorrt_llm.helpers import masked_state, random_mask, restore
 from tests.tiny_model import make_tiny_llama
@@ -137,15 +137,22 @@ def test_llama3_position_scaling_is_kept() -> None:
         "max_position_embeddings": 128,
         "hidden_act": "silu",
         "rope_theta": 500000.0,
-        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
     }
-    config = checkpoint_config(read_shape(hf), "bfloat16", Mapping())
+    config = checkpoint_config(convertible_decoder(hf), "bfloat16", Mapping())
     assert config["rotary_base"] == 500000.0
     assert config["rotary_scaling"] == {
         "type": "llama3",
         "rope_type": "llama3",
         "factor": 8.0,
         "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,  # the context, where config.json is silent
     }
     assert config["num_key_value_heads"] == 4
 
@@ -153,7 +160,7 @@ def test_llama3_position_scaling_is_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma3"}, "'gemma3' cannot be converted.*llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gemma3"}, "'gemma3' is not supported.*llama, mistral, qwen2, qwen3"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
@@ -173,7 +180,7 @@ def test_models_that_would_lose_something_are_refused(change: dict, message: str
         "hidden_act": "silu",
     }
     with pytest.raises(EngineDirectoryError, match=message):
-        read_shape(hf | change)
+        convertible_decoder(hf | change)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from engines.checkpoint import Checkpoint
+from engines.decoder_config import read_decoder_config
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import write_checkpoint
-from engines.tensorrt_llm.config import Mapping, read_shape
+from engines.tensorrt_llm.config import Mapping
 from engines.tensorrt_llm.preflight import (
     PreflightError,
     check_checkpoint,
@@ -130,8 +131,8 @@ def test_other_directories_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_layers_that_become_one_matrix_are_masked_together(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "hf")
-    shape = read_shape(json.loads((model / "config.json").read_text()))
-    targets = list(stage_targets(shape, Mapping(), 0))
+    decoder = read_decoder_config(model)
+    targets = list(stage_targets(decoder, Mapping(), 0))
     mlp_only = random_mask(model, wanted=lambda layer: ".mlp." in layer)
     names = sparse_targets(targets, mlp_only.codes)
     assert names == {
@@ -154,8 +155,8 @@ def test_layers_that_the_mask_leaves_dense_are_counted_not_refused(tmp_path: Pat
     out = tmp_path / "ck"
     out.mkdir()
     write_checkpoint(Checkpoint(model), mask, out)
-    shape = read_shape(json.loads((model / "config.json").read_text()))
-    sparse = sparse_targets(list(stage_targets(shape, Mapping(), 0)), mask.codes)
+    decoder = read_decoder_config(model)
+    sparse = sparse_targets(list(stage_targets(decoder, Mapping(), 0)), mask.codes)
     counts = check_checkpoint(out, [sparse])
     assert (counts.sparse, counts.dense) == (6, 4)
     with pytest.raises(PreflightError, match=r"attention\.qkv\.weight: \d+ of"):

@@ -1,0 +1,215 @@
+"""Rotary position embeddings: what a config.json says about them, and their frequencies.
+
+Follows transformers 5 (`modeling_rope_utils.py`), which also reads what version 4 wrote: there
+`rope_theta` stood beside `rope_scaling`, here both are in `rope_parameters`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.errors import EngineDirectoryError
+
+_DEFAULT_THETA = 10000.0
+_NEEDS_PRETRAINED_CONTEXT = ("llama3", "yarn", "longrope")
+_PRETRAINED_CONTEXT = "original_max_position_embeddings"
+
+Frequencies = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """A rotary position embedding.
+
+    Attributes:
+        kind: its `rope_type`: `default`, `linear`, `dynamic`, `llama3`, `yarn`, `longrope`, or one
+            that no engine runs.
+        theta: wavelength base.
+        fields: what else belongs to the kind, as config.json names it.
+        head_dim: width of a head; all of it is rotated.
+        context: most positions of a sequence.
+    """
+
+    kind: str
+    theta: float
+    fields: Mapping[str, Any]
+    head_dim: int
+    context: int
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive number among `fields`.
+
+        Raises:
+            EngineDirectoryError: it is none, or is absent without a default.
+        """
+        value = self.fields.get(name)
+        if value is None and default is not None:
+            return default
+        return _positive(value, f"{name} of the {self.kind} rope")
+
+    def scale(self) -> float:
+        """`factor`, or where it is null the growth of the context since pretraining."""
+        return self.number("factor", self.context / self.number(_PRETRAINED_CONTEXT))
+
+    def inverse_wavelengths(self, theta: float | None = None) -> npt.NDArray[np.float32]:
+        """(head_dim / 2,) unscaled frequencies."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        base = np.float32(self.theta if theta is None else theta)
+        inverse: npt.NDArray[np.float32] = (1.0 / np.power(base, exponents)).astype(np.float32)
+        return inverse
+
+    def frequencies(self) -> tuple[npt.NDArray[np.float32], float]:
+        """Angle per position of each pair of a head, and the factor of cosines and sines.
+
+        Returns:
+            (head_dim / 2,) frequencies, computed in float32 as transformers does; factor.
+
+        Raises:
+            EngineDirectoryError: the kind is not supported, or a field is missing or malformed.
+        """
+        if self.kind not in _FREQUENCIES:
+            raise EngineDirectoryError(
+                f"rope_type {self.kind!r} is not supported (supported: {', '.join(_FREQUENCIES)})"
+            )
+        try:
+            found, factor = _FREQUENCIES[self.kind](self)
+        except ArithmeticError as error:
+            raise EngineDirectoryError(
+                f"config.json: the {self.kind} rope has no frequencies: {error}"
+            ) from None
+        return found.astype(np.float32), factor
+
+
+def read_rope(config: Mapping[str, Any], head_dim: int, context: int) -> Rope:
+    """The rotary embedding that a config.json describes.
+
+    `rope_scaling` wins over `rope_parameters`, and what stands inside over what stands beside.
+
+    Raises:
+        EngineDirectoryError: a field is malformed, or asks for what no engine does.
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = config.get(name) or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise EngineDirectoryError(
+            f"config.json: {name} is {given!r}; one rope for all layers is supported"
+        )
+    beside = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}
+    rope = beside | given
+    kind = str(rope.pop("rope_type", None) or rope.pop("type", None) or "default")
+    rope.pop("type", None)
+    theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
+    if share not in (None, 1):
+        raise EngineDirectoryError(f"partial_rotary_factor {share!r} is not supported, only 1")
+    theta = _DEFAULT_THETA if theta is None else _positive(theta, "rope_theta")
+    if kind in _NEEDS_PRETRAINED_CONTEXT:
+        outside = config.get(_PRETRAINED_CONTEXT)
+        rope = {_PRETRAINED_CONTEXT: context} | rope
+        rope |= {} if outside is None else {_PRETRAINED_CONTEXT: outside}
+    return Rope(kind, theta, rope, head_dim, context)
+
+
+def _positive(value: Any, name: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise EngineDirectoryError(f"config.json: {name} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _default(rope: Rope) -> tuple[Frequencies, float]:
+    return rope.inverse_wavelengths(), 1.0
+
+
+def _linear(rope: Rope) -> tuple[Frequencies, float]:
+    return rope.inverse_wavelengths() / np.float32(rope.number("factor")), 1.0
+
+
+def _dynamic(rope: Rope) -> tuple[Frequencies, float]:
+    """Scales beyond the context only, where no engine goes."""
+    factor = rope.number("factor")
+    growth = factor * rope.context / rope.context - (factor - 1)
+    theta = rope.theta * growth ** (rope.head_dim / (rope.head_dim - 2))
+    return rope.inverse_wavelengths(theta), 1.0
+
+
+def _llama3(rope: Rope) -> tuple[Frequencies, float]:
+    inverse = rope.inverse_wavelengths()
+    factor, old = rope.number("factor"), rope.number(_PRETRAINED_CONTEXT)
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise EngineDirectoryError(
+            f"config.json: high_freq_factor {high} of the llama3 rope must exceed low_freq_factor"
+            f" {low}"
+        )
+    wavelength = 2 * math.pi / inverse
+    smooth = (old / wavelength - low) / (high - low)
+    blended = (1 - smooth) * inverse / factor + smooth * inverse
+    scaled = np.where(wavelength > old / low, inverse / factor, inverse)
+    middle = (wavelength >= old / high) & (wavelength <= old / low)
+    return np.where(middle, blended, scaled), 1.0
+
+
+def _yarn(rope: Rope) -> tuple[Frequencies, float]:
+    """Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023."""
+    factor, old, dim = rope.scale(), rope.number(_PRETRAINED_CONTEXT), rope.head_dim
+
+    def dimension(rotations: float) -> float:
+        return dim * math.log(old / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension(rope.number("beta_fast", 32.0))
+    high = dimension(rope.number("beta_slow", 1.0))
+    if rope.fields.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high += 0.001 if low == high else 0
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+    keep = 1 - ramp.astype(np.float32)
+    inverse = rope.inverse_wavelengths()
+    return inverse / np.float32(factor) * (1 - keep) + inverse * keep, _yarn_factor(rope, factor)
+
+
+def _yarn_factor(rope: Rope, scale: float) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
+
+    if rope.fields.get("attention_factor") is not None:
+        return rope.number("attention_factor")
+    if rope.fields.get("mscale") and rope.fields.get("mscale_all_dim"):
+        return mscale(rope.number("mscale")) / mscale(rope.number("mscale_all_dim"))
+    return mscale(1.0)
+
+
+def _longrope(rope: Rope) -> tuple[Frequencies, float]:
+    """Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", 2024."""
+    old, factor = rope.number(_PRETRAINED_CONTEXT), rope.scale()
+    if rope.context > old:
+        raise EngineDirectoryError(
+            f"rope_type 'longrope' has other frequencies beyond {old:.0f} positions, which is not"
+            f" supported; lower max_position_embeddings ({rope.context}) to {old:.0f} for short"
+            " contexts"
+        )
+    short = rope.fields.get("short_factor")
+    if not isinstance(short, list) or len(short) != rope.head_dim // 2:
+        raise EngineDirectoryError(
+            f"config.json: short_factor of the longrope rope is {short!r}, expected"
+            f" {rope.head_dim // 2} numbers"
+        )
+    divisors = [_positive(value, "an entry of the longrope rope's short_factor") for value in short]
+    attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(old))
+    scaled = rope.inverse_wavelengths() / np.array(divisors, np.float32)
+    return scaled, rope.number("attention_factor", attention)
+
+
+_FREQUENCIES: dict[str, Callable[[Rope], tuple[Frequencies, float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
