@@ -206,8 +206,7 @@ def _refuse_unknown_variants(config: Mapping[str, Any]) -> None:
 
 
 def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
-    given = _field(config, "head_dim")
-    if given is None and hidden % heads:
+    if config["model_type"] == "llama" and config.get("head_dim") is None and hidden % heads:
         raise EngineDirectoryError(
             f"hidden_size {hidden} is no multiple of num_attention_heads {heads},"
             " and config.json names no head_dim"

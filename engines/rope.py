@@ -201,8 +201,8 @@ def _longrope(rope: Rope) -> tuple[Frequencies, float]:
         )
     divisors = [_positive(value, "an entry of the longrope rope's short_factor") for value in short]
     attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(old))
-    scaled = rope.inverse_wavelengths() / np.array(divisors, np.float32)
-    return scaled, rope.number("attention_factor", attention)
+    shrink: npt.NDArray[np.float32] = np.array(divisors, np.float32)
+    return rope.inverse_wavelengths() / shrink, rope.number("attention_factor", attention)
 
 
 _FREQUENCIES: dict[str, Callable[[Rope], tuple[Frequencies, float]]] = {

@@ -9,12 +9,14 @@ greedy decoding has clear margins.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 SAMPLE_TEXT = """\
 The river carried the timber down to the mill, where the men sorted it by length and weight.
@@ -67,18 +69,35 @@ def make_tiny_llama(
         settings["head_dim"] = 16
     if architecture == "mistral":
         settings["sliding_window"] = None
+    configuration = AutoConfig.for_model(architecture, **{**settings, **config})
+    random_model(configuration, seed).save_pretrained(directory)
+    write_tokenizer(directory, tokenizer, bos=bos)
+    return directory
+
+
+def write_tiny_model(directory: Path, config: Mapping[str, Any], *, seed: int = 0) -> Path:
+    """Write a random decoder whose `config.json` is `config` as it is, and its tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    model = random_model(AutoConfig.from_pretrained(directory), seed)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    write_tokenizer(directory, make_tokenizer(), bos=False)
+    return directory
+
+
+def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A random bf16 model, whose norms and biases are no defaults."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(architecture, **{**settings, **config})
-        )
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias") or "norm" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.to(torch.bfloat16).save_pretrained(directory)
-    _write_tokenizer(directory, tokenizer, bos=bos)
-    return directory
+    return model.to(torch.bfloat16)
 
 
 def make_tokenizer(*, bos: bool = False) -> Tokenizer:
@@ -101,7 +120,8 @@ def make_tokenizer(*, bos: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def _write_tokenizer(directory: Path, tokenizer: Tokenizer, *, bos: bool) -> None:
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, bos: bool) -> None:
+    """Write tokenizer and chat template."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

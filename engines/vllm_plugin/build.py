@@ -11,6 +11,7 @@ import numpy as np
 
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
+from engines.decoder_config import MODEL_TYPES, decoder_config
 from engines.directory.staging import atomic_directory
 from engines.errors import MaskError
 from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
@@ -40,12 +41,14 @@ def build(request: BuildRequest) -> Manifest:
     """Build a vLLM engine directory; without masks, a dense one.
 
     Raises:
-        EngineDirectoryError: see `engines.build.open_inputs`.
+        EngineDirectoryError: see `engines.build.open_inputs`; or the weights are not those of the
+            model's architecture, where twofour knows it.
         MaskError: see `engines.build.open_inputs`; or a listed layer is an expert, or its width is
             no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)
+    _check_weights(inputs.checkpoint)
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     if default is not None:
         _check_layers(default)
@@ -61,6 +64,12 @@ def build(request: BuildRequest) -> Manifest:
             None if default is None else layout,
             config=_config(inputs, default),
         )
+
+
+def _check_weights(checkpoint: Checkpoint) -> None:
+    # vLLM leaves what a quantised checkpoint lacks as it finds the memory, and ours counts as one.
+    if checkpoint.config.get("model_type") in MODEL_TYPES:
+        checkpoint.check(decoder_config(checkpoint.config).tensor_shapes())
 
 
 def _tested(model_type: str) -> str:

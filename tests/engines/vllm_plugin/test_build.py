@@ -146,6 +146,11 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, tiny_model: Path) ->
     (quantised / "config.json").write_text(json.dumps(config))
     with pytest.raises(EngineDirectoryError, match="gptq"):
         build(BuildRequest(model=quantised, model_name="q", masks={}, out=tmp_path / "out"))
+    deeper = make_tiny_llama(tmp_path / "deeper")
+    config = json.loads((deeper / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (deeper / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineDirectoryError, match=r"9 are missing, such as model\.layers\.2"):
+        build(BuildRequest(model=deeper, model_name="d", masks={}, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
