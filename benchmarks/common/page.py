@@ -23,7 +23,7 @@ def page(title: str, about: str, result: Result, *parts: str) -> str:
         result: the result file.
         parts: paragraphs, tables and headings, in order.
     """
-    notes = [bullets(result["notes"])] if result.get("notes") else []
+    notes = ["## Notes", bullets(result["notes"])] if result.get("notes") else []
     blocks = [
         f"# {title}",
         paragraph(about),

@@ -1,4 +1,4 @@
-"""Result files: every number that the docs quote, written by the command that measured it."""
+"""Result files and the pages beside them, written by the command that measured them."""
 
 from __future__ import annotations
 

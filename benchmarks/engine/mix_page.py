@@ -29,7 +29,7 @@ def mix_page(result: Result) -> str:
     synthetic = [row for row in result["rows"] if "names" not in row]
     beside = [row for row in synthetic if row["mode"] != "base"]
     parts = [mix_table(beside), *_alone(synthetic)]
-    parts += ["## Memory", paragraph(_MEMORY), _memory(beside)]
+    parts += ["## Memory", paragraph(_MEMORY + _base_memory(synthetic)), _memory(beside)]
     if switched := [row for row in beside if row["mode"] == "switch"]:
         parts += ["## Switching the base", paragraph(_SWITCH), _switching(switched)]
     parts += ["## Where they cross", paragraph(_CROSSOVER), _crossovers(result["crossovers"])]
@@ -104,6 +104,11 @@ def _memory(rows: Sequence[Row]) -> str:
             for masks in sorted({row["masks"] for row in rows})
         ],
     )
+
+
+def _base_memory(rows: Sequence[Row]) -> str:
+    base = [row["resident_mib"] for row in rows if row["mode"] == "base"]
+    return f" The process with the base alone has {base[0]:.0f} MiB resident." if base else ""
 
 
 def _switching(rows: Sequence[Row]) -> str:

@@ -32,7 +32,7 @@ def speed_page(result: Result) -> str:
     """Tokens per second by cell and arm, prompts, and memory."""
     rows = result["rows"]
     return page(
-        f"Speed of the CPU engine: {result['model']}",
+        f"Speed of the CPU engine: {result['model']} ({result['machine_class']})",
         _SPEED,
         result,
         "## Generated tokens per second",

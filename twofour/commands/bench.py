@@ -1,4 +1,4 @@
-"""`twofour bench`: the commands that produce every number that the docs quote."""
+"""`twofour bench`: the commands that measure everything in docs/results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from twofour.commands import (
     bench_vllm,
 )
 
-app = typer.Typer(help="Measure: every number that the docs quote.", no_args_is_help=True)
+app = typer.Typer(help="Measure: everything in docs/results.", no_args_is_help=True)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure: every number that the docs quote."""
+    """Measure: everything in docs/results."""
     # Ended from outside, it still lets go on, and ends, the arms that wait stopped for their turn.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +12,17 @@ from twofour.commands.option_values import number_pairs
 
 
 def pages() -> None:
-    """Write the page of every result file in docs/results anew."""
+    """Write the pages of docs/results anew, and the tables of results that guides show.
+
+    Run it in the repository.
+    """
+    from benchmarks.common.result_file import RESULTS
+    from benchmarks.guides import fill_guides
     from benchmarks.pages import write_pages
 
-    for path in write_pages():
+    if not RESULTS.is_dir():
+        raise FileNotFoundError(f"{RESULTS} is not here: run this in the repository")
+    for path in (*write_pages(), *fill_guides(Path())):
         typer.echo(path)
 
 

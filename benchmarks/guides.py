@@ -1,0 +1,85 @@
+"""The tables of results that guides show, written into them by `twofour bench pages`.
+
+A guide marks where one goes, and it is replaced whenever pages are written:
+
+    <!-- begin results/kernels.json -->
+    ...
+    <!-- end results/kernels.json -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.common.result_file import RESULTS, Result, read_result
+from benchmarks.engine.pages import quality_table, speed_table
+from benchmarks.kernels.page import speedup_table
+from benchmarks.masks.pages import cost_table, domains_table, league_table
+from benchmarks.serve.page import serve_table
+from benchmarks.vllm.pages import summary_table
+
+_LARGE_WEIGHTS = 8_000_000
+_MARKED = re.compile(
+    r"(<!-- begin results/([\w-]+)\.json -->\n).*?(\n<!-- end results/\2\.json -->)", re.DOTALL
+)
+
+
+def _engine(result: Result) -> str:
+    """The first of its lengths."""
+    first = result["rows"][0]
+    lengths = (first["prompt_tokens"], first["output_tokens"])
+    rows = [r for r in result["rows"] if (r["prompt_tokens"], r["output_tokens"]) == lengths]
+    return speed_table(rows)
+
+
+def _kernels(result: Result) -> str:
+    """The best instruction set on all cores, for layers that do not fit a cache."""
+    threads = max(row["threads"] for row in result["rows"])
+    rows = [r for r in result["rows"] if r["threads"] == threads]
+    return speedup_table(
+        [r for r in rows if r["isa"] == rows[0]["isa"] and r["n"] * r["k"] > _LARGE_WEIGHTS]
+    )
+
+
+TABLES: Mapping[str, Callable[[Result], str]] = {
+    "bench-engine": _engine,
+    "bench-vllm": lambda result: summary_table(result["summary"]),
+    "domains": lambda result: domains_table(result["rows"]),
+    "kernels": _kernels,
+    "mask-cost": lambda result: cost_table(result["rows"]),
+    "masks": lambda result: league_table(result["rows"]),
+    "quality": lambda result: quality_table(result["rows"]),
+    "serve": lambda result: serve_table(result["rows"]),
+}
+"""Name of a result -> its table for a guide."""
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """A guide with its tables as the result files have them.
+
+    Raises:
+        ValueError: it asks for a result that has no table.
+    """
+
+    def table(marked: re.Match[str]) -> str:
+        name = marked[2]
+        if name not in TABLES:
+            raise ValueError(f"no table is known for {name}; there are {', '.join(TABLES)}")
+        shown = TABLES[name](read_result(results / f"{name}.json"))
+        return f"{marked[1]}\n{shown}\n{marked[3]}"
+
+    return _MARKED.sub(table, text)
+
+
+def fill_guides(root: Path) -> list[Path]:
+    """Fill the guides below `root` (README.md and docs/*.md); gives those that changed."""
+    changed = []
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, root / RESULTS)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            changed.append(path)
+    return changed

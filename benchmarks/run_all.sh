@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Every measurement of docs/results but those through vLLM (make bench-vllm) and TensorRT-LLM, which
+# needs a GPU. Takes most of a day. llama.cpp is measured too if llama-batched-bench is on the PATH
+# and runs/bench holds its files (docs/engine.md).
+# usage: benchmarks/run_all.sh BIN DATA
+#   BIN   folder of the twofour command
+#   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
+set -euo pipefail
+bin=$1 data=$2 runs=runs/bench
+general=masks/smollm2-135m/general.safetensors
+twofour() { "$bin/twofour" "$@"; }
+
+for text in eval/wiki.test.raw general/{wikipedia,openwebtext}.train.jsonl.gz \
+    domains/{french,html,javascript,python,cuda,story}.{train,test}.jsonl; do
+    [ -f "$data/$text" ] && continue
+    echo "error: $data/$text is missing; docs/evaluation.md says where to get it" >&2
+    exit 1
+done
+
+mkdir -p "$runs"
+[ -d $runs/dense ] || twofour build --model smollm2-135m --out $runs/dense
+[ -d $runs/sparse ] || twofour build --model smollm2-135m --mask general=$general --out $runs/sparse
+"$bin/python" -m benchmarks.engine.shaped_model $runs/1b
+pair=(--dense $runs/dense --sparse $runs/sparse)
+
+gguf=()
+for type in bf16 q8_0 q4_1; do
+    [ -f $runs/$type.gguf ] && command -v llama-batched-bench >/dev/null &&
+        gguf+=(--peer "llama.cpp-$type=$runs/$type.gguf")
+done
+dtype=float32 # emulated bf16 is slower
+grep -q avx512_bf16 /proc/cpuinfo && dtype=bfloat16
+vllm=(--peer vllm-dense=.venv-vllm/bin/python --vllm-dtype $dtype --vllm-binding all)
+
+twofour bench kernels --plot
+twofour bench kernels --shapes 4096x14336,4096x4096,8192x2048 --isa all --tokens 1,8,32 --keep
+twofour bench engine speed --model smollm2-135m "${pair[@]}" --kv-mib 1024 \
+    ${gguf[@]+"${gguf[@]}"} "${vllm[@]}"
+twofour bench engine speed --dense $runs/1b/dense --sparse $runs/1b/sparse --lengths 128/32 \
+    --concurrency 1,4 --repeats 2 --result bench-engine-1b
+twofour bench engine split "${pair[@]}"
+twofour bench engine mix --sparse $runs/sparse
+twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
+    ${gguf[@]+"${gguf[@]}"} --redo
+twofour bench picture
+twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4
+
+texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
+    --learn "$data/general/wikipedia.train.jsonl.gz"
+    --learn "$data/general/openwebtext.train.jsonl.gz")
+twofour bench masks league "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
+    --set maskllm.steps=320 --set roi.steps=300 --set maskpro.steps=700 --plot --redo
+twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \
+    --set maskllm.steps=30 --set maskllm.batch_size=2 --redo
+domains=()
+for domain in french html javascript python,3 cuda story,3; do
+    name=${domain%,*} seeds=${domain#*,}
+    files=$data/domains/$name.train.jsonl,$data/domains/$name.test.jsonl
+    [ "$seeds" = "$name" ] || files+=,$seeds
+    domains+=(--domain "$name=$files")
+done
+twofour bench masks domains --general $general "${domains[@]}" --windows 8 --work runs/domains \
+    --general-prior masks/smollm2-135m/general-prior.safetensors --calibration-windows 32 \
+    --set maskllm.steps=50 --set maskllm.batch_size=2 --redo
+twofour bench masks cost
+twofour bench pages
