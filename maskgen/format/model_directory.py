@@ -273,7 +273,8 @@ def end_token_ids(directory: Path, tokenizer_eos: int | None) -> tuple[int, ...]
 
     vLLM's rule; transformers' `generate` takes the first alone. A base model that was tuned for
     chat often names its old end of text there and the end of a turn in the tokenizer. config.json
-    counts where generation_config.json names none.
+    counts where generation_config.json names none. Ids beyond its `vocab_size`, which the model
+    can never answer, are left out.
 
     Args:
         directory: of a model, or an engine directory.
@@ -283,12 +284,14 @@ def end_token_ids(directory: Path, tokenizer_eos: int | None) -> tuple[int, ...]
         ModelDirectoryError: a file is malformed, or `eos_token_id` is neither a token id nor a
             list of them.
     """
+    files = [directory / name for name in ("generation_config.json", CONFIG_FILE)]
+    found = {path: read_json(path) for path in files if path.is_file()}
+    named = (_token_ids(path, fields.get("eos_token_id")) for path, fields in found.items())
+    first = next((ids for ids in named if ids), ())
     own = () if tokenizer_eos is None else (tokenizer_eos,)
-    for name in ("generation_config.json", CONFIG_FILE):
-        path = directory / name
-        if path.is_file() and (ids := _token_ids(path, read_json(path).get("eos_token_id"))):
-            return tuple(dict.fromkeys(ids + own))
-    return own
+    vocabulary = found.get(files[1], {}).get("vocab_size")
+    stray = vocabulary if isinstance(vocabulary, int) else math.inf
+    return tuple(token for token in dict.fromkeys(first + own) if token < stray)
 
 
 def _require_directory(directory: Path) -> None:

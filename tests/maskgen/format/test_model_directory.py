@@ -206,6 +206,7 @@ def test_other_weights_are_named(tmp_path: Path) -> None:
         (None, {"eos_token_id": -1}, 2, (2,)),
         (None, {"eos_token_id": None}, None, ()),
         ({"eos_token_id": []}, None, 3, (3,)),
+        ({"eos_token_id": [0, 9]}, {"vocab_size": 9}, 9, (0,)),
     ],
 )
 def test_the_configuration_and_the_tokenizer_end_a_turn(
