@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, as_engine_directory_error
+from maskgen.format.model_directory import read_json
 
 MANIFEST_FILE = "engine.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -129,12 +130,8 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is no engine directory: {MANIFEST_FILE} is missing"
             " (`twofour build` makes one)"
         )
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineDirectoryError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise EngineDirectoryError(f"{path} holds {type(raw).__name__}, expected an object")
+    with as_engine_directory_error():
+        raw = read_json(path)
     # Version and features come first: a newer manifest may have fields that are errors here.
     version = raw.get("format_version")
     if not isinstance(version, int) or version < 1:

@@ -6,7 +6,6 @@ sees: 2:4 in the whole matrix says nothing about a part that was cut at an odd p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorfile import TensorFile
 from engines.tensorrt_llm.checkpoint import DTYPES, rank_file
 from engines.tensorrt_llm.tensors import Array, Target
+from maskgen.format.model_directory import read_json
 
 INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
@@ -208,10 +208,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise EngineDirectoryError(f"{directory} is no TensorRT-LLM checkpoint: no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise EngineDirectoryError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config or "mapping" not in config:
+    with as_engine_directory_error():
+        config = read_json(path)
+    if "architecture" not in config or "mapping" not in config:
         raise EngineDirectoryError(f"{path} is no TensorRT-LLM checkpoint configuration")
     return config

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping as MappingType
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.errors import EngineDirectoryError
+from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.manifest import Manifest, file_sizes, read_manifest, write_manifest
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping
 from engines.tensorrt_llm.sparsity_log import SparsityReport, parse_log
 from engines.tensorrt_llm.version import find_gpus, installed_version
+from maskgen.format.model_directory import read_json
 
 BASE = "base"
 """Name of the one engine of a directory without masks."""
@@ -236,8 +236,10 @@ def _finished(
 def _check_flags(folder: Path, record: BuildRecord) -> None:
     """The engine's own configuration must say what the command asked for."""
     path = folder / "config.json"
+    with as_engine_directory_error():
+        config = read_json(path)
     try:
-        built = json.loads(path.read_text())["build_config"]
+        built = config["build_config"]
         sparsity, plugins = bool(built["weight_sparsity"]), dict(built.get("plugin_config") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise EngineDirectoryError(

@@ -125,7 +125,7 @@ def test_manifests_that_are_refused(copy: Path, changes: dict[str, object], mess
         open_engine(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000], ids=range(5))
 def test_manifests_that_are_no_json_objects(copy: Path, text: str) -> None:
     (copy / "engine.json").write_text(text)
     with pytest.raises(EngineDirectoryError, match=r"engine\.json"):

@@ -121,7 +121,7 @@ def test_float32_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{", '{"architecture": "LlamaForCausalLM"}', '{"mapping": {}}']
+    "text", ["[]", "{", "[" * 100_000, '{"architecture": "LlamaForCausalLM"}', '{"mapping": {}}']
 )
 def test_other_directories_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
