@@ -91,6 +91,7 @@ class MaskInfo:
         resident_bytes: memory that this mask alone occupies.
         pinned: running sequences that use it.
         reason: why it is stored so, for people; empty where there is no choice.
+        numerics: what in the way of storage changes last bits of its answers; empty for nothing.
     """
 
     name: str
@@ -101,6 +102,7 @@ class MaskInfo:
     resident_bytes: int = 0
     pinned: int = 0
     reason: str = ""
+    numerics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,8 @@ class EngineInfo:
         kernels: layer shape (`n x k`) -> the kernel that serves it, and why where it is dense.
         weight_bytes: bytes of all resident weights.
         version: version of the engine or of the library behind it.
+        numerics: everything, beside the weights and `MaskInfo.numerics`, that changes last bits of
+            answers: kernels, their versions, the number of threads where it matters.
     """
 
     kind: str
@@ -138,6 +142,7 @@ class EngineInfo:
     kernels: dict[str, str]
     weight_bytes: int
     version: str
+    numerics: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from engines.checkpoint import Checkpoint
+from engines.directory.files import list_files, record_files
+from engines.directory.progress import Progress, silent
 from engines.errors import EngineDirectoryError, MaskError
 from engines.manifest import (
     NAME_PATTERN,
@@ -21,14 +22,14 @@ from engines.manifest import (
     Manifest,
     MaskRecord,
     Target,
-    file_sizes,
     write_manifest,
 )
 from engines.text import TextCodec, text_files
+from engines.version import own_version
 from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
+StorageChoice = Callable[[float], Literal["patch", "copy"]]
+"""How an engine keeps a mask that changes this share of the groups."""
 
 MASK_FOLDER = "masks"
 
@@ -54,7 +55,7 @@ class BuildRequest:
     out: Path
     sealed: bool = False
     overwrite: bool = False
-    progress: Progress = lambda what, done, total: None
+    progress: Progress = silent
     note: Callable[[str], None] = lambda line: None
 
 
@@ -148,16 +149,22 @@ def copy_text_files(model: Path, directory: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def store_masks(inputs: BuildInputs, directory: Path) -> tuple[MaskRecord, ...]:
+def store_masks(
+    inputs: BuildInputs, directory: Path, storage: StorageChoice | None = None
+) -> tuple[MaskRecord, ...]:
     """Write every mask into the new directory; their manifest records."""
     if inputs.default_mask is None:
         return ()
     base = inputs.masks[inputs.default_mask]
     (directory / MASK_FOLDER).mkdir()
-    return tuple(store_mask(directory, name, mask, base) for name, mask in inputs.masks.items())
+    return tuple(
+        store_mask(directory, name, mask, base, storage) for name, mask in inputs.masks.items()
+    )
 
 
-def store_mask(directory: Path, name: str, mask: Mask, base: Mask) -> MaskRecord:
+def store_mask(
+    directory: Path, name: str, mask: Mask, base: Mask, storage: StorageChoice | None = None
+) -> MaskRecord:
     """Write one mask into an engine directory, readable by itself; its manifest record.
 
     Args:
@@ -165,7 +172,10 @@ def store_mask(directory: Path, name: str, mask: Mask, base: Mask) -> MaskRecord
         name: what requests will call it.
         mask: its parent, if it has one, stays behind: the whole mask is written.
         base: the directory's default mask.
+        storage: decides how the engine will keep it; None where the engine decides.
     """
+    share = changed_share(mask, base)
+    kept = None if storage is None else "base" if mask is base else storage(share)
     file = f"{MASK_FOLDER}/{name}.safetensors"
     write_mask(directory / file, replace(mask, parent_digest=None))
     return MaskRecord(
@@ -175,7 +185,8 @@ def store_mask(directory: Path, name: str, mask: Mask, base: Mask) -> MaskRecord
         method=mask.method,
         layers=len(mask.codes),
         file=file,
-        changed_share=changed_share(mask, base),
+        changed_share=share,
+        storage=kept,
     )
 
 
@@ -187,11 +198,16 @@ def finish(
     layout: LayoutRecord | None,
     *,
     config: Mapping[str, Any] | None = None,
+    storage: StorageChoice | None = None,
+    served: Callable[[Path], list[str]] = list_files,
 ) -> Manifest:
     """Add text files, masks and the manifest: the last step of every builder.
 
-    `config` takes the place of the model's own `config.json`, which is written as
-    `engines.checkpoint.Checkpoint` understands it.
+    Args:
+        config: takes the place of the model's own `config.json`, which is written as
+            `engines.checkpoint.Checkpoint` understands it.
+        storage: as for `store_mask`.
+        served: names the files of the directory that serving needs; their content is recorded.
 
     Raises:
         EngineDirectoryError: a field is not acceptable, such as the name of a mask.
@@ -204,21 +220,14 @@ def finish(
             target=target,
             model=request.model_name,
             base_digest=inputs.base_digest,
-            masks=store_masks(inputs, directory),
+            masks=store_masks(inputs, directory, storage),
             default_mask=inputs.default_mask,
             layout=layout,
             sealed=request.sealed,
-            files=file_sizes(directory),
-            created_by=_created_by(),
+            files=record_files(directory, served(directory), request.progress),
+            created_by=own_version(),
         )
     except ValueError as error:
         raise EngineDirectoryError(f"cannot describe this engine: {error}") from error
     write_manifest(directory, manifest)
     return manifest
-
-
-def _created_by() -> str:
-    try:
-        return f"twofour {version('twofour')}"
-    except PackageNotFoundError:  # running from a checkout that was never installed
-        return "twofour"

@@ -90,7 +90,8 @@ def empty(size: int) -> npt.NDArray[np.uint8]:
     if size < _HUGE_PAGE:
         block = np.empty(size + 64, np.uint8)
         return block[-block.ctypes.data % 64 :][:size]
-    region = mmap.mmap(-1, size + _HUGE_PAGE)
+    # Private: Python's default, shared memory, gets no huge pages unless the system is told to.
+    region = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         region.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(region, np.uint8)

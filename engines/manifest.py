@@ -1,14 +1,16 @@
-"""`engine.json`: what an engine directory holds, for every target; and how one comes to be.
+"""`engine.json`: what an engine directory holds, for every target. docs/formats.md has the fields.
 
-Format version 1. A reader refuses a newer version, and any entry of `required_features` that it
-does not know, so that a directory is never half understood.
+A reader refuses a newer format version, and any entry of `required_features` that it does not know,
+so that a directory is never half understood.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -18,16 +20,30 @@ from maskgen.format.model_directory import read_json
 MANIFEST_FILE = "engine.json"
 WEIGHTS_FILE = "weights.safetensors"
 COMPLEMENT_FILE = "complement.safetensors"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KNOWN_FEATURES: frozenset[str] = frozenset()
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a mask may be called; a request names it as `<model>:<mask>`."""
+FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
+"""Relative names of files, without hidden ones and without a way out of the directory."""
 
 Target = Literal["cpu", "vllm", "tensorrt-llm", "reference"]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileRecord(_Record):
+    """A file as it was when the directory was built.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content, hexadecimal; None in a directory of format version 1.
+    """
+
+    bytes: int = Field(ge=0)
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class MaskRecord(_Record):
@@ -41,6 +57,8 @@ class MaskRecord(_Record):
         layers: linear layers that it lists.
         file: the mask file inside the directory.
         changed_share: share of its groups that differ from the default mask.
+        storage: how an engine keeps it, where that is decided when the directory is built; None
+            where the engine decides (and in format version 1).
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -48,8 +66,9 @@ class MaskRecord(_Record):
     domain: str = ""
     method: str = ""
     layers: int = Field(ge=1)
-    file: str = Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")
+    file: str = Field(pattern=FILE_PATTERN)
     changed_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    storage: Literal["base", "patch", "copy"] | None = None
 
 
 class LayoutRecord(_Record):
@@ -80,7 +99,7 @@ class Manifest(_Record):
         default_mask: the mask of a request that names none.
         layout: None when no layer is sparse.
         sealed: whether masks can no longer be added, `complement.safetensors` having been left out.
-        files: file name -> bytes; checked when the directory is opened.
+        files: relative name -> what it was when the directory was built.
         details: what the target's own builder has to say, in its own form.
         created_by: name and version of the program that wrote the directory.
     """
@@ -94,7 +113,7 @@ class Manifest(_Record):
     default_mask: str | None = None
     layout: LayoutRecord | None = None
     sealed: bool = False
-    files: dict[str, int] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
     details: dict[str, JsonValue] = Field(default_factory=dict)
     created_by: str = ""
 
@@ -107,7 +126,32 @@ class Manifest(_Record):
             raise ValueError("masks without a default_mask")
         if self.default_mask is not None and self.default_mask not in names:
             raise ValueError(f"default_mask {self.default_mask!r} is not among the masks")
+        for mask in self.masks:
+            if mask.storage and (mask.storage == "base") != (mask.name == self.default_mask):
+                raise ValueError(f"mask {mask.name!r} cannot be stored as {mask.storage}")
         return self
+
+    @model_validator(mode="after")
+    def _files_are_recorded(self) -> Manifest:
+        for name, record in self.files.items():
+            if not re.fullmatch(FILE_PATTERN, name):
+                raise ValueError(f"files: {name[:80]!r} is no file of an engine directory")
+            if self.has_digests and record.sha256 is None:
+                raise ValueError(f"files: {name} has no sha256")
+        for mask in self.masks:
+            if self.has_digests and mask.file not in self.files:
+                raise ValueError(f"files: {mask.file} of mask {mask.name!r} is not listed")
+        return self
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether the files are recorded with their SHA-256, as they are since version 2."""
+        return self.format_version >= 2
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all fields: tells a directory from another one that took its place."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def mask(self, name: str) -> MaskRecord:
         """The record of one mask (KeyError when there is none)."""
@@ -134,26 +178,42 @@ def read_manifest(directory: Path) -> Manifest:
         raw = read_json(path)
     # Version and features come first: a newer manifest may have fields that are errors here.
     version = raw.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise EngineDirectoryError(f"{path}: format_version is {version!r}, expected a number")
+    if type(version) is not int or version < 1:
+        raise EngineDirectoryError(f"{path}: format_version is {version!r:.80}, expected a number")
     if version > FORMAT_VERSION:
         raise EngineDirectoryError(
             f"{path} has format version {version}, this twofour reads up to {FORMAT_VERSION}:"
             " update twofour or build the directory again"
         )
-    unknown = sorted(set(map(str, raw.get("required_features") or [])) - KNOWN_FEATURES)
+    features = raw.get("required_features", [])
+    if not isinstance(features, list):
+        raise EngineDirectoryError(f"{path}: required_features is {features!r:.80}, no list")
+    unknown = sorted(set(map(str, features)) - KNOWN_FEATURES)
     if unknown:
         raise EngineDirectoryError(
             f"{path} requires features that this twofour lacks: {', '.join(unknown)}"
         )
     try:
-        manifest = Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(_as_version_2(raw) if version == 1 else raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the manifest"
-        raise EngineDirectoryError(f"{path}: {where}: {first['msg']}") from error
-    _check_files(directory, manifest)
+        raise EngineDirectoryError(f"{path}: {first_fault(error)}") from error
+    _check_sizes(directory, manifest)
     return manifest
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, in one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "the manifest"
+    return " ".join(f"{where}: {first['msg']}".split())
+
+
+def _as_version_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 gave sizes alone."""
+    files = raw.get("files", {})
+    if not isinstance(files, dict):
+        return raw
+    return raw | {"files": {name: {"bytes": size} for name, size in files.items()}}
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -164,13 +224,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     temporary.replace(directory / MANIFEST_FILE)
 
 
-def file_sizes(directory: Path) -> dict[str, int]:
-    """Size of every file below `directory`, by relative name: the manifest's `files`."""
-    paths = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.stat().st_size for path in paths}
-
-
-def _check_files(directory: Path, manifest: Manifest) -> None:
+def _check_sizes(directory: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
@@ -178,7 +232,8 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise EngineDirectoryError(f"{path} is missing: the engine directory is incomplete")
         size = path.stat().st_size
-        if size != expected:
+        if size != expected.bytes:
             raise EngineDirectoryError(
-                f"{path} has {size} bytes, {MANIFEST_FILE} says {expected}: truncated or changed"
+                f"{path} has {size} bytes, {MANIFEST_FILE} says {expected.bytes}: truncated or"
+                " changed; build the directory again"
             )

@@ -7,7 +7,6 @@ checkpoints. Of the last two, the layers that happen to be 2:4 count.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +15,13 @@ import numpy as np
 from engines.build import copy_text_files
 from engines.checkpoint import Checkpoint
 from engines.compressed import DenseView
+from engines.directory.progress import Progress, silent
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorfile import TensorWriter
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
 from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
 from maskgen.maskfile import Mask, MaskFileError, base_digest, write_mask
 from maskgen.patterns import GROUP, Codes, project
-
-Progress = Callable[[str, int, int], None]
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
 _NEVER_SPARSE = ("embed", "lm_head", "norm")
@@ -57,7 +55,7 @@ def import_checkpoint(
     out: Path,
     *,
     domain: str = "general",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Imported:
     """Write `out/model`, an ordinary dense checkpoint, and `out/mask.safetensors`.
 

@@ -40,6 +40,8 @@ from engines.base import (
     TokenLogprobs,
 )
 from engines.build import BuildRequest, changed_share, finish, open_inputs
+from engines.directory.opening import open_directory, read_own_mask
+from engines.directory.progress import Progress, silent
 from engines.directory.staging import atomic_directory
 from engines.errors import (
     EngineDeadError,
@@ -49,7 +51,7 @@ from engines.errors import (
     UnknownMaskError,
     as_engine_directory_error,
 )
-from engines.manifest import Manifest, read_manifest
+from engines.manifest import Manifest
 from engines.output import ChoiceText
 from engines.sampler import SequenceSampler, logprobs_of, sample
 from engines.semi_structured import PackedMasks, checked_device, has_sparse_kernels
@@ -169,6 +171,8 @@ class ReferenceEngine(Engine):
 
     Args:
         directory: a directory that `build` wrote.
+        verify: compare the content of all files with what was built, and not their sizes alone.
+        progress: told how much has been read.
         max_requests: requests that may be in progress at once.
         device: `cpu`, or a GPU with sparse tensor cores (`cuda`, `cuda:1`).
 
@@ -176,8 +180,16 @@ class ReferenceEngine(Engine):
         EngineDirectoryError: the directory is malformed, or the device cannot run it.
     """
 
-    def __init__(self, directory: Path, *, max_requests: int = 64, device: str = "cpu") -> None:
-        manifest = read_manifest(directory)
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        verify: bool = True,
+        progress: Progress = silent,
+        max_requests: int = 64,
+        device: str = "cpu",
+    ) -> None:
+        manifest = open_directory(directory, "reference", verify=verify, progress=progress)
         self._manifest = manifest
         self._codec = TextCodec(directory)
         self._device = checked_device(device)
@@ -189,7 +201,7 @@ class ReferenceEngine(Engine):
         # Renamed in transformers 5.24.
         accepted = inspect.signature(self._model.forward).parameters
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"
-        self._masks = {m.name: read_mask(directory / m.file) for m in manifest.masks}
+        self._masks = {m.name: read_own_mask(directory, manifest, m) for m in manifest.masks}
         layers = () if manifest.default_mask is None else self._masks[manifest.default_mask].codes
         self._layers = frozenset(layers)
         self._dense: dict[str, torch.Tensor] = {}
@@ -234,6 +246,8 @@ class ReferenceEngine(Engine):
             kernels={} if self._packed is None else self._packed.kernels(),
             weight_bytes=sum(p.nbytes for p in self._model.parameters()),
             version=f"transformers {transformers.__version__}",
+            numerics=f"transformers {transformers.__version__}, torch {torch.__version__},"
+            f" {torch.get_num_threads()} threads, {self._device}",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:

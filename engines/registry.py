@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Engine
+from engines.directory.progress import Progress, silent
 from engines.manifest import Target, read_manifest
 
 ENGINES: dict[Target, str] = {
@@ -18,11 +19,12 @@ ENGINES: dict[Target, str] = {
 }
 
 
-def open_engine(directory: Path, **options: Any) -> Engine:
+def open_engine(directory: Path, progress: Progress = silent, /, **options: Any) -> Engine:
     """Open an engine directory with the engine of its target.
 
     Args:
         directory: what `twofour build` wrote.
+        progress: told how much has been read.
         options: what the engine class takes beside the directory.
 
     Raises:
@@ -33,11 +35,12 @@ def open_engine(directory: Path, **options: Any) -> Engine:
     manifest = read_manifest(directory)
     module, _, name = ENGINES[manifest.target].partition(":")
     factory = getattr(importlib.import_module(module), name)
-    known = list(inspect.signature(factory).parameters)[1:]
+    parameters = inspect.signature(factory).parameters
+    known = [name for name in parameters if name not in ("directory", "progress")]
     for option in options:
         if option not in known:
             raise ValueError(
                 f"the {manifest.target} engine has no option {option!r}; it has: {', '.join(known)}"
             )
-    engine: Engine = factory(directory, **options)
+    engine: Engine = factory(directory, progress=progress, **options)
     return engine

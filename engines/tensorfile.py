@@ -6,7 +6,10 @@ of the mapped file that stay mapped, and a writer that never holds more than one
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -19,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import EngineDirectoryError
+from maskgen.container import ContainerError, Header, TensorEntry, parse_header, read_header
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +42,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,67 +54,145 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's data."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-class TensorFile:
-    """A memory-mapped safetensors file; tensors are views that read pages when touched.
+class TensorIndex:
+    """What a safetensors file holds, by its header; nothing of the tensors themselves.
+
+    Attributes:
+        path: for messages.
+        header: of the file.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path = path
+        self.header = header
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.header.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def entry(self, name: str) -> TensorEntry:
+        """Where a tensor lies.
+
+        Raises:
+            EngineDirectoryError: the file holds no such tensor.
+        """
+        try:
+            return self.header.tensors[name]
+        except KeyError:
+            raise EngineDirectoryError(f"{self.path} holds no tensor {name!r}") from None
+
+    def spec(self, name: str) -> TensorSpec:
+        """Type and shape of a tensor.
+
+        Raises:
+            EngineDirectoryError: as `entry`; or numpy has no such type.
+        """
+        entry = self.entry(name)
+        if entry.dtype not in _DTYPES:
+            raise EngineDirectoryError(
+                f"{self.path}: {name!r} is {entry.dtype}; known are {', '.join(_DTYPES)}"
+            )
+        return TensorSpec(_DTYPES[entry.dtype], entry.shape)
+
+    def view(self, name: str, contents: Any, offset: int = 0) -> Array:
+        """A tensor in a buffer that holds the file from byte `offset` on."""
+        spec, start = self.spec(name), self.entry(name).start - offset
+        flat = np.frombuffer(contents, spec.dtype, math.prod(spec.shape), start)
+        return flat.reshape(spec.shape)
+
+
+def read_index(path: Path) -> TensorIndex:
+    """The index of a safetensors file.
 
     Raises:
         EngineDirectoryError: the file is missing, truncated, or its header contradicts its size.
     """
+    with open_file(path) as file:
+        return TensorIndex(path, header_of(path, file))
+
+
+class TensorFile(TensorIndex):
+    """A memory-mapped safetensors file; tensors are views that read pages when touched.
+
+    A file that is truncated while it is mapped kills the process that touches it (SIGBUS), so only
+    files that nobody changes meanwhile should be.
+
+    Raises:
+        EngineDirectoryError: see `read_index`.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                start, header = _read_header(path, file.read(8), size, file)
-                # Private, so that a mask can be patched into the mapped weights.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except OSError as error:
-            raise EngineDirectoryError(f"{path} cannot be read: {error.strerror}") from error
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        self._entries = {
-            name: _check_entry(path, name, entry, size - start) for name, entry in header.items()
-        }
-        self._start = start
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def spec(self, name: str) -> TensorSpec:
-        """Type and shape of a tensor, without touching its data."""
-        return self._find(name)[0]
+        with open_file(path) as file:
+            super().__init__(path, header_of(path, file))
+            # Private, so that a mask can be patched into the mapped weights.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def tensor(self, name: str) -> Array:
         """A writable (copy-on-write) view of the mapped data.
 
         Raises:
-            EngineDirectoryError: the file holds no such tensor.
+            EngineDirectoryError: see `TensorIndex.spec`.
         """
-        spec, offset = self._find(name)
-        count = int(np.prod(spec.shape, dtype=np.int64))
-        flat = np.frombuffer(self._map, spec.dtype, count, self._start + offset)
-        return flat.reshape(spec.shape)
+        return self.view(name, self._map)
 
     def release(self, name: str) -> None:
         """Give the resident pages of a tensor back; they are read again when touched."""
-        spec, offset = self._find(name)
-        page = mmap.PAGESIZE
-        first = -(-(self._start + offset) // page) * page
-        last = (self._start + offset + spec.nbytes) // page * page
+        entry, page = self.entry(name), mmap.PAGESIZE
+        first = -(-entry.start // page) * page
+        last = entry.end // page * page
         if last > first:
             self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def _find(self, name: str) -> tuple[TensorSpec, int]:
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise EngineDirectoryError(f"{self.path} holds no tensor {name!r}") from None
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[io.FileIO]:
+    """Open a regular file for reading, unbuffered.
+
+    Raises:
+        EngineDirectoryError: there is none, or it cannot be read.
+    """
+    try:
+        if not path.is_file():  # a FIFO would wait for ever
+            raise EngineDirectoryError(f"{path} is missing, or no regular file")
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise EngineDirectoryError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def header_of(path: Path, file: io.FileIO) -> Header:
+    """The header of an open safetensors file.
+
+    Raises:
+        EngineDirectoryError: it is malformed.
+    """
+    with _as_engine_directory_error(path):
+        return read_header(file)
+
+
+def header_in(path: Path, contents: npt.NDArray[np.uint8]) -> Header:
+    """The header of a safetensors file that lies in memory.
+
+    Raises:
+        EngineDirectoryError: it is malformed.
+    """
+    length = int.from_bytes(contents[:8].tobytes(), "little")
+    start = io.BytesIO(contents[: 8 + min(length, contents.size)].tobytes())
+    with _as_engine_directory_error(path):
+        return parse_header(start.read, contents.size)
+
+
+@contextlib.contextmanager
+def _as_engine_directory_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ContainerError as error:
+        raise EngineDirectoryError(f"{path} is not a safetensors file: {error}") from None
 
 
 class TensorWriter:
@@ -169,39 +250,3 @@ class TensorWriter:
         self._file.close()
         if kind is None and self._missing:
             raise ValueError(f"{self.path} lacks {len(self._missing)} announced tensors")
-
-
-def _read_header(path: Path, prefix: bytes, size: int, file: Any) -> tuple[int, dict[str, Any]]:
-    if len(prefix) < 8:
-        raise EngineDirectoryError(f"{path} is no safetensors file: {size} bytes")
-    (length,) = struct.unpack("<Q", prefix)
-    if length > min(_MAX_HEADER, size - 8):
-        raise EngineDirectoryError(
-            f"{path} is truncated or no safetensors file: header of {length} bytes in {size}"
-        )
-    try:
-        header = json.loads(file.read(length))
-    except ValueError as error:
-        raise EngineDirectoryError(f"{path}: the header is not JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise EngineDirectoryError(f"{path}: the header is not an object")
-    return 8 + length, header
-
-
-def _check_entry(path: Path, name: str, entry: Any, data: int) -> tuple[TensorSpec, int]:
-    try:
-        dtype = _DTYPES[entry["dtype"]]
-        shape = tuple(int(d) for d in entry["shape"])
-        begin, end = (int(v) for v in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineDirectoryError(f"{path}: bad header entry for {name!r}: {error!r}") from error
-    spec = TensorSpec(dtype, shape)
-    if min(shape, default=0) < 0 or end - begin != spec.nbytes:
-        raise EngineDirectoryError(
-            f"{path}: {name!r} spans {end - begin} bytes, its shape {shape} needs {spec.nbytes}"
-        )
-    if begin < 0 or end > data:
-        raise EngineDirectoryError(
-            f"{path} is truncated: {name!r} ends at byte {end} of {data} bytes of data"
-        )
-    return spec, begin

@@ -14,7 +14,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -64,8 +64,12 @@ def read_header(file: IO[bytes]) -> Header:
         ContainerError: anything about it is malformed, or the file is shorter or longer than the
             header says.
     """
-    size = os.fstat(file.fileno()).st_size
-    prefix = file.read(8)
+    return parse_header(file.read, os.fstat(file.fileno()).st_size)
+
+
+def parse_header(read: Callable[[int], bytes], size: int) -> Header:
+    """As `read_header`, of a file of `size` bytes whose next so many `read` gives."""
+    prefix = read(8)
     if len(prefix) < 8:
         raise ContainerError(f"it has {size} bytes, too few for a safetensors file")
     length = int.from_bytes(prefix, "little")
@@ -74,7 +78,7 @@ def read_header(file: IO[bytes]) -> Header:
             f"its header claims {length} bytes in a file of {size}; "
             "it is truncated or not a safetensors file"
         )
-    header = _parse_json(file.read(length))
+    header = _parse_json(read(length))
     metadata = _check_metadata(header.pop("__metadata__", {}))
     data_start = 8 + length
     tensors = {name: _check_entry(name, value, data_start) for name, value in header.items()}

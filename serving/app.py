@@ -21,6 +21,7 @@ from serving.config import Settings
 from serving.errors import handle_error
 from serving.metrics import Metrics
 from serving.middleware import BodyLimit, RequestContext
+from serving.opening_log import OpeningLog
 from serving.service import Service
 
 description = APIRouter(route_class=ApiRoute, include_in_schema=False)
@@ -90,8 +91,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 def open_engine(settings: Settings) -> Engine:
     """The engine in `settings.directory`."""
+    options = {"verify": settings.verify} | settings.engine_options
     try:
-        return registry.open_engine(settings.directory, **settings.engine_options)
+        return registry.open_engine(settings.directory, OpeningLog(), **options)
     except ModuleNotFoundError as error:
         raise EngineDirectoryError(
             f"{settings.directory} needs {error.name}, which is not installed: install the extra"

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$",
         description="What requests call the base model; without it, the name in engine.json.",
     )
+    verify: bool = Field(
+        True, description="Compare the directory's files with what was built when it is opened."
+    )
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Options that go to the engine as they are."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from engines.base import Engine, EngineInfo, MaskInfo
@@ -128,4 +129,6 @@ def mask_card(mask: MaskInfo) -> MaskCard:
 
 
 def _fingerprint(info: EngineInfo, mask: MaskInfo | None) -> str:
-    return f"fp_{info.base_digest[:16]}_{mask.digest[:16] if mask else 'dense'}"
+    weights = f"{info.base_digest[:16]}_{mask.digest[:16] if mask else 'dense'}"
+    numerics = f"{info.numerics}\n{mask.numerics if mask else ''}"
+    return f"fp_{weights}_{hashlib.sha256(numerics.encode()).hexdigest()[:8]}"

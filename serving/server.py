@@ -73,11 +73,11 @@ def run(settings: Settings, engine: Engine | None = None) -> None:
 
 
 async def _serve(settings: Settings, listener: socket.socket, engine: Engine | None) -> None:
-    # Opened here and not by the app, so that a broken directory is one clear error.
-    app = create_app(settings, engine or open_engine(settings))
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Opened here and not by the app, so that a broken directory is one clear error.
+    app = create_app(settings, engine or open_engine(settings))
     config = uvicorn.Config(
         app,
         http="h11",

@@ -13,7 +13,13 @@ ROOT = Path(__file__).parents[1]
 OURS = ("maskgen", "engines", "serving", "loadtests", "benchmarks", "twofour")
 ALLOWED = {
     "maskgen": {"maskgen"},
-    "engines": {"engines", "maskgen.format", "maskgen.maskfile", "maskgen.patterns"},
+    "engines": {
+        "engines",
+        "maskgen.container",
+        "maskgen.format",
+        "maskgen.maskfile",
+        "maskgen.patterns",
+    },
     "serving": {"serving", "engines"},
     "loadtests": {"loadtests"},
     # The core of `eval` is the one part of the command line that a benchmark uses.

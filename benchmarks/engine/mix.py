@@ -26,8 +26,9 @@ from benchmarks.common.waves import Wave
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
 from engines.cpu.model import CpuModel, Limits
-from engines.cpu.storage_rule import StorageRule, measured_rule
-from engines.decoder_config import read_decoder_config
+from engines.cpu.opening import open_cpu_directory
+from engines.cpu.storage_measurement import measured_rule
+from engines.cpu.storage_rule import StorageRule
 from engines.manifest import read_manifest
 from maskgen.maskfile import Mask, read_mask, write_mask
 
@@ -37,8 +38,8 @@ KEY = ("masks", "active", "changed_share", "mix", "mode")
 
 def measured_rules(directory: Path, plan: MixPlan) -> list[StorageRule]:
     """The storage rule as the engine would measure it, several times over, by rising limit."""
-    config = read_decoder_config(directory)
-    model = CpuModel(directory, config, Limits(1, 1, 1, 1, plan.threads))
+    opened = open_cpu_directory(directory)
+    model = CpuModel(opened.weights, opened.config, Limits(1, 1, 1, 1, plan.threads))
     return sorted((measured_rule(model) for _ in range(plan.rules)), key=lambda rule: rule.limit)
 
 
@@ -70,7 +71,7 @@ class Bench:
     Args:
         directory: of target `cpu`.
         plan: what to measure.
-        rule: says in the rows which mode the engine would pick.
+        rule: says in the rows which mode a measuring engine would pick.
         folder: where mask files are written; nothing is deleted in it.
         say: told what has been measured.
     """

@@ -15,8 +15,8 @@ masks evenly or in proportion to 1 / rank (Zipf). Generated tokens per second:
 """
 _MEMORY = "Memory of the masks beside the base, MiB; copies take the same whatever has changed."
 _SWITCH = """
-Milliseconds until another mask is the base. The first switch also copies the pages of the mapped
-file that it writes to.
+Milliseconds until another mask is the base. Where weights are mapped, the first switch also copies
+the pages that it writes to.
 """
 _CROSSOVER = """
 The share of changed groups at which a patch and a copy are equally fast, interpolated; or which of

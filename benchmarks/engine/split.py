@@ -12,7 +12,7 @@ import numpy as np
 
 from engines import kernels, layout
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
-from engines.decoder_config import read_decoder_config
+from engines.cpu.opening import open_cpu_directory
 
 KEY = ("arm", "context")
 """What names a row."""
@@ -28,9 +28,10 @@ def split_of(
     head: a step with logits less one without. attention: a step at `context` less one at the first
     position. weights: bytes of the linear layers at read bandwidth. overhead: the rest.
     """
-    config = read_decoder_config(directory)
+    opened = open_cpu_directory(directory)
+    config = opened.config
     pages = -(-(context + 1) // PAGE_POSITIONS)
-    model = CpuModel(directory, config, Limits(512, 64, context + 1, pages, threads))
+    model = CpuModel(opened.weights, opened.config, Limits(512, 64, context + 1, pages, threads))
     table = np.arange(pages, dtype=np.int32)[None]
     _fill(model, table, context)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from engines import kernels
 from engines.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.checkpoint import Checkpoint
+from engines.cpu.storage_rule import FIXED_RULE
 from engines.decoder_config import LINEARS, DecoderConfig, decoder_config
 from engines.directory.staging import atomic_directory
 from engines.errors import MaskError
@@ -71,7 +72,14 @@ def build(request: BuildRequest) -> Manifest:
             version=VERSION,
             tuned_for=kernels.isa(),
         )
-        return finish(request, inputs, directory, "cpu", layout if sparse else None)
+        return finish(
+            request,
+            inputs,
+            directory,
+            "cpu",
+            layout if sparse else None,
+            storage=FIXED_RULE.storage,
+        )
 
 
 def as_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines import kernels
-from engines.cpu.model import CpuModel, Limits
-from engines.cpu.options import default_threads
-from engines.cpu.storage_rule import measured_rule
+from engines.cpu.model import CpuModel
+from engines.cpu.storage_rule import storage_of
 from engines.decoder_config import LINEARS, read_decoder_config
 from engines.layout import Layout
 from engines.manifest import WEIGHTS_FILE, read_manifest
-from engines.tensorfile import TensorFile
+from engines.tensorfile import read_index
 
 
 def kernels_of(model: CpuModel) -> dict[str, str]:
@@ -31,8 +30,8 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     Raises:
         EngineDirectoryError: it is malformed.
     """
+    file = read_index(directory / WEIGHTS_FILE)
     config = read_decoder_config(directory)
-    file = TensorFile(directory / WEIGHTS_FILE)
     found: dict[str, set[Layout]] = {}
     for layer in range(config.layers):
         for linear in LINEARS:
@@ -46,21 +45,17 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
 
 
 def storage_of_directory(directory: Path) -> dict[str, str]:
-    """Mask beside the base -> how an engine of this machine would keep it, and why.
-
-    Measures, which takes some hundred steps; empty for a directory of fewer than two masks.
+    """Mask beside the base -> how an engine would keep it unless it is told otherwise, and why.
 
     Raises:
         EngineDirectoryError: it is malformed.
     """
     manifest = read_manifest(directory)
-    others = [mask for mask in manifest.masks if mask.name != manifest.default_mask]
-    if not others:
-        return {}
-    config = read_decoder_config(directory)
-    rule = measured_rule(CpuModel(directory, config, Limits(1, 1, 1, 1, default_threads())))
-    shares = {mask.name: mask.changed_share for mask in others}
-    return {name: f"{rule.storage(s)}: {rule.reason(s)}" for name, s in shares.items()}
+    return {
+        mask.name: "{}: {}".format(*storage_of(mask.changed_share, mask.storage))
+        for mask in manifest.masks
+        if mask.name != manifest.default_mask
+    }
 
 
 def _describe(layouts: set[Layout]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 from engines.admission import check_request, stop_token_ids, token_limit, without_work
 from engines.base import (
@@ -21,22 +22,24 @@ from engines.cpu.loop import EngineLoop
 from engines.cpu.mask_store import MaskStore
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel
-from engines.cpu.options import PROMPT_ROWS, CpuOptions, Storage, limits_of
+from engines.cpu.opening import open_cpu_directory
+from engines.cpu.options import PROMPT_ROWS, CpuOptions, limits_of
 from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
-from engines.decoder_config import read_decoder_config
+from engines.cpu.storage_rule import Storage
+from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
-    EngineDirectoryError,
     EngineOverloadedError,
 )
-from engines.manifest import read_manifest
+from engines.layout import VERSION
 from engines.output import ChoiceText
 from engines.sampler import SequenceSampler
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
+from engines.version import own_version
 
 
 class CpuEngine(Engine):
@@ -44,10 +47,13 @@ class CpuEngine(Engine):
 
     Args:
         directory: an engine directory of target `cpu`.
+        verify: compare the content of all files with what was built, and not their sizes alone.
+        progress: told how much has been read.
         The others: see `CpuOptions`.
 
     Raises:
-        EngineDirectoryError: the directory is malformed, or its key-value cache too small.
+        EngineDirectoryError: the directory is malformed or damaged, or its key-value cache too
+            small.
         ValueError: an option is out of range.
     """
 
@@ -55,6 +61,8 @@ class CpuEngine(Engine):
         self,
         directory: Path,
         *,
+        verify: bool = True,
+        progress: Progress = silent,
         kv_bytes: int | None = None,
         context_length: int | None = None,
         threads: int | None = None,
@@ -65,9 +73,9 @@ class CpuEngine(Engine):
         mixed_prefill_tokens: int = 256,
         prefix_cache: bool = True,
         invariant: bool = False,
-        huge_pages: bool = False,
+        map_weights: bool = False,
         mask_storage: Storage | None = None,
-        patch_limit: float | None = None,
+        patch_limit: float | Literal["measure"] | None = None,
     ) -> None:
         self._options = CpuOptions(
             kv_bytes=kv_bytes,
@@ -80,33 +88,21 @@ class CpuEngine(Engine):
             mixed_prefill_tokens=mixed_prefill_tokens,
             prefix_cache=prefix_cache,
             invariant=invariant,
-            huge_pages=huge_pages,
+            map_weights=map_weights,
             mask_storage=mask_storage,
             patch_limit=patch_limit,
         )
-        self._manifest = read_manifest(directory)
-        if self._manifest.target != "cpu":
-            raise EngineDirectoryError(
-                f"{directory} is for {self._manifest.target}, not for the cpu engine"
-            )
+        opened = open_cpu_directory(
+            directory, verify=verify, map_weights=map_weights, progress=progress
+        )
+        self._manifest, config = opened.manifest, opened.config
         self._codec = TextCodec(directory)
-        config = read_decoder_config(directory)
         self._config = config
         limits = limits_of(config, self._options)
         self._context = limits.context
-        self._model = CpuModel(
-            directory,
-            config,
-            limits,
-            isa=self._options.isa,
-            huge_pages=self._options.huge_pages,
-        )
+        self._model = CpuModel(opened.weights, config, limits, isa=self._options.isa)
         self._masks = MaskStore(
-            directory,
-            self._manifest,
-            self._model,
-            storage=self._options.mask_storage,
-            patch_limit=self._options.patch_limit,
+            directory, self._manifest, self._model, self._options, opened.complement
         )
         self._pool = PagePool(limits.pages)
         self._scheduler = Scheduler(
@@ -149,7 +145,8 @@ class CpuEngine(Engine):
             eligible_layers=self._masks.eligible_layers,
             kernels=kernels_of(self._model),
             weight_bytes=self._model.weight_bytes + self._masks.resident_bytes(),
-            version=self._manifest.created_by or "twofour",
+            version=own_version(),
+            numerics=f"{own_version()}, layout version {VERSION}, {self._model.isa}",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:

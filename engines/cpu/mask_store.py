@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,22 +11,20 @@ from typing import TypeVar
 
 from engines.base import MaskInfo
 from engines.cpu.base_switch import BaseSwitch
-from engines.cpu.mask_weights import (
-    DenseSource,
-    copies_of,
-    native_patches,
-    patch_bytes,
-    patches_of,
-)
+from engines.cpu.mask_preparation import MaskPreparer
+from engines.cpu.mask_weights import DenseSource
 from engines.cpu.masks import LoadedMask
-from engines.cpu.model import CpuModel, native_layers
-from engines.cpu.options import Storage
-from engines.cpu.storage_rule import chosen_rule, measured_rule
-from engines.errors import MaskError, UnknownMaskError
-from engines.manifest import COMPLEMENT_FILE, NAME_PATTERN, Manifest
+from engines.cpu.model import CpuModel
+from engines.cpu.options import CpuOptions
+from engines.cpu.storage_measurement import measured_rule
+from engines.cpu.storage_rule import chosen_rule
+from engines.decoder_config import LINEARS
+from engines.directory.opening import read_own_mask
+from engines.directory.tied_file import TiedFile
+from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
+from engines.layout import Layout
+from engines.manifest import NAME_PATTERN, Manifest
 from maskgen.maskfile import Mask, MaskFileError, read_mask
-
-_log = logging.getLogger(__name__)
 
 Call = Callable[[Callable[[], None]], None]
 """Runs something on the engine's thread, between two steps."""
@@ -42,12 +39,12 @@ class MaskStore:
         directory: the engine directory.
         manifest: its manifest; all its masks are loaded.
         model: the loaded weights.
-        storage, patch_limit: `mask_storage` and `patch_limit` of `engines.cpu.options.CpuOptions`.
+        options: `mask_storage` and `patch_limit` count here.
+        complement: what the base mask drops.
 
     Raises:
-        EngineDirectoryError: the directory lacks what a mask needs.
-        MaskFileError: a mask file is malformed.
-        MaskError: a mask is not the one that the manifest names.
+        EngineDirectoryError: the directory lacks what a mask needs, or a mask is malformed or not
+            the one that the manifest names.
     """
 
     def __init__(
@@ -55,15 +52,16 @@ class MaskStore:
         directory: Path,
         manifest: Manifest,
         model: CpuModel,
-        storage: Storage | None = None,
-        patch_limit: float | None = None,
+        options: CpuOptions,
+        complement: TiedFile,
     ) -> None:
-        self._directory = directory
         self._manifest = manifest
+        self._default = manifest.default_mask
         self._model = model
-        self._rule = chosen_rule(storage, patch_limit)
         self._changing = asyncio.Lock()  # who packs weights or changes the base
-        self._source = DenseSource(directory, model.config, model.base)
+        self._source = DenseSource(complement, model.config, model.base)
+        rule = chosen_rule(options.mask_storage, options.patch_limit)
+        self._preparer = MaskPreparer(model, self._source, rule)
         self._masks: dict[str, LoadedMask] = {}
         self._loading: set[str] = set()
         self._retired: list[LoadedMask] = []
@@ -71,17 +69,20 @@ class MaskStore:
         self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
         self._dense = LoadedMask("", "", model.base_mask, model.base_set, None)
-        if len(manifest.masks) > 1 and self._rule is None:
-            self._rule = measured_rule(model)
-        for record in manifest.masks:
-            mask = read_mask(directory / record.file)
-            if mask.digest != record.digest:
-                raise MaskError(f"{record.file} holds another mask than engine.json names")
-            if record.name == manifest.default_mask:
+        if len(manifest.masks) > 1 and self._preparer.rule is None:
+            self._preparer.rule = measured_rule(model)
+        for record in sorted(manifest.masks, key=lambda record: record.name != self._default):
+            mask = read_own_mask(directory, manifest, record)
+            if record.name == self._default:
                 self._shapes = mask.shapes
                 self._add_base(record.name, mask)
+            elif mask.shapes != self._shapes:
+                raise EngineDirectoryError(
+                    f"{directory / record.file} lists other layers than the default mask"
+                )
             else:
-                self._masks[record.name] = self._prepare(record.name, mask)()
+                self._masks[record.name] = self._preparer.prepare(record.name, mask, record)()
+        self._masks = {record.name: self._masks[record.name] for record in manifest.masks}
 
     @property
     def eligible_layers(self) -> int:
@@ -91,10 +92,16 @@ class MaskStore:
     def infos(self) -> tuple[MaskInfo, ...]:
         """What is loaded, with the current pins."""
         return tuple(
-            replace(mask.info, pinned=mask.pins)
+            replace(mask.info, pinned=mask.pins, numerics=self._numerics(mask.info))
             for mask in self._masks.values()
             if mask.info is not None
         )
+
+    def _numerics(self, info: MaskInfo) -> str:
+        # A patch's part is added last, and which part that is depends on the base.
+        if info.storage != "patch" or self._placed is None:
+            return ""
+        return f"patch of {self._placed.digest}"
 
     def resident_bytes(self) -> int:
         """Memory that the masks beside the base take, those still pinned included."""
@@ -108,7 +115,7 @@ class MaskStore:
             UnknownMaskError: it is not loaded.
         """
         if name is None:
-            default = self._manifest.default_mask
+            default = self._default
             return self._dense if default is None else self._masks[default]
         try:
             return self._masks[name]
@@ -127,7 +134,7 @@ class MaskStore:
             raise MaskError(f"a mask named {name!r} is loaded already")
         if self._placed is None:
             raise MaskError("this engine is dense: it was built without a mask")
-        if not (self._directory / COMPLEMENT_FILE).is_file():
+        if self._manifest.sealed:
             raise MaskError(
                 "this engine directory is sealed: the weights that its mask drops were left out,"
                 " so no mask can be added; build it without --sealed"
@@ -136,8 +143,9 @@ class MaskStore:
         try:
             async with self._changing:
                 mask = await asyncio.to_thread(self._read, name, path)
-                if self._rule is None:
-                    self._rule = await _between_steps(call, lambda: measured_rule(self._model))
+                if self._preparer.rule is None:
+                    rule = await _between_steps(call, lambda: measured_rule(self._model))
+                    self._preparer.rule = rule
                 # Packing runs off the event loop; only handing it over happens between two steps.
                 prepared = await asyncio.to_thread(self._prepare, name, mask)
                 loaded = await _between_steps(call, prepared)
@@ -184,7 +192,7 @@ class MaskStore:
         # Requests that come from here on reach the engine's thread after the switch.
         await _between_steps(call, carry_out)
         self._placed = new
-        self._source.home = self._masks[self._manifest.default_mask or ""].patches
+        self._source.home = self._masks[self._default or ""].patches
 
     def unload(self, name: str) -> LoadedMask:
         """Stop offering a mask; `free` it once nothing pins it.
@@ -195,7 +203,7 @@ class MaskStore:
         """
         if name not in self._masks:
             raise UnknownMaskError(f"no mask named {name!r} is loaded", param="name")
-        if name == self._manifest.default_mask:
+        if name == self._default:
             raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
         if self._switching:
             raise MaskError(f"{name!r} cannot be unloaded while the base is being switched")
@@ -230,9 +238,27 @@ class MaskStore:
             raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
         return mask
 
+    def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
+        try:
+            return self._preparer.prepare(name, mask)
+        except EngineDirectoryError as error:
+            raise MaskError(f"mask {name!r} cannot be loaded: {error}") from error
+
     def _add_base(self, name: str, mask: Mask) -> None:
         info = MaskInfo(name, mask.digest, mask.domain, "base")
         model = self._model
+        sparse = {
+            model.config.module(layer, linear): (weights.n, weights.k)
+            for layer, row in enumerate(model.base)
+            for linear, weights in zip(LINEARS, row, strict=True)
+            if weights.layout is Layout.SPARSE24_BF16
+        }
+        if mask.shapes != sparse:
+            odd = min(mask.shapes.items() ^ sparse.items())[0]
+            raise EngineDirectoryError(
+                f"the default mask and the packed weights disagree about {odd}: build the directory"
+                " again"
+            )
         self._placed = LoadedMask(name, mask.digest, model.base_mask, model.base_set, info)
         self._masks[name] = self._placed
 
@@ -252,36 +278,6 @@ class MaskStore:
                 f" ({', '.join(copies)}): unload them, or start the engine with mask_storage=patch"
             )
         return new
-
-    def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
-        """Make a mask's weights; the result hands them to the native decoder."""
-        assert self._rule is not None
-        native, base_set = self._model.native, self._model.base_set
-        share = self._source.changed_share(mask)
-        storage, reason = self._rule.storage(share), self._rule.reason(share)
-        info = MaskInfo(name, mask.digest, mask.domain, storage, share, reason=reason)
-        _log.info("mask %s is kept as a %s: %s", name, storage, reason)
-        if storage == "patch":
-            patches = patches_of(self._source, mask)
-            info = replace(info, resident_bytes=patch_bytes(patches))
-
-            def add_patch() -> LoadedMask:
-                number = native.add_mask(base_set, native_patches(patches))
-                return LoadedMask(name, mask.digest, number, base_set, info, patches)
-
-            return add_patch
-        copies = copies_of(self._source, mask)
-        own = {id(w): w.data.nbytes for layer in copies for w in layer}
-        for layer in self._model.base:
-            for weights in layer:
-                own.pop(id(weights), None)
-        info = replace(info, resident_bytes=sum(own.values()))
-
-        def add_copy() -> LoadedMask:
-            weights = native.add_weights(native_layers(copies))
-            return LoadedMask(name, mask.digest, native.add_mask(weights, []), weights, info)
-
-        return add_copy
 
 
 async def _between_steps(call: Call, work: Callable[[], _T]) -> _T:

@@ -5,9 +5,9 @@ Both come from the base mask's packed layers and `complement.safetensors`, one l
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from engines.cpu.build import BF16
 from engines.decoder_config import LINEARS, DecoderConfig
+from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
 from engines.layout import PackedWeights, pack_sparse, unpack
-from engines.manifest import COMPLEMENT_FILE
 from engines.patch import Patch, apply_patch, make_patch
-from engines.tensorfile import TensorFile
 from maskgen.maskfile import Mask
 from maskgen.patterns import PAIRS
 
@@ -42,14 +41,14 @@ class DenseSource:
     """Where the weights that a mask newly keeps are read from.
 
     Attributes:
-        directory: the engine directory.
+        complement: what the base mask drops.
         config: the model's sizes.
         base: packed layers of the base mask.
         home: patches from the base mask to the one that the complement belongs to; None if that
             is the base mask itself.
     """
 
-    directory: Path
+    complement: TiedFile
     config: DecoderConfig
     base: LayerWeights
     home: LayerPatches | None = None
@@ -75,12 +74,12 @@ class DenseSource:
         `dense` (bf16) holds what either mask keeps, and not all of the rest.
 
         Raises:
-            EngineDirectoryError: the complement is missing or of another shape.
+            EngineDirectoryError: the complement is missing, of another shape, or no longer that of
+                the base; what was yielded before must not be used then.
         """
-        complement = TensorFile(self.directory / COMPLEMENT_FILE)
-        for layer in range(self.config.layers):
-            for number, linear in enumerate(LINEARS):
-                name = self.config.module(layer, linear)
+        with self.complement.reading() as complement:
+            for layer, number in itertools.product(range(self.config.layers), range(len(LINEARS))):
+                name = self.config.module(layer, LINEARS[number])
                 if name not in mask.codes:
                     continue
                 dense, codes = unpack(self.base[layer][number])
@@ -94,7 +93,6 @@ class DenseSource:
                     dense, home = _at_home(self.base[layer][number], patch)
                 dropped = complement.tensor(f"{name}.dropped")
                 fill_dropped(dense, home, dropped, (home != new) | (home != codes))
-                complement.release(f"{name}.dropped")
                 yield layer, number, dense, codes, new
 
 

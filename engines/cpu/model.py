@@ -1,10 +1,9 @@
-"""The weights of an engine directory, mapped, and the native decoder over them."""
+"""The weights of an engine directory, and the native decoder over them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import numpy.typing as npt
 
 from engines import _native, kernels
 from engines.cpu.build import PACKED_HEAD
+from engines.cpu.loaded_weights import LoadedTensors
 from engines.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
 from engines.errors import EngineDirectoryError
-from engines.layout import Layout, LayoutError, PackedWeights, empty, validate
-from engines.manifest import WEIGHTS_FILE
+from engines.layout import Layout, LayoutError, PackedWeights, validate
 from engines.tensorfile import TensorFile
 from maskgen.format.model_directory import EMBEDDING
 
@@ -69,12 +68,10 @@ class CpuModel:
     """Packed weights and the native decoder that multiplies them.
 
     Args:
-        directory: an engine directory of target `cpu`.
+        weights: the file of packed weights, loaded or mapped.
         config: the model's sizes.
         limits: what to make room for.
         isa: instruction set; the process's own by default.
-        huge_pages: copy the weights to huge pages instead of mapping the file. Each costs a TLB
-            miss less per 4 KiB; mapped pages are shared between processes.
 
     Raises:
         EngineDirectoryError: weights are missing, of another size, or malformed.
@@ -82,18 +79,16 @@ class CpuModel:
 
     def __init__(
         self,
-        directory: Path,
+        weights: LoadedTensors | TensorFile,
         config: DecoderConfig,
         limits: Limits,
         *,
         isa: str | None = None,
-        huge_pages: bool = False,
     ) -> None:
         self.config = config
         self.limits = limits
         self.isa = isa or kernels.isa()
-        self._file = TensorFile(directory / WEIGHTS_FILE)  # copy-on-write: a mask can be patched in
-        self._huge_pages = huge_pages
+        self._file = weights
         self.base: list[list[PackedWeights]] = [
             [self._load(config.module(layer, name), config.shape(name)) for name in LINEARS]
             for layer in range(config.layers)
@@ -163,11 +158,6 @@ class CpuModel:
         else:
             raise EngineDirectoryError(f"{self._file.path} holds no weights of {name}")
         data = self._file.tensor(tensor)
-        if self._huge_pages:
-            copy = empty(data.nbytes)
-            copy[:] = data
-            self._file.release(tensor)
-            data = copy
         try:
             packed = PackedWeights(layout, *shape, data)
             if layout is Layout.SPARSE24_BF16:

@@ -10,14 +10,12 @@ import psutil
 
 from engines import _native
 from engines.cpu.model import PAGE_POSITIONS, Limits
+from engines.cpu.storage_rule import Storage
 from engines.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 
 PROMPT_ROWS = 64
 """Prompt positions whose logits one step computes; bounds the logits' memory."""
-
-Storage = Literal["patch", "copy"]
-"""How a mask beside the base is kept: as a difference, or as a full set of packed weights."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,13 @@ class CpuOptions:
         mixed_prefill_tokens: the same while other sequences generate.
         prefix_cache: whether requests share the keys and values of equal prefixes.
         invariant: use only kernels whose results do not depend on batch mates, chunks or order.
-        huge_pages: copy weights to huge pages instead of mapping the file.
+        map_weights: map the file of weights instead of reading it into memory: processes that
+            serve one directory share its pages, and truncating it kills them.
         mask_storage: keep every mask beside the base as `patch` or as `copy`; None chooses by
             `patch_limit`.
-        patch_limit: share of changed groups, 0 to 1, up to which a mask is kept as a patch; None
-            measures where the two cost the same time on this machine.
+        patch_limit: share of changed groups, 0 to 1, up to which a mask is kept as a patch;
+            `measure` measures where the two cost the same time on this machine. None is what the
+            directory records for its own masks, and `storage_rule.PATCH_LIMIT` for others.
     """
 
     kv_bytes: int | None = None
@@ -54,9 +54,9 @@ class CpuOptions:
     mixed_prefill_tokens: int = 256
     prefix_cache: bool = True
     invariant: bool = False
-    huge_pages: bool = False
+    map_weights: bool = False
     mask_storage: Storage | None = None
-    patch_limit: float | None = None
+    patch_limit: float | Literal["measure"] | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -78,8 +78,13 @@ class CpuOptions:
             )
         if self.mask_storage not in (None, "patch", "copy"):
             raise ValueError(f"mask_storage must be patch or copy, got {self.mask_storage!r}")
-        if self.patch_limit is not None and not 0 <= self.patch_limit <= 1:
-            raise ValueError(f"patch_limit must be from 0 to 1, got {self.patch_limit}")
+        limit = self.patch_limit
+        if limit is not None and limit != "measure" and not _is_share(limit):
+            raise ValueError(f"patch_limit must be from 0 to 1, or measure, got {limit!r}")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def limits_of(config: DecoderConfig, options: CpuOptions) -> Limits:

@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from engines.build import Progress
 from engines.checkpoint import Checkpoint
 from engines.decoder_config import DecoderConfig
+from engines.directory.progress import Progress, silent
 from engines.errors import EngineDirectoryError
 from engines.tensorfile import TensorSpec, TensorWriter
 from engines.tensorrt_llm.config import (
@@ -54,7 +54,7 @@ def write_checkpoint(
     *,
     mapping: Mapping | None = None,
     dtype: str = "bfloat16",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Write the checkpoint of `source` with the weights that `mask` drops set to zero.
 

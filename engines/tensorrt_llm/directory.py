@@ -20,6 +20,7 @@ from engines.tensorrt_llm.record import (
     ENGINES,
     BuildRecord,
     EngineRecord,
+    serving_files,
     write_record,
 )
 from engines.tensorrt_llm.script import write_script
@@ -55,7 +56,7 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
             engines[name] = engine_record(name, counts)
         record = _record(decoder, settings, options, engines)
         write_script(directory, record)
-        manifest = finish(request, inputs, directory, "tensorrt-llm", None)
+        manifest = finish(request, inputs, directory, "tensorrt-llm", None, served=serving_files)
         write_record(directory, manifest, record)
     return record
 

@@ -23,6 +23,7 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
+from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,
@@ -33,13 +34,14 @@ from engines.errors import (
 )
 from engines.tensorrt_llm import llm_api
 from engines.tensorrt_llm.choice import run_choice
+from engines.tensorrt_llm.engine_files import EngineFiles
 from engines.tensorrt_llm.pool import EnginePool
 from engines.tensorrt_llm.record import (
     BASE,
     SCRIPT_FILE,
     EngineRecord,
     describe_engine,
-    read_record,
+    open_record,
 )
 from engines.text import TextCodec
 from maskgen.maskfile import MaskFileError, read_mask
@@ -50,6 +52,8 @@ class TensorRtLlmEngine(Engine):
 
     Args:
         directory: a directory that `twofour build --target tensorrt-llm` finished.
+        verify: compare the content of all files with what was built, and not their sizes alone.
+        progress: told how much has been read.
         memory_gib: most GPU memory of all loaded engines together, KV caches included; without
             it every engine stays once it is loaded.
         kv_gib: KV cache of each engine, over all its GPUs.
@@ -65,12 +69,14 @@ class TensorRtLlmEngine(Engine):
         self,
         directory: Path,
         *,
+        verify: bool = True,
+        progress: Progress = silent,
         memory_gib: float | None = None,
         kv_gib: float = 4.0,
         max_requests: int = 256,
     ) -> None:
         self._directory = directory
-        self._manifest, self._record = read_record(directory)
+        self._manifest, self._record = open_record(directory, verify=verify, progress=progress)
         self._default = self._manifest.default_mask or BASE
         self._kv_bytes = int(kv_gib * 2**30)
         kv_tokens = self._kv_bytes // self._record.kv_bytes_per_token
@@ -81,6 +87,7 @@ class TensorRtLlmEngine(Engine):
             )
         self._options = llm_api.EngineOptions(kv_tokens, self._record.prompt_logprobs)
         self._served = {name for name, engine in self._record.engines.items() if engine.built}
+        self._files = EngineFiles(directory, self._manifest, self._record, self._served, verify)
         if self._default not in self._served:
             raise EngineDirectoryError(
                 f"{directory} holds checkpoints but no engine yet: run {directory / SCRIPT_FILE}"
@@ -128,6 +135,7 @@ class TensorRtLlmEngine(Engine):
             },
             weight_bytes=sum(self._record.engines[n].bytes for n in self._pool.resident),
             version=f"TensorRT-LLM {self._version}",
+            numerics=f"TensorRT-LLM {self._version}, {', '.join(self._record.gpus)}",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
@@ -180,7 +188,8 @@ class TensorRtLlmEngine(Engine):
         except (MaskFileError, OSError) as error:
             raise MaskError(str(error)) from error
         # Read again: the directory may have been extended since it was opened.
-        self._manifest, self._record = await asyncio.to_thread(read_record, self._directory)
+        again = await asyncio.to_thread(self._files.read_again, self._served)
+        self._manifest, self._record = again
         known = {m.name: m.digest for m in self._manifest.masks}
         engine = self._record.engines.get(name)
         if engine is None or not engine.built or known.get(name) != mask.digest:
@@ -189,6 +198,7 @@ class TensorRtLlmEngine(Engine):
                 f" masks into engines. Run `python -m engines.tensorrt_llm.build --extend"
                 f" {self._directory} --model MODEL --mask {name}={path}` and load it again"
             )
+        self._files.add(name)
         self._pool.add(name, self._size(engine))
         self._served.add(name)
         return self._mask_info(name)
@@ -295,6 +305,7 @@ class TensorRtLlmEngine(Engine):
         self._stats = replace(self._stats, **grown)
 
     def _load(self, name: str) -> llm_api.Llm:
+        self._files.confirm(name)
         folder = self._directory / self._record.engines[name].directory
         return llm_api.open_llm(folder, self._options)
 

@@ -8,8 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.directory.files import list_files, record_files
+from engines.directory.opening import open_directory
+from engines.directory.progress import Progress
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from engines.manifest import Manifest, file_sizes, read_manifest, write_manifest
+from engines.manifest import FORMAT_VERSION, Manifest, first_fault, write_manifest
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping
 from engines.tensorrt_llm.sparsity_log import SparsityReport, parse_log
@@ -120,17 +123,31 @@ def read_record(directory: Path) -> tuple[Manifest, BuildRecord]:
     Raises:
         EngineDirectoryError: it is unreadable, or of another target.
     """
-    manifest = read_manifest(directory)
-    if manifest.target != "tensorrt-llm":
-        raise EngineDirectoryError(
-            f"{directory} was built for {manifest.target}, not for tensorrt-llm"
-        )
+    return _with_record(directory, open_directory(directory, "tensorrt-llm", verify=False))
+
+
+def open_record(
+    directory: Path, *, verify: bool, progress: Progress
+) -> tuple[Manifest, BuildRecord]:
+    """As `read_record`, for serving.
+
+    Args:
+        verify, progress: see `engines.directory.opening.open_directory`.
+
+    Raises:
+        EngineDirectoryError: as `read_record`; or a file is not what was built.
+    """
+    manifest = open_directory(directory, "tensorrt-llm", verify=verify, progress=progress)
+    return _with_record(directory, manifest)
+
+
+def _with_record(directory: Path, manifest: Manifest) -> tuple[Manifest, BuildRecord]:
     try:
         record = BuildRecord.model_validate(manifest.details)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "details"
-        raise EngineDirectoryError(f"{directory}: engine.json: {where}: {first['msg']}") from error
+        raise EngineDirectoryError(
+            f"{directory}: engine.json: details: {first_fault(error)}"
+        ) from error
     return manifest, record
 
 
@@ -149,19 +166,18 @@ def describe_engine(engine: EngineRecord, record: BuildRecord) -> str:
 
 
 def write_record(directory: Path, manifest: Manifest, record: BuildRecord) -> None:
-    """Write `engine.json` anew, with the sizes of the files that serving needs."""
-    update = {"details": record.model_dump(mode="json"), "files": serving_files(directory)}
+    """Write `engine.json` anew, with the files that serving needs as they are now."""
+    update = {
+        "format_version": FORMAT_VERSION,
+        "details": record.model_dump(mode="json"),
+        "files": record_files(directory, serving_files(directory)),
+    }
     write_manifest(directory, manifest.model_copy(update=update))
 
 
-def serving_files(directory: Path) -> dict[str, int]:
-    """Sizes of the files that serving needs: not the checkpoints, logs and timings."""
-    sizes = file_sizes(directory)
-    return {
-        name: size
-        for name, size in sizes.items()
-        if name != "engine.json" and name.partition("/")[0] not in _TRANSIENT
-    }
+def serving_files(directory: Path) -> list[str]:
+    """The files that serving needs: not the checkpoints, logs and timings."""
+    return [name for name in list_files(directory) if name.partition("/")[0] not in _TRANSIENT]
 
 
 def record_build(directory: Path) -> BuildRecord:

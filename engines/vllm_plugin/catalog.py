@@ -32,6 +32,7 @@ class MaskCatalog:
     Attributes:
         shapes: (outputs, inputs) of the sparse layers.
         weight_bytes: of the checkpoint's tensors.
+        identity: `Manifest.identity` of the directory.
 
     Raises:
         EngineDirectoryError: the directory is malformed.
@@ -39,6 +40,7 @@ class MaskCatalog:
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._manifest = manifest
+        self.identity = manifest.identity
         checkpoint = Checkpoint(directory, encoded=True)
         self._spec = parse_spec(checkpoint.config["quantization_config"])
         self._entries = {

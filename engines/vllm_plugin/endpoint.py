@@ -80,7 +80,7 @@ class MaskSwitcher:
                     await self._client.collective_rpc(
                         "twofour_switch_mask",
                         timeout=_SWITCH_TIMEOUT,
-                        args=(str(entry.file.absolute()), entry.digest),
+                        args=(str(entry.file.absolute()), entry.digest, self._catalog.identity),
                     )
                     self.active = name
                 finally:

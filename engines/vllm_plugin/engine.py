@@ -19,16 +19,19 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
+from engines.directory.opening import open_directory
+from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
 )
-from engines.manifest import read_manifest
+from engines.manifest import COMPLEMENT_FILE
 from engines.output import ChoiceText
 from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
+from engines.version import own_version
 from engines.vllm_plugin.catalog import MaskCatalog
 from engines.vllm_plugin.gate import MaskGate
 from engines.vllm_plugin.version import check_version, vllm_version
@@ -45,6 +48,9 @@ class VllmEngine(Engine):
 
     Args:
         directory: what `twofour build --target vllm` wrote.
+        verify: compare the content of all files with what was built, and not their sizes alone;
+            the complement's, at the first change of the mask, always.
+        progress: told how much has been read.
         max_requests: requests that may be in progress at once, waiting ones included.
         enforce_eager: run without torch.compile: starts much sooner, decodes slower.
         tensor_parallel_size: workers that share each layer.
@@ -61,6 +67,8 @@ class VllmEngine(Engine):
         self,
         directory: Path,
         *,
+        verify: bool = True,
+        progress: Progress = silent,
         max_requests: int = 256,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
@@ -70,7 +78,9 @@ class VllmEngine(Engine):
     ) -> None:
         self._version = vllm_version()
         check_version(self._version)
-        self._manifest = read_manifest(directory)
+        self._manifest = open_directory(
+            directory, "vllm", verify=verify, later=(COMPLEMENT_FILE,), progress=progress
+        )
         self._codec = TextCodec(directory)
         self._catalog = MaskCatalog(directory, self._manifest)
         # Here, because vLLM takes seconds to import and the mistakes above should not.
@@ -132,6 +142,8 @@ class VllmEngine(Engine):
             },
             weight_bytes=self._catalog.weight_bytes,
             version=f"vllm {self._version}",
+            numerics=f"{own_version()}, vllm {self._version}, {self._kernels.isa},"
+            f" {self._kernels.layout}, {self._tensor_parallel_size} workers a layer",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
@@ -237,7 +249,7 @@ class VllmEngine(Engine):
             await self._llm.collective_rpc(
                 "twofour_switch_mask",
                 timeout=_SWITCH_TIMEOUT,
-                args=(str(entry.file.absolute()), entry.digest),
+                args=(str(entry.file.absolute()), entry.digest, self._catalog.identity),
             )
         finally:
             await self._llm.resume_generation()

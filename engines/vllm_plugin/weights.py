@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from engines.directory.tied_file import TiedFile
 from engines.errors import MaskError
 from engines.manifest import COMPLEMENT_FILE, read_manifest
-from engines.tensorfile import TensorFile
 from engines.vllm_plugin.build import WEIGHTS_FILE
 from engines.vllm_plugin.format import (
     CODES,
@@ -27,22 +27,37 @@ from maskgen.patterns import Codes
 
 
 class MaskedWeights:
-    """The sparse layers of an engine directory, mapped, to be cut anew for another mask.
+    """The sparse layers of an engine directory, to be cut anew for another mask.
 
     Attributes:
         active: codes of the mask that the engine runs now.
 
+    Args:
+        directory: the engine directory.
+        identity: `Manifest.identity` of the one that the engine's weights came from.
+
     Raises:
         EngineDirectoryError: the directory is no engine directory, or damaged.
+        MaskError: it was rebuilt since.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, identity: str) -> None:
         self._directory = directory
         self._manifest = read_manifest(directory)
-        self._kept = TensorFile(directory / WEIGHTS_FILE)
-        self._layers = tuple(
-            name.removesuffix(f".{CODES}") for name in self._kept if name.endswith(f".{CODES}")
+        if self._manifest.identity != identity:
+            raise MaskError(
+                f"{directory} was rebuilt since the engine opened it: start the engine again"
+            )
+        self._kept, self._complement = (
+            TiedFile(directory / name, self._manifest.files.get(name))
+            for name in (WEIGHTS_FILE, COMPLEMENT_FILE)
         )
+        with self._kept.reading() as kept:
+            names = [name for name in kept if name.endswith(f".{CODES}")]
+            self._default = {
+                name.removesuffix(f".{CODES}"): _unpack(kept.tensor(name)) for name in names
+            }
+        self._layers = tuple(self._default)
         self.active: Mapping[str, Codes] = self._default
 
     def read(self, file: Path, digest: str) -> Mapping[str, Codes]:
@@ -79,31 +94,26 @@ class MaskedWeights:
     def values(
         self, names: Iterable[str], codes: Mapping[str, Codes]
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Layer name -> its "kept" and "codes" tensors under `codes`, whole, as in a checkpoint."""
+        """Layer name -> its "kept" and "codes" tensors under `codes`, whole, as in a checkpoint.
+
+        Raises:
+            EngineDirectoryError: a file was damaged or replaced.
+        """
         found = {}
-        for name in names:
-            dense = dense_values(
-                self._kept.tensor(f"{name}.{KEPT}"),
-                self._complement.tensor(f"{name}.{DROPPED}"),
-                self._default[name],
-            )
-            kept = kept_values(dense, codes[name])
-            found[name] = {
-                KEPT: torch.from_numpy(kept.view(np.uint16)).view(torch.bfloat16),
-                CODES: torch.from_numpy(pack_nibbles(codes[name])),
-            }
-            self._kept.release(f"{name}.{KEPT}")
-            self._complement.release(f"{name}.{DROPPED}")
+        with self._kept.reading() as kept_file, self._complement.reading() as complement:
+            for name in names:
+                dense = dense_values(
+                    kept_file.tensor(f"{name}.{KEPT}"),
+                    complement.tensor(f"{name}.{DROPPED}"),
+                    self._default[name],
+                )
+                kept = kept_values(dense, codes[name])
+                found[name] = {
+                    KEPT: torch.from_numpy(kept.view(np.uint16)).view(torch.bfloat16),
+                    CODES: torch.from_numpy(pack_nibbles(codes[name])),
+                }
         return found
 
-    @cached_property
-    def _default(self) -> Mapping[str, Codes]:
-        codes = {}
-        for name in self._layers:
-            packed = self._kept.tensor(f"{name}.{CODES}")
-            codes[name] = unpack_nibbles(packed, packed.shape[1] * 2)
-        return codes
 
-    @cached_property
-    def _complement(self) -> TensorFile:
-        return TensorFile(self._directory / COMPLEMENT_FILE)
+def _unpack(packed: npt.NDArray[np.uint8]) -> Codes:
+    return unpack_nibbles(packed, packed.shape[1] * 2)

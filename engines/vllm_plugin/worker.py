@@ -23,20 +23,26 @@ class MaskWorker:
     model_runner: Any
     vllm_config: Any
 
-    def twofour_switch_mask(self, file: str, digest: str) -> dict[str, Any]:
+    def twofour_switch_mask(self, file: str, digest: str, identity: str) -> dict[str, Any]:
         """Make the mask in `file` the active one, on this worker's shards, in place.
+
+        Args:
+            file: the mask file.
+            digest: the mask's.
+            identity: `Manifest.identity` of the directory that the weights came from.
 
         Returns:
             `digest`, `layers` (how many fused layers were packed again) and `seconds`.
 
         Raises:
             MaskError: the file is no mask of this checkpoint, or has another digest, or the
-                checkpoint is sealed. Nothing has changed then.
+                checkpoint is sealed or was rebuilt. Nothing has changed then.
+            EngineDirectoryError: a file of the checkpoint is damaged.
         """
         from engines.vllm_plugin.linear import TwofourLinearMethod
 
         begin = time.perf_counter()
-        weights = self._twofour_weights()
+        weights = self._twofour_weights(identity)
         codes = weights.read(Path(file), digest)
         changed = 0
         for module in self.model_runner.model.modules():
@@ -70,9 +76,9 @@ class MaskWorker:
         )
         return {"all": total + sum(heads.values()), "sparse": sparse}
 
-    def _twofour_weights(self) -> MaskedWeights:
+    def _twofour_weights(self, identity: str) -> MaskedWeights:
         weights: MaskedWeights | None = getattr(self, "_twofour", None)
         if weights is None:
-            weights = MaskedWeights(Path(self.vllm_config.model_config.model))
+            weights = MaskedWeights(Path(self.vllm_config.model_config.model), identity)
             self._twofour = weights
         return weights

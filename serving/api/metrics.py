@@ -38,6 +38,7 @@ async def show_version(service: ServiceDep) -> dict[str, Any]:
             "base_digest": info.base_digest,
             "context_length": info.context_length,
             "isa": info.isa,
+            "numerics": info.numerics,
             "layout": info.layout,
             "sparse_layers": info.sparse_layers,
             "eligible_layers": info.eligible_layers,

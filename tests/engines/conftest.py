@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,19 @@ def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
         codes[name] = np.where(rng.random(values.shape) < share, (values + shift) % 6, values)
     write_mask(path, replace(old, codes=codes, domain="near"))
     return path
+
+
+def as_version_1(directory: Path, *, sizes: bool = True) -> None:
+    """Rewrite the manifest as the first format had it: without digests, and without storage.
+
+    `sizes=False` leaves the list of files empty, so that none is compared.
+    """
+    path = directory / "engine.json"
+    fields = json.loads(path.read_text())
+    files = {name: record["bytes"] for name, record in fields["files"].items()}
+    for mask in fields["masks"]:
+        del mask["storage"]
+    path.write_text(json.dumps(fields | {"format_version": 1, "files": files if sizes else {}}))
 
 
 @pytest.fixture(scope="session")

@@ -70,11 +70,11 @@ async def alone(engine: CpuEngine, mask: str | None, salt: str = "") -> Answer:
     return answer
 
 
-@pytest.mark.parametrize("huge_pages", [False, True])
+@pytest.mark.parametrize("map_weights", [False, True])
 async def test_the_new_base_has_the_bytes_and_answers_of_an_engine_built_for_it(
-    huge_pages: bool, engine_of: Callable[..., CpuEngine]
+    map_weights: bool, engine_of: Callable[..., CpuEngine]
 ) -> None:
-    engine = engine_of("general", "near", "far", huge_pages=huge_pages)
+    engine = engine_of("general", "near", "far", map_weights=map_weights)
     before = {name: await alone(engine, name) for name in ("general", "near", "far")}
     for name in ("near", "far", "near", "general"):
         info = await engine.switch_base(name)

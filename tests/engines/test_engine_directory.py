@@ -24,6 +24,7 @@ from engines.tensorfile import TensorFile, TensorSpec, TensorWriter
 from engines.text import TextCodec
 from maskgen.maskfile import read_mask
 from maskgen.patterns import keep_from_codes
+from tests.engines.conftest import as_version_1
 from tests.tiny_model import make_tiny_llama
 
 
@@ -108,14 +109,21 @@ def test_sharded_and_wider_checkpoints(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "update twofour"),
+        ({"format_version": 3}, "update twofour"),
         ({"format_version": "1"}, "format_version"),
         ({"required_features": ["int4"]}, "int4"),
         ({"base_digest": "abc"}, "base_digest"),
         ({"default_mask": "nope"}, "nope"),
         ({"surprise": 1}, "surprise"),
         ({"masks": []}, "default_mask"),
-        ({"files": {"../../x": 1}}, "outside"),
+        ({"format_version": True}, "format_version"),
+        ({"required_features": 5}, "required_features"),
+        ({"files": {"../../x": {"bytes": 1, "sha256": "0" * 64}}}, "is no file of an engine"),
+        ({"files": {}}, "masks/general.safetensors of mask 'general' is not listed"),
+        ({"files": {"config.json": 600}}, "FileRecord"),
+        ({"files": {"config.json": {"bytes": 600}}}, "no sha256"),
+        ({"format_version": 1}, "files"),
+        ({"layout": {"id": "sparse24_bf16", "values": "bf16", "version": 999}}, "layout"),
         ({"target": "gpu"}, "target"),
     ],
 )
@@ -138,11 +146,11 @@ def test_files_of_another_size(copy: Path, tmp_path: Path) -> None:
     weights.write_bytes(whole[:-100])
     with pytest.raises(EngineDirectoryError, match="truncated"):
         open_engine(copy)
-    edit_manifest(copy, files={})
+    as_version_1(copy, sizes=False)
     with pytest.raises(EngineDirectoryError, match="truncated"):
         open_engine(copy)
     weights.write_bytes(b"\xff" * 1000)
-    with pytest.raises(EngineDirectoryError, match="no safetensors"):
+    with pytest.raises(EngineDirectoryError, match="not a safetensors"):
         open_engine(copy)
     weights.unlink()
     with pytest.raises(EngineDirectoryError, match="weights"):
@@ -159,14 +167,16 @@ def test_weights_with_impossible_codes(copy: Path) -> None:
     raw = bytearray((copy / "weights.safetensors").read_bytes())
     raw[start] = 0xFF
     (copy / "weights.safetensors").write_bytes(raw)
-    with pytest.raises(EngineDirectoryError, match="code"):
+    with pytest.raises(EngineDirectoryError, match="is not the file that was built"):
         open_engine(copy)
+    with pytest.raises(EngineDirectoryError, match="code"):
+        open_engine(copy, verify=False)
 
 
 def test_config_and_weights_that_disagree(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 160}))
-    edit_manifest(copy, files={})
+    as_version_1(copy, sizes=False)
     with pytest.raises(EngineDirectoryError, match="gate_proj"):
         open_engine(copy)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +78,19 @@ def test_weights_are_aligned_to_vectors() -> None:
         block = layout.empty(size)
         assert block.ctypes.data % 64 == 0
         assert block.shape == (size,)
+
+
+def test_weights_lie_in_memory_that_can_have_huge_pages() -> None:
+    block = layout.empty(5 << 20)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    for line in maps:
+        begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if begin <= block.ctypes.data < end:
+            # Shared anonymous memory, which has none by default, shows as a file: /dev/zero.
+            assert line.split()[1].endswith("p")
+            assert "zero" not in line
+            return
+    raise AssertionError("the block is in no mapping")
 
 
 def test_packing_refuses_what_is_not_a_layer_and_its_codes() -> None:

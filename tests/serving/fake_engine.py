@@ -103,6 +103,7 @@ class FakeEngine(Engine):
             kernels={"64x64": "fake"},
             weight_bytes=123,
             version="1",
+            numerics="fake",
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:

@@ -73,7 +73,7 @@ def build(
             ),
             _settings(target, option or []),
         )
-    size = sum(manifest.files.values()) / 2**20
+    size = sum(file.bytes for file in manifest.files.values()) / 2**20
     names = ", ".join(m.name for m in manifest.masks) or "none (dense)"
     typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {size:.0f} MiB")
 

@@ -67,7 +67,7 @@ def _engine(directory: Path) -> dict[str, Any]:
         "masks": {m.name: f"{m.digest} {m.changed_share:.2%} changed" for m in manifest.masks},
         "layout": manifest.layout.id if manifest.layout else None,
         "sealed": manifest.sealed,
-        "bytes": sum(manifest.files.values()),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
     }
     if manifest.target == "cpu":
         from engines.cpu.describe import kernels_of_directory, storage_of_directory

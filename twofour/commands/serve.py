@@ -18,6 +18,13 @@ def serve(
     served_model_name: Annotated[
         str | None, _Option(help="What requests call the model. [the name in engine.json]")
     ] = None,
+    verify: Annotated[
+        bool | None,
+        _Option(
+            "--verify/--no-verify",
+            help="Compare the directory's files with what was built. [--verify]",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         _Option(help="Key that opens the API; may be repeated. Better in SERVING_API_KEY."),

@@ -381,7 +381,7 @@ def test_what_cannot_be_opened(
         TensorRtLlmEngine(unbuilt, kv_gib=KV_GIB)
     manifest["details"] = {"engines": {}}
     (unbuilt / "engine.json").write_text(json.dumps(manifest))
-    with pytest.raises(EngineDirectoryError, match=r"engine\.json: dtype: Field required"):
+    with pytest.raises(EngineDirectoryError, match=r"engine\.json: details: dtype: Field required"):
         TensorRtLlmEngine(unbuilt, kv_gib=KV_GIB)
     install(tmp_path / "newer", monkeypatch, version="1.3.0")
     with pytest.raises(ToolsMissingError, match=r"1\.3\.0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_vllm_finds_only_the_model_among_the_files(built: Path) -> None:
 
 
 def test_another_mask_is_cut_from_kept_and_dropped_values(built: Path, tiny_model: Path) -> None:
-    base, weights = Checkpoint(tiny_model), MaskedWeights(built)
+    base, weights = Checkpoint(tiny_model), MaskedWeights(built, read_manifest(built).identity)
     record = read_manifest(built).mask("french")
     codes = weights.read(built / record.file, record.digest)
     assert weights.differ(codes, codes)
@@ -76,7 +77,7 @@ def test_another_mask_is_cut_from_kept_and_dropped_values(built: Path, tiny_mode
 
 
 def test_worker_refuses_foreign_masks(built: Path, tmp_path: Path, mask_of: MaskOf) -> None:
-    weights = MaskedWeights(built)
+    weights = MaskedWeights(built, read_manifest(built).identity)
     record = read_manifest(built).mask("french")
     with pytest.raises(MaskError, match="expected"):
         weights.read(built / record.file, "0" * 64)
@@ -88,6 +89,31 @@ def test_worker_refuses_foreign_masks(built: Path, tmp_path: Path, mask_of: Mask
         weights.read(foreign, read_mask(foreign).digest)
 
 
+def test_a_worker_never_mixes_two_directories(
+    built: Path, tiny_model: Path, mask_of: MaskOf, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(built, tmp_path / "engine"))
+    manifest = read_manifest(directory)
+    weights = MaskedWeights(directory, manifest.identity)
+    record = manifest.mask("french")
+    codes = weights.read(directory / record.file, record.digest)
+    names = list(codes)
+    before = weights.values(names, codes)
+    masks = {"general": mask_of(tiny_model, seed=2), "french": mask_of(tiny_model, seed=1)}
+    build(BuildRequest(tiny_model, "tiny", masks, directory, overwrite=True))
+    with pytest.raises(EngineDirectoryError, match="no longer what it was"):
+        weights.values(names, codes)
+    with pytest.raises(MaskError, match="was rebuilt since the engine opened it"):
+        MaskedWeights(directory, manifest.identity)
+    # Built again as it was, it is the same directory.
+    masks["general"] = mask_of(tiny_model)
+    build(BuildRequest(tiny_model, "tiny", masks, directory, overwrite=True))
+    after = weights.values(names, codes)
+    for name in names:
+        for part, tensor in before[name].items():
+            assert torch.equal(tensor, after[name][part])
+
+
 def test_sealed_directories(tiny_model: Path, mask_of: MaskOf, tmp_path: Path) -> None:
     masks = {"general": mask_of(tiny_model)}
     request = BuildRequest(
@@ -96,7 +122,7 @@ def test_sealed_directories(tiny_model: Path, mask_of: MaskOf, tmp_path: Path) -
     manifest = build(request)
     assert manifest.sealed
     assert not (tmp_path / "sealed" / "complement.safetensors").exists()
-    weights = MaskedWeights(tmp_path / "sealed")
+    weights = MaskedWeights(tmp_path / "sealed", manifest.identity)
     other = mask_of(tiny_model, seed=1)
     with pytest.raises(MaskError, match="sealed"):
         weights.read(other, read_mask(other).digest)

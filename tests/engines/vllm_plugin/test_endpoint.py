@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from engines.build import BuildRequest
+from engines.manifest import read_manifest
 from engines.vllm_plugin.build import build
 from engines.vllm_plugin.endpoint import MaskRoutes
 from maskgen.maskfile import read_mask
@@ -28,7 +29,7 @@ class Client:
     async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
         self.calls.append(("pause", mode, clear_cache))
 
-    async def collective_rpc(self, method: str, timeout: float, args: tuple[str, str]) -> None:
+    async def collective_rpc(self, method: str, timeout: float, args: tuple[str, str, str]) -> None:
         self.calls.append((method, *args))
         if self._fail:
             raise RuntimeError("a worker failed")
@@ -67,7 +68,7 @@ async def test_masks_are_listed_and_switched_between_batches(directory: Path) ->
     assert answer.json() == {"active": "french", "digest": digest}
     assert client.calls == [
         ("pause", "wait", True),
-        ("twofour_switch_mask", str(file), digest),
+        ("twofour_switch_mask", str(file), digest, read_manifest(directory).identity),
         "resume",
     ]
     assert (await http.get("/v1/masks")).json()["active"] == "french"

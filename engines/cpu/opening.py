@@ -1,0 +1,89 @@
+"""Opens an engine directory of target `cpu`: everything that is read from disk at the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.cpu.loaded_weights import LoadedTensors
+from engines.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.opening import open_directory
+from engines.directory.progress import Progress, silent
+from engines.directory.tied_file import TiedFile
+from engines.errors import EngineDirectoryError
+from engines.layout import VERSION, Layout
+from engines.manifest import COMPLEMENT_FILE, WEIGHTS_FILE, LayoutRecord, Manifest
+from engines.tensorfile import TensorFile
+from maskgen.format.model_directory import CONFIG_FILE
+
+
+@dataclass(frozen=True)
+class CpuDirectory:
+    """An open directory.
+
+    Attributes:
+        manifest: what it holds.
+        config: the model's sizes.
+        weights: the packed weights.
+        complement: what the base mask drops, for masks that are loaded later.
+    """
+
+    manifest: Manifest
+    config: DecoderConfig
+    weights: LoadedTensors | TensorFile
+    complement: TiedFile
+
+
+def open_cpu_directory(
+    directory: Path,
+    *,
+    verify: bool = True,
+    map_weights: bool = False,
+    progress: Progress = silent,
+) -> CpuDirectory:
+    """Read and verify what the engine needs.
+
+    Args:
+        verify: compare the content of the files with what was built, and not their sizes alone;
+            the complement's when it is first read.
+        map_weights: map the weights instead of reading them into memory.
+        progress: told how much has been read.
+
+    Raises:
+        EngineDirectoryError: the directory is malformed, damaged, or not for this engine.
+    """
+    manifest = open_directory(
+        directory,
+        "cpu",
+        verify=verify,
+        required=(CONFIG_FILE, WEIGHTS_FILE),
+        # Weights that are read into memory are verified there.
+        later=(COMPLEMENT_FILE,) if map_weights else (COMPLEMENT_FILE, WEIGHTS_FILE),
+        progress=progress,
+    )
+    _check_layout(directory, manifest.layout)
+    # Before the weights are: a rebuild from here on is noticed when the complement is read.
+    record = manifest.files.get(COMPLEMENT_FILE)
+    complement = TiedFile(directory / COMPLEMENT_FILE, record, verify=verify)
+    config = read_decoder_config(directory)
+    return CpuDirectory(
+        manifest, config, _weights(directory, manifest, verify, map_weights, progress), complement
+    )
+
+
+def _weights(
+    directory: Path, manifest: Manifest, verify: bool, map_weights: bool, progress: Progress
+) -> LoadedTensors | TensorFile:
+    path = directory / WEIGHTS_FILE
+    if map_weights:
+        return TensorFile(path)
+    return LoadedTensors(path, manifest.files.get(WEIGHTS_FILE) if verify else None, progress)
+
+
+def _check_layout(directory: Path, layout: LayoutRecord | None) -> None:
+    known = Layout.SPARSE24_BF16.name.lower()
+    if layout is not None and (layout.id, layout.version) != (known, VERSION):
+        raise EngineDirectoryError(
+            f"{directory} was packed in layout {layout.id} v{layout.version}, this twofour runs"
+            f" {known} v{VERSION}: build the directory again"
+        )
