@@ -26,7 +26,12 @@ them is faster at every share that was measured:
 
 def mix_page(result: Result) -> str:
     """Speed and memory of patches and copies, switching, where they cross, the engine's rule."""
-    synthetic = [row for row in result["rows"] if "names" not in row]
+    drawn = result["plan"]["shares"]
+    synthetic = [
+        row | {"drawn": min(drawn, key=lambda share: abs(share - row["changed_share"]))}
+        for row in result["rows"]
+        if "names" not in row
+    ]
     beside = [row for row in synthetic if row["mode"] != "base"]
     parts = [mix_table(beside), *_alone(synthetic)]
     parts += ["## Memory", paragraph(_MEMORY + _base_memory(synthetic)), _memory(beside)]
@@ -45,11 +50,14 @@ def mix_page(result: Result) -> str:
 
 
 def mix_table(rows: Sequence[Row]) -> str:
-    """Tokens per second by active masks and share of changed groups: patch / copy (/ switched)."""
+    """Tokens per second by active masks and share of changed groups: patch / copy (/ switched).
+
+    `drawn` in a row is the share that its masks were drawn with.
+    """
     shares = _shares(rows)
     cells: dict[tuple[str, str], dict[int, list[str]]] = {}
     for row in rows:
-        rates = cells.setdefault(_label(row), {}).setdefault(shares.index(_nominal(row)), [])
+        rates = cells.setdefault(_label(row), {}).setdefault(shares.index(row["drawn"]), [])
         rates.append(number(row["tokens_per_s"]))
     return table(
         ["active masks", "requests", *(f"{percent(share, 2)} changed" for share in shares)],
@@ -81,17 +89,12 @@ def _label(row: Row) -> tuple[str, str]:
 
 
 def _shares(rows: Sequence[Row]) -> list[float]:
-    return sorted({_nominal(row) for row in rows})
-
-
-def _nominal(row: Row) -> float:
-    """The share of changed groups that the synthetic masks were drawn with."""
-    return float(f"{row['changed_share']:.1g}")
+    return sorted({row["drawn"] for row in rows})
 
 
 def _memory(rows: Sequence[Row]) -> str:
     shares = _shares(rows)
-    patches = {(r["masks"], _nominal(r)): r["masks_mib"] for r in rows if r["mode"] == "patch"}
+    patches = {(r["masks"], r["drawn"]): r["masks_mib"] for r in rows if r["mode"] == "patch"}
     copies = {r["masks"]: r["masks_mib"] for r in rows if r["mode"] == "copy"}
     return table(
         ["masks", *(f"patches, {percent(share, 2)}" for share in shares), "copies"],
@@ -115,7 +118,7 @@ def _switching(rows: Sequence[Row]) -> str:
     return table(
         ["changed", "first", "median of the following"],
         [
-            [percent(_nominal(r), 2), number(r["first_switch_ms"]), number(r["switch_ms"])]
+            [percent(r["drawn"], 2), number(r["first_switch_ms"]), number(r["switch_ms"])]
             for r in rows
         ],
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.common.arm_process import ArmError
+from benchmarks.vllm import speed
 from benchmarks.vllm.agreement import AgreementPlan, Step, _row, check
 from benchmarks.vllm.report import summary
 from benchmarks.vllm.speed import VllmPlan, measure
+from tests.tiny_model import make_tiny_llama
+from twofour.cli import app
 
 
 def row(arm: str, tokens_per_s: float, **fields: Any) -> dict[str, Any]:
@@ -55,6 +61,12 @@ class LLM:
 """,
     "vllm/platforms.py": "current_platform = object()",
 }
+
+
+@pytest.fixture
+def magnitude(tmp_path: Path) -> Path:
+    model = make_tiny_llama(tmp_path / "model")
+    return speed._magnitude_mask(model, tmp_path / "magnitude.safetensors")
 
 
 @pytest.fixture
@@ -113,3 +125,38 @@ def test_agreement_is_held_to_its_rule() -> None:
     check(row)
     with pytest.raises(ValueError, match=r"2.00% of the steps differ .* at most 1% may"):
         check(_row(plan, [*steps[:-2], Step(False, 0.4, 0.0), steps[-1]]))
+
+
+def test_parts_of_a_measurement_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magnitude: Path
+) -> None:
+    def measure_one(plan: VllmPlan, directories: Any, say: Any) -> Iterator[list[dict[str, Any]]]:
+        fields = {"output_tokens": 8, "worker_rss_mib": 5.0, "other_cpu_share": 0.1}
+        for mode in plan.modes:
+            yield [row(arm, 90.0, mode=mode, binding="all", **fields) for arm in plan.arms]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "build_arms", lambda *given: {"mask": magnitude})
+    monkeypatch.setattr(speed, "measure", measure_one)
+    monkeypatch.setattr("engines.vllm_plugin.version.vllm_version", lambda: "0.32.0")
+
+    def bench(*words: str) -> dict[str, Any]:
+        fixed = ["bench", "vllm", "--model", str(tmp_path / "model"), "--json"]
+        done = CliRunner().invoke(app, [*fixed, *words])
+        assert done.exit_code == 0, (done.output, done.exception)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    first = bench("--arms", "sparse,own-dense")
+    assert [(r["arm"], r["mode"]) for r in first["rows"]] == [
+        (arm, mode) for mode in ("eager", "compiled") for arm in ("sparse", "own-dense")
+    ]
+    assert first["summary"][0]["sparsity"] == 1.0
+    both = bench("--arms", "dense", "--modes", "eager", "--keep")
+    assert [r["arm"] for r in both["rows"]].count("sparse") == 2
+    assert both["rows"][-1]["arm"] == "dense"
+    assert len(both["parts"]) == 2
+    assert both["parts"][0] == first["parts"][0]
+    assert both["parts"][1]["mask_digest"] == first["parts"][0]["mask_digest"]
+    assert bench("--arms", "dense", "--modes", "eager")["parts"][0]["other_cpu_share"] == 0.1
+    assert "| dense | eager | all | 8 | 90.0 |" in Path("docs/results/bench-vllm.md").read_text()
