@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.body import JsonRequest
 from serving.errors import ApiError
 
 Level = Literal["api", "admin"]
@@ -67,7 +68,7 @@ class ApiRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             ring: KeyRing = request.app.state.keys[level]
             ring.check(request.headers.get("authorization"))
-            return await handler(request)
+            return await handler(JsonRequest(request.scope, request.receive))
 
         return guarded
 

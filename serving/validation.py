@@ -54,7 +54,7 @@ def describe_validation_error(errors: Sequence[Any], body: Any) -> tuple[str, st
     if len(worst) > MAX_ERRORS:
         parts.append(f"and {len(worst) - MAX_ERRORS} more")
     first, path = worst[0]
-    return "; ".join(parts), _param(path), _code(first)
+    return "; ".join(parts), field_name(path), _code(first)
 
 
 def _one_per_field(errors: Sequence[Any], body: dict[str, Any]) -> list[tuple[Any, Path]]:
@@ -87,7 +87,7 @@ def _code(error: Any) -> str:
 
 
 def _describe(error: Any, path: Path) -> str:
-    param = _param(path) or "body"
+    param = field_name(path) or "body"
     reason = NOT_IMPLEMENTED.get(param)
     if error["type"] == "missing":
         return f"{param} is required"
@@ -121,7 +121,7 @@ def _path(error: Any, body: Any) -> Path:
     return tuple(path)
 
 
-def _param(path: Path) -> str | None:
+def field_name(path: Path) -> str | None:
     """A path as `messages[0].content`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")[:MAX_PARAM_CHARS] or None

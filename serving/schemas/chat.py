@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from engines.sampling import MAX_LOGPROBS
 from serving.errors import invalid
@@ -28,23 +29,42 @@ class TextPart(StrictModel):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
+
+
 class Message(StrictModel):
     """One message. The fields that are always null come with messages sent back as received."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
+    content: str | Parts | None = Field(
+        None, validate_default=True, description="Only an assistant's may be null."
+    )
+    name: str | None = Field(
+        None, max_length=256, description="Who speaks; most templates ignore it."
+    )
     refusal: None = None
     audio: None = None
     function_call: None = None
     tool_calls: Empty | None = None
     annotations: Empty | None = None
 
+    @field_validator("content")
+    @classmethod
+    def _only_assistants_are_silent(
+        cls, content: str | list[TextPart] | None, info: ValidationInfo
+    ) -> str | list[TextPart] | None:
+        if content is None and info.data.get("role") != "assistant":
+            raise PydanticCustomError("missing", "Field required")
+        return content
+
     def for_template(self) -> dict[str, str]:
         """What chat templates read: a role they know, and plain text."""
         role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+        content = self.content or ""
+        if not isinstance(content, str):
+            content = "\n".join(part.text for part in content)
+        spoken = {"role": role, "content": content}
+        return spoken if self.name is None else {**spoken, "name": self.name}
 
 
 class ChatRequest(GenerationFields):

@@ -24,9 +24,19 @@ BiasValue = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StrictModel(BaseModel):
-    """A request body: unknown fields are errors, `"5"` is no number, NaN is none either."""
+    """A request body: unknown fields are errors, `"5"` is no number, NaN is none either.
+
+    A field that is null is absent, whatever the field.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 class StreamOptions(StrictModel):
@@ -98,10 +108,7 @@ class StructuredOutputs(StrictModel):
 
 
 class GenerationFields(StrictModel):
-    """Sampling and routing fields that completion and chat requests share.
-
-    `null` is the default everywhere, as in OpenAI's API.
-    """
+    """Sampling and routing fields that completion and chat requests share."""
 
     model: str = Field(max_length=256, description="`base`, or `base:mask`.")
     mask: str | None = Field(

@@ -41,7 +41,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz "
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'assistant' and loop.first %}"
     "{{ raise_exception('the conversation must not begin with the assistant') }}{% endif %}"
-    "<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}<|assistant|>"
+    "<|{{ m['role'] }}{% if m['name'] is defined %}:{{ m['name'] }}{% endif %}|>"
+    "{{ m['content'] }}\n{% endfor %}<|assistant|>"
 )
 
 
@@ -204,7 +205,7 @@ class FakeEngine(Engine):
 
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
         if path.read_text() != "mask":
-            raise MaskError(f"{path.name} is not a mask file")
+            raise MaskError(f"{path} is not a mask file; look at the others in {path.parent}")
         self.masks[name] = self._mask(name)
         return self.masks[name]
 

@@ -109,7 +109,7 @@ async def test_bad_shared_fields(app: App, path: str, name: str, value: Any) -> 
         ("logprobs", 21, "invalid_value"),
         ("logprobs", True, "invalid_value"),
         ("suffix", "end", "unsupported_parameter"),
-        ("prompt", None, "invalid_value"),
+        ("prompt", None, "missing_required_parameter"),
         ("prompt", [], "invalid_value"),
         ("prompt", ["a"] * 129, "invalid_value"),
         ("prompt", {"a": 1}, "invalid_value"),
@@ -163,11 +163,97 @@ async def test_chat_fields_that_are_not_implemented(app: App, name: str, value: 
         {"modalities": ["text"], "service_tier": "auto", "store": False, "metadata": {}},
         {"user": "me", "response_format": {"type": "text"}, "reasoning_effort": "none"},
         dict.fromkeys(("n", "stop", "seed", "tools", "audio", "logit_bias", "stream")),
+        dict.fromkeys(("made_up", "mask", "response_format", "cache_salt", "store")),
+        {"stream": True, "stream_options": {"include_usage": None, "made_up": None}},
+        {"structured_outputs": {"choice": ["a"], "regex": None, "grammar": None}},
     ],
 )
 async def test_values_that_ask_for_nothing_are_accepted(app: App, extra: dict[str, Any]) -> None:
-    status, answer = await post(app, "/v1/chat/completions", {**CHAT, **extra})
-    assert status == 200, answer
+    answer = await app.client.post("/v1/chat/completions", json={**CHAT, **extra})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_null_in_a_schema_is_a_value(app: App) -> None:
+    schema = {"const": None, "default": None}
+    body = {**CHAT, "structured_outputs": {"json": schema}}
+    assert (await post(app, "/v1/chat/completions", body))[0] == 200
+    assert json.loads(app.engine.requests[0].sampling.structured.value) == schema
+
+
+async def test_integers_however_they_are_written(app: App) -> None:
+    text = json.dumps({**COMPLETION, "prompt": [5, 6], "stop_token_ids": [7], "seed": 3})
+    for number in ("5", "6", "7", "3", "1"):
+        text = text.replace(f" {number}", f" {number}.0").replace(f"[{number}", f"[{number}.0")
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=text, headers=headers)
+    assert answer.status_code == 200, answer.text
+    [request] = app.engine.requests
+    assert request.prompt_token_ids == (5, 6)
+    sampling = request.sampling
+    assert (sampling.stop_token_ids, sampling.seed, sampling.max_tokens) == ((7,), 3, 1)
+    for number in ("1.5", "1e400", "1.0000001", '"1.0"', "true"):
+        content = text.replace('"max_tokens": 1.0', f'"max_tokens": {number}')
+        answer = await app.client.post("/v1/completions", content=content, headers=headers)
+        assert answer.json()["error"]["param"] == "max_tokens", answer.text
+
+
+HALF = "half \ud83d of it"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {**COMPLETION, "prompt": HALF}, "prompt"),
+        ("/v1/completions", {**COMPLETION, "prompt": ["fine", HALF]}, "prompt[1]"),
+        ("/v1/completions", {**COMPLETION, "model": HALF}, "model"),
+        ("/v1/completions", {**COMPLETION, "stop": ["a", HALF]}, "stop[1]"),
+        ("/v1/completions", {**COMPLETION, "user": HALF}, "user"),
+        ("/v1/completions", {**COMPLETION, "cache_salt": HALF}, "cache_salt"),
+        ("/v1/completions", {**COMPLETION, HALF: 1}, None),
+        ("/v1/completions", {**COMPLETION, "logit_bias": {HALF: 1}}, "logit_bias"),
+        (
+            "/v1/completions",
+            {**COMPLETION, "structured_outputs": {"json": {"enum": [1, HALF]}}},
+            "structured_outputs.json.enum[1]",
+        ),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "messages": [{"role": "user", "content": HALF}]},
+            "messages[0].content",
+        ),
+        (
+            "/v1/chat/completions",
+            {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": HALF}]}]},
+            "messages[0].content[0].text",
+        ),
+        ("/tokenize", {"prompt": HALF}, "prompt"),
+        ("/tokenize", {"messages": [{"role": "user", "content": HALF}]}, "messages[0].content"),
+        ("/detokenize", {"tokens": [1], "model": HALF}, "model"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+async def test_half_a_character_is_named(
+    app: App, path: str, body: dict[str, Any], param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post(path, content=json.dumps(body), headers=headers)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert "'\\ud83d', a lone surrogate" in error["message"]
+    # The bytes that Python's own codec would take for it are no UTF-8.
+    content = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    answer = await app.client.post(path, content=content, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_json"
+
+
+async def test_whole_characters_pass_however_they_are_written(app: App) -> None:
+    headers = {"content-type": "application/json"}
+    for ascii_only in (True, False):
+        content = json.dumps({"prompt": "a \U0001f600 \\ud83d"}, ensure_ascii=ascii_only)
+        answer = await app.client.post("/tokenize", content=content, headers=headers)
+        assert answer.json()["tokens"] == app.engine.codec.encode("a \U0001f600 \\ud83d")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +264,9 @@ async def test_values_that_ask_for_nothing_are_accepted(app: App, extra: dict[st
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "tool", "content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
-        ([{"role": "user", "content": "x", "name": "me"}], "messages[0].name"),
+        ([{"role": "system"}], "messages[0].content"),
+        ([{"role": "user", "content": "x", "name": 3}], "messages[0].name"),
+        ([{"role": "user", "content": "x", "name": "x" * 257}], "messages[0].name"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
             "messages[0].content[0].type",
@@ -200,13 +288,19 @@ async def test_messages_reach_the_template(app: App) -> None:
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
-        {"role": "user", "content": "d"},
+        {"role": "user", "content": "d", "name": "Ann", "audio": None},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "name": None},
+        {"role": "user", "content": ""},
     ]
     status, _ = await post(app, "/v1/chat/completions", {**CHAT, "messages": messages})
     assert status == 200
     [request] = app.engine.requests
     text = app.engine.codec.decode(request.prompt_token_ids)
-    assert text == "<|system|>be kind\n<|user|>a\nb\n<|assistant|>c\n<|user|>d\n<|assistant|>"
+    assert text == (
+        "<|system|>be kind\n<|user|>a\nb\n<|assistant|>c\n<|user:Ann|>d\n"
+        "<|assistant|>\n<|assistant|>\n<|user|>\n<|assistant|>"
+    )
 
 
 async def test_sampling_reaches_the_engine(app: App) -> None:
