@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,7 +173,8 @@ def read_mask(path: Path, parent: Path | None = None) -> Mask:
     Args:
         path: the mask file.
         parent: file of the parent mask; without it the parent is looked for, by digest, among
-            the mask files in the same folder. Not read when the mask has no parent.
+            the mask files in the same folder, links out of which are not followed. Not read when
+            the mask has no parent.
 
     Raises:
         MaskFileError: the file is truncated, corrupted, foreign, newer than this reader, or its
@@ -225,9 +228,13 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+    # Without O_NONBLOCK, opening a pipe waits for whoever writes to it. Only what was opened is
+    # looked at: another file may take the path at any time.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise MaskFileError(f"{path} is not a regular file")
-    return path.open("rb")
+    return os.fdopen(descriptor, "rb")
 
 
 def _read_alone(file: IO[bytes], header: Header) -> dict[str, Codes]:
@@ -273,7 +280,10 @@ def _find_parent(path: Path, parent: Path | None, digest: str) -> Mask:
         if mask.digest != digest:
             raise MaskFileError(f"its parent is {digest}, but {parent} is {mask.digest}")
         return mask
+    folder = _real_folder(path)
     for candidate in sorted(path.parent.glob("*.safetensors")):
+        if _real_folder(candidate) != folder:
+            continue  # a link that leads out of the folder is not beside the mask
         try:
             metadata = read_metadata(candidate)
         except (MaskFileError, OSError):
@@ -283,6 +293,11 @@ def _find_parent(path: Path, parent: Path | None, digest: str) -> Mask:
     raise MaskFileError(
         f"its parent, the mask {digest}, is not in {path.parent}; name its file as the parent"
     )
+
+
+def _real_folder(path: Path) -> Path:
+    # Not Path.resolve(), which raises for links in a circle.
+    return Path(os.path.realpath(path)).parent
 
 
 def _check_parent(parent: Mask, base: str) -> None:

@@ -6,7 +6,9 @@ exception classes and retries the official client knows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -122,6 +124,16 @@ def from_engine_error(error: EngineError, retry_after: float = 1.0) -> ApiError:
             return invalid(message, None, "invalid_mask")
         case _:
             return internal_error()
+
+
+def without_folder(message: str, folder: Path, name: str) -> str:
+    """`message` with paths relative to `folder`, and `folder` itself called `name`."""
+    spellings = {str(path) for path in (folder, folder.absolute(), folder.resolve())}
+    for spelling in sorted(spellings, key=len, reverse=True):
+        if len(Path(spelling).parts) > 1:
+            whole = rf"(?<![\w./-]){re.escape(spelling)}(?:(/)|(?![\w-]|\.\w))"
+            message = re.sub(whole, lambda match: "" if match[1] else name, message)
+    return message
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -30,6 +30,8 @@ class Health(BaseModel):
     status: str
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/livez", include_in_schema=False)
 @router.get("/health", response_model=Health, responses=_UNHEALTHY)
 @router.get("/livez", response_model=Health, responses=_UNHEALTHY)
 async def live(service: ServiceDep) -> JSONResponse:
@@ -38,6 +40,7 @@ async def live(service: ServiceDep) -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_model=Health, responses=_UNHEALTHY)
 async def ready(service: ServiceDep) -> JSONResponse:
     """Whether the engine steps and new requests are taken."""

@@ -18,6 +18,7 @@ from serving.service import ServiceDep
 router = APIRouter(route_class=ApiRoute, tags=["monitoring"])
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", responses=ERRORS, response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
     """All metrics in Prometheus' text format."""

@@ -158,6 +158,23 @@ def test_masks_are_regular_files(tmp_path: Path) -> None:
         read_mask(tmp_path / "c.safetensors")
 
 
+def test_a_pipe_that_takes_the_place_of_a_mask_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    write_mask(path, random_mask())
+    open_file = os.open
+
+    def replace_and_open(name: Path, flags: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return open_file(name, flags)
+
+    monkeypatch.setattr(os, "open", replace_and_open)
+    with pytest.raises(MaskFileError, match="not a regular file"):
+        read_mask(path)
+
+
 def test_features_of_any_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_mask(path, random_mask())

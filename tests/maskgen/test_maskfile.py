@@ -148,6 +148,26 @@ def test_a_parent_is_found_by_digest_or_named(tmp_path: Path) -> None:
     assert (read.digest, read.parent_digest) == (domain.digest, general.digest)
 
 
+def test_a_parent_beside_the_mask_may_be_a_link_only_where_the_mask_is_one_too(
+    tmp_path: Path,
+) -> None:
+    general = random_mask()
+    blobs, masks = tmp_path / "blobs", tmp_path / "masks"
+    blobs.mkdir()
+    masks.mkdir()
+    domain = changed_mask(general, 0.2)
+    write_mask(blobs / "1", general)
+    write_mask(blobs / "2", domain, parent=general)
+    (masks / "general.safetensors").symlink_to(blobs / "1")
+    (masks / "circle.safetensors").symlink_to("circle.safetensors")
+    write_mask(masks / "own.safetensors", domain, parent=general)
+    with pytest.raises(MaskFileError, match="is not in"):
+        read_mask(masks / "own.safetensors")
+    # As caches keep what they downloaded: links side by side to files side by side.
+    (masks / "linked.safetensors").symlink_to(blobs / "2")
+    assert read_mask(masks / "linked.safetensors").digest == domain.digest
+
+
 def test_a_parent_must_fit(tmp_path: Path) -> None:
     general = random_mask(1)
     path = tmp_path / "m.safetensors"

@@ -11,9 +11,11 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from serving.api import admin
 from serving.api.health import PATHS
 from serving.auth import ApiRoute
 from serving.config import Settings
+from serving.errors import without_folder
 from tests.serving.conftest import App, open_app
 from tests.serving.fake_engine import digest_of
 
@@ -203,6 +205,51 @@ async def test_mask_paths_stay_in_their_folder(admin_app: App, path: str) -> Non
     assert "new" not in admin_app.engine.masks
 
 
+@pytest.mark.parametrize("instead", ["pipe", "folder", "link", "nothing"])
+async def test_what_took_the_place_of_a_mask_is_not_opened(
+    admin_app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: str
+) -> None:
+    """Between the look at the path and the opening of the file."""
+    file = tmp_path / "masks" / "good.safetensors"
+    open_file = os.open
+
+    def replace_and_open(path: Path, flags: int) -> int:
+        file.unlink()
+        match instead:
+            case "pipe":
+                os.mkfifo(file)
+            case "folder":
+                file.mkdir()
+            case "link":
+                file.symlink_to(tmp_path / "outside.safetensors")
+        return open_file(path, flags)
+
+    monkeypatch.setattr(admin.os, "open", replace_and_open)
+    body = {"mask_name": "new", "mask_path": "good.safetensors"}
+    answer = await admin_app.client.post("/v1/load_mask", json=body)
+    assert answer.status_code == 400
+    assert "must name a mask file inside" in answer.json()["error"]["message"]
+    assert "new" not in admin_app.engine.masks
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("/srv/m/law: no", "law: no"),
+        (
+            "[Errno 13] Permission denied: '/srv/m/a b/law'",
+            "[Errno 13] Permission denied: 'a b/law'",
+        ),
+        ("it is not in /srv/m.", "it is not in the mask folder."),
+        ("in /srv/m; name it", "in the mask folder; name it"),
+        ("/srv/mask and /srv/m.old", "/srv/mask and /srv/m.old"),
+        ("/old/srv/m/law", "/old/srv/m/law"),
+    ],
+)
+def test_folders_are_left_out_of_messages(message: str, told: str) -> None:
+    assert without_folder(message, Path("/srv/m"), "the mask folder") == told
+
+
 @pytest.mark.parametrize("name", ["", "a:b", "../a", "a/b", "a b", ".a", "a" * 65, "a\n"])
 async def test_mask_names_are_plain(admin_app: App, name: str) -> None:
     body = {"mask_name": name, "mask_path": "good.safetensors"}
@@ -215,10 +262,24 @@ async def test_what_the_engine_refuses_is_told(admin_app: App) -> None:
     body = {"mask_name": "new", "mask_path": "bad.safetensors"}
     answer = await admin_app.client.post("/v1/load_mask", json=body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "invalid_mask"
+    error = answer.json()["error"]
+    assert error["code"] == "invalid_mask"
+    # Where the folder lies is nobody's business.
+    told = "bad.safetensors is not a mask file; look at the others in the mask folder"
+    assert error["message"] == told
     answer = await admin_app.client.post("/v1/unload_mask", json={"mask_name": "general"})
     assert answer.status_code == 400
     assert "default" in answer.json()["error"]["message"]
+
+
+async def test_head_answers_as_get_without_a_body(tmp_path: Path) -> None:
+    async with open_app(tmp_path, **KEYS) as app:
+        for path in (*PATHS, "/metrics"):
+            for headers in ({}, {"authorization": "Bearer one"}):
+                get = await app.client.get(path, headers=headers)
+                head = await app.client.head(path, headers=headers)
+                assert head.status_code == get.status_code
+                assert head.headers["content-type"] == get.headers["content-type"]
 
 
 async def test_probes_tell_a_dead_or_stalled_engine(app: App) -> None:
