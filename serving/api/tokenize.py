@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from engines.errors import InvalidRequestError
 from serving.api.responses import ERRORS, json_response
 from serving.auth import ApiRoute
+from serving.errors import invalid
 from serving.schemas.other import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -37,7 +39,11 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
             found.token_strs = [service.tokens.text(token_id) for token_id in ids]
         return json_response(found)
 
-    return await service.prompts.apart(answer, len(text))
+    try:
+        return await service.prompts.apart(answer, len(text))
+    except InvalidRequestError as error:
+        param = "prompt" if body.messages is None else "messages"
+        raise invalid(f"{param}: {error}", param) from error
 
 
 @router.post("/detokenize", response_model=DetokenizeResponse, responses=ERRORS)

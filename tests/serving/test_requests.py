@@ -580,26 +580,6 @@ async def test_a_template_that_does_too_much_is_a_400_that_names_the_limit(
     assert "2000000 steps" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("/v1/completions", {**COMPLETION, "prompt": "a\ud83d"}, "prompt"),
-        ("/v1/completions", {**COMPLETION, "prompt": ["fine", "a\ude00"]}, "prompt"),
-        (
-            "/v1/chat/completions",
-            {**CHAT, "messages": [{"role": "user", "content": "\ud83d"}]},
-            "messages",
-        ),
-    ],
-)
-async def test_half_a_surrogate_pair_is_a_400_that_names_the_field(
-    app: App, path: str, body: dict[str, Any], param: str
-) -> None:
-    status, answer = await post(app, path, body)
-    assert (status, answer["error"]["param"]) == (400, param)
-    assert "surrogate pair" in answer["error"]["message"]
-
-
 async def test_a_model_name_of_ones_own(tmp_path: Path) -> None:
     async with open_app(tmp_path, served_model_name="org/Name-1.0") as app:
         body = {**COMPLETION, "model": "org/Name-1.0:french"}
