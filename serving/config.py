@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     max_choices: int = Field(
         128, ge=1, description="Choices of one request: n times the number of prompts."
     )
+    max_logprob_entries: int = Field(
+        1 << 18,
+        ge=1,
+        description="Log-probs of one request: tokens times choices times alternatives.",
+    )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body.")
     keep_alive_interval: float = Field(
         15.0, gt=0, description="A stream that is silent for so long gets a comment line."

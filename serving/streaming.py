@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.errors import ApiError, as_api_error
 from serving.generation import ClientGoneError, Generation, Piece
+from serving.logprob_limit import INLINE_ROWS
 
 logger = logging.getLogger("serving")
 
@@ -60,7 +62,7 @@ class EventStream(Response):
             try:
                 await _write(send, b"".join(_event(e) for e in self._chunks.opening()))
                 while batch is not None:
-                    await _write(send, self._encode(batch))
+                    await _write(send, await self._encode(batch))
                     batch = await self._next()
                 tail = b"".join(_event(e) for e in self._chunks.closing()) + DONE
             except ClientGoneError:
@@ -78,9 +80,14 @@ class EventStream(Response):
         except TimeoutError:
             return []
 
-    def _encode(self, batch: list[Piece]) -> bytes:
+    async def _encode(self, batch: list[Piece]) -> bytes:
         if not batch:
             return KEEP_ALIVE
+        if sum(len(piece.chunk.prompt_logprobs or ()) for piece in batch) > INLINE_ROWS:
+            return await asyncio.to_thread(self._events, batch)
+        return self._events(batch)
+
+    def _events(self, batch: list[Piece]) -> bytes:
         events = (self._chunks.event(piece) for piece in batch)
         return b"".join(_event(event) for event in events if event is not None)
 

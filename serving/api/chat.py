@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
-from serving.api.responses import ERRORS, finish_reason, json_response
+from serving.api.responses import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.generation import Generation, Piece
+from serving.logprob_limit import limit_logprobs
 from serving.names import Target
 from serving.sampling import to_sampling
 from serving.schemas.chat import (
@@ -52,6 +53,14 @@ async def create_chat_completion(body: ChatRequest, http: Request, service: Serv
             prompt_logprobs=body.prompt_logprobs,
             vocab_size=service.vocab_size,
         )
+        sampling = limit_logprobs(
+            sampling,
+            [prompt],
+            streamed=bool(body.stream),
+            context_length=service.context_length,
+            limit=service.settings.max_logprob_entries,
+            param="logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+        )
         generation = service.generation(http, ticket, target, [prompt], sampling, body.cache_salt)
     except BaseException:
         ticket.release()
@@ -59,7 +68,8 @@ async def create_chat_completion(body: ChatRequest, http: Request, service: Serv
     answer = ChatAnswer(service, body, target, prompt)
     if body.stream:
         return EventStream(generation, answer, service.settings.keep_alive_interval)
-    return json_response(await answer.collect(generation))
+    await answer.read(generation)
+    return await whole_response(answer.whole, answer.logprob_rows)
 
 
 @dataclass
@@ -81,6 +91,8 @@ class ChatAnswer:
         self._body = body
         self._target = target
         self._n = body.n or 1
+        self._choices = [_Choice() for _ in range(self._n)]
+        self._prompt_entries: tuple[TokenLogprobs | None, ...] = ()
         self._usage = UsageCounter([prompt])
         self._id = f"chatcmpl-{uuid4().hex}"
         self._created = int(time.time())
@@ -90,34 +102,40 @@ class ChatAnswer:
             self._include_usage and options and options.continuous_usage_stats
         )
 
-    async def collect(self, generation: Generation) -> ChatResponse:
-        """The whole answer.
+    async def read(self, generation: Generation) -> None:
+        """Take the whole generation in.
 
         Raises:
             ApiError: the generation failed.
         """
-        choices = [_Choice() for _ in range(self._n)]
-        prompt_entries: tuple[TokenLogprobs | None, ...] | None = None
         async with generation:
             async for piece in generation.pieces():
                 self._usage.add(piece)
-                choice = choices[piece.chunk.index]
+                choice = self._choices[piece.chunk.index]
                 choice.text += piece.chunk.text
                 choice.logprobs.extend(piece.chunk.logprobs or ())
                 choice.last = piece.chunk
-                prompt_entries = piece.chunk.prompt_logprobs or prompt_entries
+                self._prompt_entries = piece.chunk.prompt_logprobs or self._prompt_entries
+
+    @property
+    def logprob_rows(self) -> int:
+        """Tokens whose log-probs the answer shows."""
+        return len(self._prompt_entries) + sum(len(c.logprobs) for c in self._choices)
+
+    def whole(self) -> ChatResponse:
+        """The whole answer, once it was read."""
         answer = ChatResponse(
             id=self._id,
             object="chat.completion",
             created=self._created,
             model=self._target.model,
-            choices=[self._finished(index, choice) for index, choice in enumerate(choices)],
+            choices=[self._finished(index, choice) for index, choice in enumerate(self._choices)],
             usage=self._usage.usage(),
             system_fingerprint=self._target.fingerprint,
         )
-        if self._body.prompt_logprobs is not None and prompt_entries is not None:
+        if self._body.prompt_logprobs is not None:
             answer.prompt_logprobs = prompt_logprobs(
-                self._service.tokens, prompt_entries, self._body.prompt_logprobs
+                self._service.tokens, self._prompt_entries, self._body.prompt_logprobs
             )
         return answer
 

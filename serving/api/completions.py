@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
-from serving.api.responses import ERRORS, finish_reason, json_response
+from serving.api.responses import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.generation import Generation, Piece
+from serving.logprob_limit import limit_logprobs
 from serving.names import Target
 from serving.sampling import to_sampling
 from serving.schemas.common import PromptLogprobs, Usage
@@ -60,6 +61,14 @@ async def create_completion(
             prompt_logprobs=max((k for k in shown if k is not None), default=None),
             vocab_size=service.vocab_size,
         )
+        sampling = limit_logprobs(
+            sampling,
+            prompts,
+            streamed=bool(body.stream),
+            context_length=service.context_length,
+            limit=service.settings.max_logprob_entries,
+            param="logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+        )
         generation = service.generation(http, ticket, target, prompts, sampling, body.cache_salt)
     except BaseException:
         ticket.release()
@@ -67,7 +76,8 @@ async def create_completion(
     answer = CompletionAnswer(service, body, target, prompts)
     if body.stream:
         return EventStream(generation, answer, service.settings.keep_alive_interval)
-    return json_response(await answer.collect(generation))
+    await answer.read(generation)
+    return await whole_response(answer.whole, answer.logprob_rows)
 
 
 def _is_list_of_prompts(body: CompletionRequest) -> bool:
@@ -107,8 +117,8 @@ class CompletionAnswer:
             self._include_usage and options and options.continuous_usage_stats
         )
 
-    async def collect(self, generation: Generation) -> CompletionResponse:
-        """The whole answer.
+    async def read(self, generation: Generation) -> None:
+        """Take the whole generation in.
 
         Raises:
             ApiError: the generation failed.
@@ -121,6 +131,15 @@ class CompletionAnswer:
                 choice.token_ids.extend(new.token_ids)
                 choice.logprobs.extend(new.logprobs or ())
                 choice.last = new
+
+    @property
+    def logprob_rows(self) -> int:
+        """Tokens whose log-probs the answer shows."""
+        shown = sum(len(choice.logprobs) for choice in self._choices)
+        return shown + self._n * sum(map(len, self._prompt_entries.values()))
+
+    def whole(self) -> CompletionResponse:
+        """The whole answer, once it was read."""
         choices = [self._finished(index, choice) for index, choice in enumerate(self._choices)]
         return self._response(choices, self._usage.usage())
 

@@ -41,6 +41,10 @@ def serve(
     max_choices: Annotated[
         int | None, _Option(help="Most choices of one request, n times prompts. [128]")
     ] = None,
+    max_logprob_entries: Annotated[
+        int | None,
+        _Option(help="Most log-probs of one request: tokens, choices, alternatives. [262144]"),
+    ] = None,
     max_body_bytes: Annotated[int | None, _Option(help="Largest request body. [4 MiB]")] = None,
     keep_alive_interval: Annotated[
         float | None, _Option(help="Seconds of silence before a stream gets a comment. [15]")
