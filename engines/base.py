@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from engines.sampling import SamplingParams
 from engines.text import TextCodec
+
+if TYPE_CHECKING:
+    from engines.structured import ConstraintCompiler
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -64,6 +67,7 @@ class GenerationChunk:
         stop_reason: the stop string or token id that ended the choice, if one did.
         cached_tokens: prompt tokens taken from the prefix cache; on the first chunk.
         error: what went wrong, when `finish_reason` is `error`.
+        invalid: whether the request itself is at fault (its constraint grew too heavy).
     """
 
     index: int
@@ -75,6 +79,7 @@ class GenerationChunk:
     stop_reason: str | int | None = None
     cached_tokens: int = 0
     error: str | None = None
+    invalid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,11 @@ class Engine(ABC):
     @abstractmethod
     def codec(self) -> TextCodec:
         """Tokenizer and chat template of the base model."""
+
+    @property
+    @abstractmethod
+    def constraints(self) -> ConstraintCompiler | None:
+        """Compiler of structured output, to check one before it is asked for; None without any."""
 
     @abstractmethod
     def describe(self) -> EngineInfo:

@@ -230,6 +230,10 @@ class ReferenceEngine(Engine):
     def codec(self) -> TextCodec:
         return self._codec
 
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        return self._constraints
+
     def describe(self) -> EngineInfo:
         return EngineInfo(
             kind="reference",
@@ -390,7 +394,14 @@ class ReferenceEngine(Engine):
             return scored(choice.index, prompt_logprobs or ())
         (sampled,) = sample(logits[-1:], [choice.sampler])
         if sampled.error is not None:
-            return GenerationChunk(choice.index, "", (), finish_reason="error", error=sampled.error)
+            return GenerationChunk(
+                choice.index,
+                "",
+                (),
+                finish_reason="error",
+                error=sampled.error,
+                invalid=sampled.invalid,
+            )
         choice.tokens.append(sampled.token_id)
         constraint = choice.sampler.constraint
         piece = choice.text.push(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.base import TokenLogprobs
+from engines.errors import InvalidRequestError
 from engines.sampling import SamplingParams
 from engines.structured import Constraint
 
@@ -170,11 +171,19 @@ def logprobs_of(logits: Logits, token_id: int, alternatives: int) -> TokenLogpro
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One sampled token, or what kept it from being sampled."""
+    """One sampled token, or what kept it from being sampled.
+
+    Attributes:
+        token_id: -1 with an error.
+        logprobs: where they were asked for.
+        error: what went wrong.
+        invalid: whether the request itself is at fault.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    invalid: bool = False
 
 
 def sample(logits: Logits, samplers: Sequence[SequenceSampler]) -> list[Sampled]:
@@ -203,5 +212,6 @@ def _sample_row(logits: Logits, best: int, sampler: SequenceSampler) -> Sampled:
         logprobs = None if alternatives is None else logprobs_of(logits, token, alternatives)
         sampler.push(token)
     except Exception as error:
-        return Sampled(-1, error=str(error) or type(error).__name__)
+        invalid = isinstance(error, InvalidRequestError)
+        return Sampled(-1, error=str(error) or type(error).__name__, invalid=invalid)
     return Sampled(token, logprobs)

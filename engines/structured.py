@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import lru_cache
 
 import llguidance
 import numpy as np
 import numpy.typing as npt
 
 from engines.errors import InvalidRequestError
+from engines.json_schema import prepared_schema
 from engines.sampling import StructuredOutput
 from engines.text import TextCodec
 
@@ -19,8 +21,14 @@ _FORMATS = {
     "regex": "regex",
     "choice": "choice",
 }
-MAX_CONSTRAINT = 64 << 10
+MAX_CONSTRAINT_CHARS = 64 << 10
 """Most characters of a constraint's source."""
+
+_MAX_LEXER_STATES = 50_000
+"""A state takes 1 to 2 kB, and every running sequence has its own."""
+
+_KEPT = 32
+"""Compiled constraints that are kept: checked before a request is admitted, used when it runs."""
 
 
 class Constraint:
@@ -55,10 +63,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InvalidRequestError(
-                f"the structured output cannot go on: {self._matcher.get_error()[:300]}",
-                param="structured",
-            )
+            raise _refused("cannot go on", self._matcher.get_error())
 
 
 class ConstraintCompiler:
@@ -69,35 +74,38 @@ class ConstraintCompiler:
         self._vocab_size = max(vocab_size, codec.vocab_size)
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
+        self._compiled = lru_cache(maxsize=_KEPT)(self._compile)
 
     def compile(self, spec: StructuredOutput) -> Constraint:
         """A fresh constraint at its start; may take a second, so call it off the event loop.
 
         Raises:
-            InvalidRequestError: the constraint is malformed or beyond the library's limits.
+            InvalidRequestError: the constraint is malformed, matches nothing, or is beyond the
+                library's limits or ours.
         """
-        if len(spec.value) > MAX_CONSTRAINT:
+        return Constraint(self._compiled(spec).deep_copy())
+
+    def _compile(self, spec: StructuredOutput) -> llguidance.LLMatcher:
+        if len(spec.value) > MAX_CONSTRAINT_CHARS:
             raise InvalidRequestError(
                 f"the structured output has {len(spec.value)} characters,"
-                f" at most {MAX_CONSTRAINT} are allowed",
+                f" at most {MAX_CONSTRAINT_CHARS} are allowed",
                 param="structured",
             )
-        source = '{"type": "object"}' if spec.kind == "json_object" else spec.value
-        if spec.kind == "choice":
-            _check_choices(source)
-        try:
-            grammar = llguidance.grammar_from(_FORMATS[spec.kind], source)
-        except ValueError as error:
-            raise InvalidRequestError(
-                f"the structured output is malformed: {str(error)[:300]}", param="structured"
-            ) from error
-        matcher = llguidance.LLMatcher(self._table(), grammar, log_level=0)
+        matcher = llguidance.LLMatcher(
+            self._table(),
+            _grammar(spec),
+            log_level=0,
+            limits=llguidance.LLParserLimits(
+                max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False
+            ),
+        )
+        if not matcher.is_error():
+            # Some limits, and that nothing can match, show only in the first step.
+            matcher.compute_bitmask()
         if matcher.is_error():
-            raise InvalidRequestError(
-                f"the structured output is malformed: {matcher.get_error()[:300]}",
-                param="structured",
-            )
-        return Constraint(matcher)
+            raise _refused("cannot be compiled", matcher.get_error())
+        return matcher
 
     def _table(self) -> llguidance.LLTokenizer:
         with self._lock:
@@ -112,6 +120,25 @@ class ConstraintCompiler:
                     self._codec.tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=eos
                 )
             return self._tokenizer
+
+
+def _grammar(spec: StructuredOutput) -> str:
+    source = '{"type": "object"}' if spec.kind == "json_object" else spec.value
+    if spec.kind == "choice":
+        _check_choices(source)
+    if spec.kind == "json_schema":
+        source = prepared_schema(source)
+    try:
+        grammar: str = llguidance.grammar_from(_FORMATS[spec.kind], source)
+    except (ValueError, TypeError) as error:
+        raise _refused("cannot be compiled", str(error)) from error
+    return grammar
+
+
+def _refused(what: str, reason: str) -> InvalidRequestError:
+    # The library draws its errors over several lines.
+    line = " ".join(reason.replace("<non-verbose/>", "").split())
+    return InvalidRequestError(f"the structured output {what}: {line[:300]}", param="structured")
 
 
 def _check_choices(source: str) -> None:

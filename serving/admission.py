@@ -78,6 +78,19 @@ class Admission:
         """Slots for a request of so many choices.
 
         Raises:
+            ApiError: see `check`.
+        """
+        self.check(choices, param)
+        self.waiting += choices
+        ticket = Ticket(self, choices)
+        self._tickets.add(ticket)
+        self._idle.clear()
+        return ticket
+
+    def check(self, choices: int, param: str) -> None:
+        """Refuse a request that would get no slots now.
+
+        Raises:
             ApiError: 400 if the request alone is too large, 429 if too many wait, 503 while the
                 server shuts down.
         """
@@ -90,11 +103,6 @@ class Admission:
             )
         if self.waiting + choices > self._max_waiting:
             raise overloaded(self.retry_after)
-        self.waiting += choices
-        ticket = Ticket(self, choices)
-        self._tickets.add(ticket)
-        self._idle.clear()
-        return ticket
 
     def check_open(self) -> None:
         """Raise a 503 while the server shuts down."""

@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from engines.base import GenerationChunk, GenerationRequest
 from serving.admission import Ticket
-from serving.errors import ApiError, internal_error
+from serving.errors import ApiError, internal_error, invalid
 from serving.metrics import RequestMeter
 
 logger = logging.getLogger("serving")
@@ -174,6 +174,8 @@ class Generation:
             self._queue.put_nowait(_End())
 
     def _ended_by_engine(self, chunk: GenerationChunk) -> ApiError:
+        if chunk.invalid:
+            return invalid(chunk.error or "the request cannot be run", None)
         if chunk.finish_reason == "abort":
             return ApiError(503, "the engine ended this request", code="aborted")
         logger.error("request %s failed in the engine: %s", self._request_id, chunk.error)

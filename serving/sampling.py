@@ -7,12 +7,7 @@ import json
 from engines.errors import InvalidRequestError
 from engines.sampling import SamplingParams, StructuredOutput
 from serving.errors import from_engine_error, invalid
-from serving.schemas.common import (
-    MAX_CONSTRAINT_CHARS,
-    GenerationFields,
-    JsonObjectFormat,
-    JsonSchemaResponseFormat,
-)
+from serving.schemas.common import GenerationFields, JsonObjectFormat, JsonSchemaResponseFormat
 
 
 def to_sampling(
@@ -59,6 +54,11 @@ def to_sampling(
         raise from_engine_error(error) from error
 
 
+def constraint_field(body: GenerationFields) -> str:
+    """The field that asks for structured output, if one does."""
+    return "response_format" if body.structured_outputs is None else "structured_outputs"
+
+
 def _structured(body: GenerationFields) -> StructuredOutput | None:
     asked = body.structured_outputs
     if asked is not None:
@@ -67,7 +67,7 @@ def _structured(body: GenerationFields) -> StructuredOutput | None:
         if asked.choice is not None:
             return StructuredOutput("choice", json.dumps(asked.choice))
         if asked.json_ is not None:
-            return _json_schema(asked.json_, "structured_outputs")
+            return _json_schema(asked.json_)
         return StructuredOutput("json_object")
     match body.response_format:
         case JsonObjectFormat():
@@ -75,20 +75,15 @@ def _structured(body: GenerationFields) -> StructuredOutput | None:
         case JsonSchemaResponseFormat(json_schema=named):
             if named.schema_ is None:
                 return StructuredOutput("json_object")
-            return _json_schema(named.schema_, "response_format")
+            return _json_schema(named.schema_)
         case _:
             return None
 
 
-def _json_schema(schema: dict[str, object] | str, param: str) -> StructuredOutput:
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    if len(text) > MAX_CONSTRAINT_CHARS:
-        raise invalid(
-            f"the JSON schema has {len(text)} characters, above the limit of"
-            f" {MAX_CONSTRAINT_CHARS}",
-            param,
-        )
-    return StructuredOutput("json_schema", text)
+def _json_schema(schema: dict[str, object] | str) -> StructuredOutput:
+    return StructuredOutput(
+        "json_schema", schema if isinstance(schema, str) else json.dumps(schema)
+    )
 
 
 def _check_ids(ids: list[int], vocab_size: int, param: str) -> None:

@@ -16,6 +16,7 @@ from engines.errors import EngineDeadError, EngineError
 from engines.sampling import SamplingParams
 from serving.admission import Admission, Ticket
 from serving.config import Settings
+from serving.constraints import Constraints
 from serving.engine_metrics import EngineCollector
 from serving.errors import ApiError, as_api_error, from_engine_error
 from serving.generation import Generation
@@ -41,6 +42,7 @@ class Service:
         self.names = ModelNames(engine, settings.served_model_name, int(time.time()))
         self.prompts = Prompts(engine.codec, info.context_length, info.vocab_size)
         self.tokens = TokenTexts(engine.codec)
+        self.constraints = Constraints(engine.constraints)
         self.mask_lock = asyncio.Lock()
         self.engine_died = False
         metrics.registry.register(EngineCollector(engine, self.names, admission))
@@ -84,6 +86,7 @@ class Service:
     async def close(self) -> None:
         """Close the engine and what was made for it."""
         self.prompts.close()
+        self.constraints.close()
         await self.engine.close()
 
 

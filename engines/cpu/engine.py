@@ -129,6 +129,10 @@ class CpuEngine(Engine):
     def codec(self) -> TextCodec:
         return self._codec
 
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        return self._constraints
+
     def describe(self) -> EngineInfo:
         layout = self._manifest.layout
         return EngineInfo(

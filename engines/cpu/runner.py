@@ -127,7 +127,7 @@ class Runner:
 
     def _push(self, sequence: Sequence, sampled: Sampled) -> Delivery:
         if sampled.error is not None:
-            return self._fail(sequence, sampled.error)
+            return self._fail(sequence, sampled.error, invalid=sampled.invalid)
         sequence.tokens.append(sampled.token_id)
         self.counters.generation_tokens += 1
         constraint = sequence.sampler.constraint
@@ -158,8 +158,8 @@ class Runner:
         self._scheduler.remove(sequence)
         return sequence, scored(sequence.index, sequence.prompt_rows, sequence.cached_tokens)
 
-    def _fail(self, sequence: Sequence, message: str) -> Delivery:
+    def _fail(self, sequence: Sequence, message: str, *, invalid: bool = False) -> Delivery:
         self._scheduler.remove(sequence)
         return sequence, GenerationChunk(
-            sequence.index, "", (), finish_reason="error", error=message
+            sequence.index, "", (), finish_reason="error", error=message, invalid=invalid
         )

@@ -110,6 +110,10 @@ class TensorRtLlmEngine(Engine):
     def codec(self) -> TextCodec:
         return self._codec
 
+    @property
+    def constraints(self) -> None:
+        return None
+
     def describe(self) -> EngineInfo:
         default = self._record.engines[self._default]
         engines = {name: self._record.engines[name] for name in sorted(self._served)}

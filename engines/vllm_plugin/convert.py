@@ -11,6 +11,7 @@ from vllm import SamplingParams as VllmSamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from engines.base import TokenLogprobs
+from engines.json_schema import prepared_schema
 from engines.sampling import SamplingParams, StructuredOutput
 
 
@@ -98,7 +99,7 @@ def _structured(value: StructuredOutput | None) -> StructuredOutputsParams | Non
     if value is None:
         return None
     if value.kind == "json_schema":
-        return StructuredOutputsParams(json=value.value)
+        return StructuredOutputsParams(json=prepared_schema(value.value))
     if value.kind == "json_object":
         return StructuredOutputsParams(json_object=True)
     if value.kind == "regex":

@@ -124,6 +124,10 @@ class VllmEngine(Engine):
     def codec(self) -> TextCodec:
         return self._codec
 
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        return self._constraints
+
     def describe(self) -> EngineInfo:
         return EngineInfo(
             kind="vllm",

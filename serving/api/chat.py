@@ -18,7 +18,7 @@ from serving.auth import ApiRoute
 from serving.generation import Generation, Piece
 from serving.logprob_limit import limit_logprobs
 from serving.names import Target
-from serving.sampling import to_sampling
+from serving.sampling import constraint_field, to_sampling
 from serving.schemas.chat import (
     AssistantMessage,
     ChatChoice,
@@ -41,18 +41,20 @@ router = APIRouter(route_class=ApiRoute, tags=["generation"])
 async def create_chat_completion(body: ChatRequest, http: Request, service: ServiceDep) -> Response:
     """Answer a conversation."""
     target = service.names.resolve(body.model, body.mask)
+    service.admission.check(body.n or 1, "n")
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    sampling = to_sampling(
+        body,
+        max_tokens=max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+        vocab_size=service.vocab_size,
+    )
+    await service.constraints.check(sampling.structured, constraint_field(body))
     ticket = service.admission.admit(body.n or 1, "n")
     try:
         prompt = await service.prompts.chat(body.messages)
-        max_tokens = body.max_completion_tokens or body.max_tokens
         service.prompts.check_room([prompt], max_tokens)
-        sampling = to_sampling(
-            body,
-            max_tokens=max_tokens,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            prompt_logprobs=body.prompt_logprobs,
-            vocab_size=service.vocab_size,
-        )
         sampling = limit_logprobs(
             sampling,
             [prompt],

@@ -18,7 +18,7 @@ from serving.auth import ApiRoute
 from serving.generation import Generation, Piece
 from serving.logprob_limit import limit_logprobs
 from serving.names import Target
-from serving.sampling import to_sampling
+from serving.sampling import constraint_field, to_sampling
 from serving.schemas.common import PromptLogprobs, Usage
 from serving.schemas.completions import (
     CompletionChoice,
@@ -44,23 +44,25 @@ async def create_completion(
 ) -> Response:
     """Continue one or several texts."""
     target = service.names.resolve(body.model, body.mask)
-    count = len(body.prompt) if _is_list_of_prompts(body) else 1
-    ticket = service.admission.admit((body.n or 1) * count, "n")
+    choices = (body.n or 1) * (len(body.prompt) if _is_list_of_prompts(body) else 1)
+    service.admission.check(choices, "n")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    shown = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    sampling = to_sampling(
+        body,
+        max_tokens=max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=max((k for k in shown if k is not None), default=None),
+        vocab_size=service.vocab_size,
+    )
+    await service.constraints.check(sampling.structured, constraint_field(body))
+    ticket = service.admission.admit(choices, "n")
     try:
         special = body.add_special_tokens is not False
-        max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         prompts = await service.prompts.completion(
             body.prompt, add_special_tokens=special, scores_only=max_tokens == 0
         )
         service.prompts.check_room(prompts, max_tokens)
-        shown = [body.prompt_logprobs, body.logprobs if body.echo else None]
-        sampling = to_sampling(
-            body,
-            max_tokens=max_tokens,
-            logprobs=body.logprobs,
-            prompt_logprobs=max((k for k in shown if k is not None), default=None),
-            vocab_size=service.vocab_size,
-        )
         sampling = limit_logprobs(
             sampling,
             prompts,

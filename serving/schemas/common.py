@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.sampling import MAX_LOGPROBS, MAX_STOPS
+from engines.structured import MAX_CONSTRAINT_CHARS
 from serving.errors import invalid
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 1024
-MAX_CONSTRAINT_CHARS = 65536
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]

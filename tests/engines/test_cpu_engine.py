@@ -195,7 +195,7 @@ async def test_structured_output_and_stops(directory: Path) -> None:
         StructuredOutput("json_schema", "{"),
         StructuredOutput("choice", '{"a": 1}'),
     ):
-        with pytest.raises(InvalidRequestError, match=r"structured|choice"):
+        with pytest.raises(InvalidRequestError, match=r"structured|choice|schema"):
             await answers(engine, PROMPT, replace(params, structured=bad))
     (free,) = await answers(engine, PROMPT, GREEDY)
     stop = free.text[2:4]

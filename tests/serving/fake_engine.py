@@ -1,9 +1,9 @@
 """A deterministic engine without a model: every path of the server can be walked with it.
 
-The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `CRASH`
-raises, `HANG` never answers, `SLOW` takes its time, `REFUSE`, `OVERLOAD` and `DEAD` raise the
-engine's own errors. All others are continued with letters that depend on the prompt, the mask, the
-seed and the choice.
+The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `INVALID`
+with one that is the request's fault, `CRASH` raises, `HANG` never answers, `SLOW` takes its time,
+`REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. All others are continued with letters
+that depend on the prompt, the mask, the seed and the choice.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from engines.errors import (
     MaskError,
     UnknownMaskError,
 )
+from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
 
 CONTEXT = 256
@@ -75,6 +76,7 @@ class FakeEngine(Engine):
 
     def __init__(self, directory: Path, step_seconds: float = 0.0) -> None:
         self._codec = TextCodec(write_tokenizer(directory))
+        self._constraints = ConstraintCompiler(self._codec, self._codec.vocab_size)
         self.step_seconds = step_seconds
         self.masks = {name: self._mask(name) for name in ("general", "french")}
         self.requests: list[GenerationRequest] = []
@@ -87,6 +89,10 @@ class FakeEngine(Engine):
     @property
     def codec(self) -> TextCodec:
         return self._codec
+
+    @property
+    def constraints(self) -> ConstraintCompiler:
+        return self._constraints
 
     def describe(self) -> EngineInfo:
         return EngineInfo(
@@ -146,6 +152,11 @@ class FakeEngine(Engine):
         for position in range(length):
             await asyncio.sleep(0.02 if slow else self.step_seconds)
             self.steps += 1
+            if "INVALID" in text and position == 3:
+                yield GenerationChunk(
+                    0, "", (), finish_reason="error", error="it cannot go on", invalid=True
+                )
+                return
             if fail and position == 3:
                 yield GenerationChunk(0, "", (), finish_reason="error", error="secret 0xdeadbeef")
                 return
