@@ -181,6 +181,7 @@ def test_masks_that_do_not_fit_are_refused(model: str, text: str, tmp_path: Path
         assert "truncated" in str(call("mask", *command).exception)
 
 
-def test_evaluation_text_must_fill_a_window(model: str, text: str) -> None:
-    result = call("eval", "--model", model, "--data", text)
-    assert "less than one window of 2048" in str(result.exception)
+def test_evaluation_text_must_fill_a_window(model: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text(SAMPLE_TEXT)
+    result = call("eval", "--model", model, "--data", tmp_path / "short.txt", "--window", 512)
+    assert "less than one window of 512" in str(result.exception)
