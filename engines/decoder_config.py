@@ -21,6 +21,9 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 FINAL_NORM = "model.norm.weight"
 
+# Far beyond any model; what a damaged file may say must not fill the memory.
+_MOST, _MOST_LAYERS = 1 << 24, 10_000
+
 # None: as many key-value heads as attention heads, and a head_dim of hidden_size over the latter.
 _COMMON = {
     "hidden_size": 4096,
@@ -163,7 +166,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
             no engine does; the message names the field.
     """
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise EngineDirectoryError(
             f"model_type {kind!r} is not supported (supported: {', '.join(MODEL_TYPES)})"
         )
@@ -171,7 +174,8 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
     kv_heads = _count(config, "num_key_value_heads", heads)
     head_dim = _head_dim(config, hidden, heads)
-    layers, context = _count(config, "num_hidden_layers"), _count(config, "max_position_embeddings")
+    layers = _count(config, "num_hidden_layers", most=_MOST_LAYERS)
+    context = _count(config, "max_position_embeddings")
     if heads % kv_heads:
         raise EngineDirectoryError(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
@@ -239,7 +243,7 @@ def _windows(config: Mapping[str, Any], layers: int, context: int) -> tuple[int,
                 " use_sliding_window is off"
             )
         return (0,) * layers
-    width = _count(config, "sliding_window")
+    width = _count(config, "sliding_window", most=1 << 62)
     # A window as wide as the context never hides anything.
     shown = width if width < context else 0
     return tuple(shown if name == "sliding_attention" else 0 for name in types)
@@ -251,12 +255,12 @@ def _layer_types(config: Mapping[str, Any], layers: int, *, windowed: bool) -> l
         return ["sliding_attention" if windowed else "full_attention"] * layers
     types = config.get("layer_types")
     if types is None:
-        first = _count(config, "max_window_layers", least=0) if windowed else layers
+        first = _count(config, "max_window_layers", least=0, most=1 << 62) if windowed else layers
         full = min(first, layers)
         return ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     if not isinstance(types, list) or len(types) != layers:
         raise EngineDirectoryError(
-            f"layer_types is {types!r}, expected a list for num_hidden_layers {layers}"
+            f"layer_types is no list of names for num_hidden_layers {layers}"
         )
     for name in types:
         if name not in ("full_attention", "sliding_attention"):
@@ -272,13 +276,18 @@ def _field(config: Mapping[str, Any], name: str) -> Any:
 
 
 def _count(
-    config: Mapping[str, Any], name: str, if_null: int | None = None, *, least: int = 1
+    config: Mapping[str, Any],
+    name: str,
+    if_null: int | None = None,
+    *,
+    least: int = 1,
+    most: int = _MOST,
 ) -> int:
     value = _field(config, name)
     value = if_null if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise EngineDirectoryError(
-            f"config.json: {name} is {value!r}, expected a number of at least {least}"
+            f"config.json: {name} is {value!r}, expected a number from {least} to {most}"
         )
     return value
 

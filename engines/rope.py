@@ -7,6 +7,7 @@ Follows transformers 5 (`modeling_rope_utils.py`), which also reads what version
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,12 +79,20 @@ class Rope:
                 f"rope_type {self.kind!r} is not supported (supported: {', '.join(_FREQUENCIES)})"
             )
         try:
-            found, factor = _FREQUENCIES[self.kind](self)
-        except ArithmeticError as error:
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                found, factor = _FREQUENCIES[self.kind](self)
+                frequencies: npt.NDArray[np.float32] = found.astype(np.float32)
+        except EngineDirectoryError:
+            raise
+        except (ArithmeticError, ValueError) as error:
             raise EngineDirectoryError(
                 f"config.json: the {self.kind} rope has no frequencies: {error}"
             ) from None
-        return found.astype(np.float32), factor
+        if not np.isfinite(frequencies).all():
+            raise EngineDirectoryError(
+                f"config.json: the {self.kind} rope has frequencies that are no numbers"
+            )
+        return frequencies, factor
 
 
 def read_rope(config: Mapping[str, Any], head_dim: int, context: int) -> Rope:
@@ -116,7 +125,8 @@ def read_rope(config: Mapping[str, Any], head_dim: int, context: int) -> Rope:
 
 
 def _positive(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= sys.float_info.max:
         raise EngineDirectoryError(f"config.json: {name} is {value!r}, expected a positive number")
     return float(value)
 

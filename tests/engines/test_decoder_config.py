@@ -106,8 +106,11 @@ async def prompt_logprobs(directory: Path, tokens: list[int]) -> list[float]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"model_type": "gemma3"}, "'gemma3' is not supported.*llama, mistral"),
     "no architecture": ({"model_type": None}, "None is not supported"),
+    "no name": ({"model_type": ["llama"]}, r"\['llama'\] is not supported"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "count": ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    "many layers": ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000, expected"),
+    "wide heads": ({"head_dim": 1 << 40}, "head_dim is 1099511627776, expected"),
     "flag as a count": ({"hidden_size": True}, "hidden_size is True"),
     "null size": ({"intermediate_size": None}, "intermediate_size is None"),
     "heads": ({"num_key_value_heads": 3}, "num_attention_heads 32 is no multiple of .* 3"),
@@ -128,6 +131,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "layers": ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "num_hidden_layers 32"),
     "theta": ({"rope_theta": 0}, "rope_theta is 0"),
+    "huge theta": ({"rope_theta": 10**400}, "rope_theta is 1000"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "rope by layer type": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
@@ -148,6 +152,16 @@ REFUSED_ROPES: dict[str, tuple[dict[str, Any], str]] = {
         "high_freq_factor 4.0 .* must exceed",
     ),
     "theta of one": ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "has no frequencies"),
+    "no rotations": (
+        {
+            "type": "yarn",
+            "factor": 2.0,
+            "beta_fast": 1e300,
+            "original_max_position_embeddings": 1e-30,
+        },
+        "yarn rope has no frequencies: math domain error",
+    ),
+    "tiny factor": ({"type": "linear", "factor": 1e-60}, "frequencies that are no numbers"),
     "long contexts": (
         {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 64},
         "other frequencies beyond 64 positions",
