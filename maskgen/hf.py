@@ -1,9 +1,9 @@
-"""Hugging Face models and tokenizers for computation in torch, optionally with a mask applied."""
+"""Hugging Face models for computation in torch, optionally with a mask applied."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,20 +94,6 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a model directory.
-
-    Raises:
-        ModelDirectoryError: `transformers` cannot load it.
-    """
-    from transformers import AutoTokenizer
-
-    with _one_line_errors(directory):
-        return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -237,13 +223,3 @@ class TorchScorer:
             torch.split(logits, _ROWS), torch.split(ids[1:], _ROWS), strict=True
         ):
             yield rows.float(), targets
-
-
-def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
-    """A function from text to token ids, special tokens added as the tokenizer is set to."""
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-        return ids
-
-    return encode

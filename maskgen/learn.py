@@ -14,7 +14,8 @@ from rich.console import Console
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.format.coverage import dense_lines
-from maskgen.hf import check_base, check_tokens, dtype_name, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import check_base, check_tokens, dtype_name, load_model
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
@@ -128,7 +129,7 @@ def learn(
     first = next(model.parameters())
     chosen = describe(choose_kernels(config.kernels, first.device, first.dtype))
     console.print(f"masks by {chosen}; {attention}", highlight=False, soft_wrap=True)
-    tokenizer = load_tokenizer(model_dir)
+    tokenizer = ModelTokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
     check_tokens(model, windows)
     batches = Batches(windows, config.batch_size, config.seed)
@@ -180,7 +181,7 @@ def _layers_identity(names: Sequence[str]) -> str:
 
 
 def _held_out_windows(
-    model: PreTrainedModel, tokenizer: Any, request: LearnRequest
+    model: PreTrainedModel, tokenizer: ModelTokenizer, request: LearnRequest
 ) -> Sequence[torch.Tensor]:
     if request.held_out is None or not request.held_out_every:
         return ()

@@ -15,7 +15,8 @@ from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_s
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.format.coverage import DenseWeight
-from maskgen.hf import check_tokens, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import check_tokens, load_model
 from maskgen.maskfile import Mask
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
@@ -99,7 +100,7 @@ def prune(
     if texts is None:
         outcome = prune_by_weight(method, selection, progress)
     else:
-        windows = token_windows(load_tokenizer(model_dir), texts.texts, settings.length)
+        windows = token_windows(ModelTokenizer(model_dir), texts.texts, settings.length)
         check_tokens(model, windows)
         windows = draw_windows(windows, settings.windows, settings.seed)
         tokens = windows.size

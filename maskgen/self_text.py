@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskgen.data import DataError, TextSet, load_texts
+from maskgen.format.tokenizer import ModelTokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 _DOCUMENT_TOKENS = 512
 _BATCH = 16
@@ -34,12 +35,12 @@ def calibration_texts(
     """
     if data != "self":
         return load_texts(data)
-    from maskgen.hf import load_model, load_tokenizer
+    from maskgen.hf import load_model
 
     # A tenth more, because text that is tokenised anew may come out shorter than it was written.
     return write_self_texts(
         load_model(model_dir, dtype),
-        load_tokenizer(model_dir),
+        ModelTokenizer(model_dir),
         tokens=tokens + tokens // 10,
         seed=seed,
     )
@@ -47,7 +48,7 @@ def calibration_texts(
 
 def write_self_texts(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ModelTokenizer,
     *,
     tokens: int,
     seed: int,
@@ -71,7 +72,7 @@ def write_self_texts(
     length = min(_DOCUMENT_TOKENS, (context_length(model) or _DOCUMENT_TOKENS + 1) - 1)
     prompt = torch.full((_BATCH, 1), start, device=model.device)
     paddings = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    padding = next(token for token in paddings if token is not None)
+    padding = next(t for t in paddings if t is not None and t not in tokenizer.stray_tokens)
     generate: Any = model.generate
     texts: list[str] = []
     written = 0
@@ -88,7 +89,9 @@ def write_self_texts(
                 top_p=1.0,
                 pad_token_id=padding,
             )
-            texts += tokenizer.batch_decode(batch[:, 1:], skip_special_tokens=True)
+            texts += [
+                tokenizer.decode(row, skip_special_tokens=True) for row in batch[:, 1:].tolist()
+            ]
             # A document that ended early is filled up with padding, which is no text.
             new = int((batch[:, 1:] != padding).sum())
             if new == 0:

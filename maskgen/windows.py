@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from maskgen.format.tokenizer import ModelTokenizer
 
 Windows = npt.NDArray[np.int32]
 
@@ -15,11 +16,11 @@ class TooLittleTextError(ValueError):
     """The texts do not fill the windows asked for."""
 
 
-def token_windows(tokenizer: Any, texts: Iterable[str], length: int) -> Windows:
+def token_windows(tokenizer: ModelTokenizer, texts: Iterable[str], length: int) -> Windows:
     """Documents, each followed by the end-of-text token, cut into windows.
 
     Args:
-        tokenizer: of `transformers`.
+        tokenizer: of the model.
         texts: the documents.
         length: tokens in a window.
 
@@ -28,12 +29,12 @@ def token_windows(tokenizer: Any, texts: Iterable[str], length: int) -> Windows:
 
     Raises:
         TooLittleTextError: there is less than one window of text.
+        TextEncodingError: a text has no token ids, or some that the model has no embedding for.
     """
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for text in texts:
-        # `verbose=False`: that a document is longer than the context is of no interest here.
-        ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
+        ids += tokenizer.encode(text, add_special_tokens=False) + end
     count = len(ids) // length
     if count == 0:
         raise TooLittleTextError(

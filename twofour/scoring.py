@@ -66,15 +66,14 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         MaskFileError: the mask file is malformed or belongs to another model.
         ModelNotFoundError: there is no such model.
     """
+    from maskgen.format.tokenizer import ModelTokenizer
     from maskgen.hf import (
         TorchScorer,
         apply_to_module,
         check_base,
         context_length,
         dtype_name,
-        encoder,
         load_model,
-        load_tokenizer,
     )
     from maskgen.maskfile import base_digest, read_mask
     from maskgen.models import model_name, resolve_model
@@ -83,13 +82,13 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
     loaded = None if mask is None else read_mask(mask, parent)
     if loaded is not None:
         check_base(loaded, base_digest(directory), model)
-    network, tokenizer = load_model(directory, dtype), load_tokenizer(directory)
+    network, tokenizer = load_model(directory, dtype), ModelTokenizer(directory)
     if loaded is not None:
         apply_to_module(network, loaded)
     scorer = TorchScorer(network)
     return Subject(
         token_scores=lambda tokens: [TokenScore(*score) for score in scorer.tokens(tokens)],
-        encode=encoder(tokenizer),
+        encode=tokenizer.encode,
         model=model_name(model),
         mask=None if mask is None else mask.name,
         dtype=dtype_name(network),

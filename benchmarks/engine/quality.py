@@ -81,7 +81,8 @@ def _gguf_subject(gguf: Path, model: str) -> Subject:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from maskgen.hf import TorchScorer, encoder, load_tokenizer
+    from maskgen.format.tokenizer import ModelTokenizer
+    from maskgen.hf import TorchScorer
     from twofour.scoring import TokenScore
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,10 +93,10 @@ def _gguf_subject(gguf: Path, model: str) -> Subject:
         trust_remote_code=False,
     )
     scorer = TorchScorer(loaded.eval())
-    tokenizer = load_tokenizer(resolve_model(model))
+    tokenizer = ModelTokenizer(resolve_model(model))
     return Subject(
         token_scores=lambda tokens: [TokenScore(*score) for score in scorer.tokens(tokens)],
-        encode=encoder(tokenizer),
+        encode=tokenizer.encode,
         model=gguf.name,
         mask=None,
         dtype="fp32",

@@ -12,14 +12,13 @@ from rich.console import Console
 from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.evaluate import evaluate
+from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.hf import (
     TorchScorer,
     apply_to_module,
     check_base,
     dtype_name,
-    encoder,
     load_model,
-    load_tokenizer,
 )
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.maskfile import Mask, read_mask, write_mask
@@ -180,10 +179,10 @@ class Workbench:
         model = load_model(made.model, self.dtype)
         if made.mask is not None:
             apply_to_module(model, made.mask)
-        tokenizer = load_tokenizer(made.model)
+        tokenizer = ModelTokenizer(made.model)
         result = evaluate(
             TorchScorer(model),
-            encoder(tokenizer),
+            tokenizer.encode,
             texts,
             model=self.name,
             mask=None if made.mask is None else made.mask.method,

@@ -59,7 +59,8 @@ def read_declared_tokens(
     settings = dict(config)
     if not settings.get(_EXTRA) and _OLD_EXTRA in settings:
         settings[_EXTRA] = settings.pop(_OLD_EXTRA)
-    named = _named(_own_names(config)) | _pop_named_extra(settings)
+    texts = {name: value for name, value in _own_names(config).items() if isinstance(value, str)}
+    named = _named(texts) | _pop_named_extra(settings)
     if _DECODER not in config:
         _merge_special_tokens_map(directory, settings)
         named |= _pop_named_extra(settings)

@@ -83,6 +83,26 @@ class ModelTokenizer:
                 raise TextEncodingError(f"the text holds {self._stray_message(token_id)}")
         return ids
 
+    def token_starts(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Where in `text` each token of `encode` begins, in characters.
+
+        Tokens of one character share its place; a token that stands around the text, and not in
+        it, has that of the next one.
+
+        Raises:
+            TextEncodingError: the text is no Unicode text.
+        """
+        try:
+            (encoded,) = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        except Exception as error:
+            raise TextEncodingError(_encoding_message(text, error)) from None
+        starts, end = [], 0
+        for (first, last), added in zip(encoded.offsets, encoded.special_tokens_mask, strict=True):
+            # Some tokenizers leave out the space before a word: a token begins where the last ends.
+            starts.append(end if added else min(first, end))
+            end = end if added else max(end, last)
+        return starts
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `token_ids`."""
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)

@@ -10,7 +10,8 @@ import torch
 
 from maskgen.data import TextSet
 from maskgen.evaluate import EvaluationError, evaluate, measure_perplexity
-from maskgen.hf import TorchScorer, apply_to_module, encoder, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import TorchScorer, apply_to_module, load_model
 from maskgen.prune import PruneSettings, prune
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 
@@ -32,13 +33,13 @@ def loop(model: torch.nn.Module, ids: list[int], window: int, count: int) -> flo
 @pytest.mark.parametrize("bos", [False, True])
 def test_perplexity_is_what_the_plain_loop_gives(tmp_path: Path, bos: bool) -> None:
     directory = make_tiny_llama(tmp_path / "model", bos=bos)
-    model, tokenizer = load_model(directory, "fp32"), load_tokenizer(directory)
-    ids = tokenizer("\n\n".join(TEXT.texts))["input_ids"]
+    model, tokenizer = load_model(directory, "fp32"), ModelTokenizer(directory)
+    ids = tokenizer.encode("\n\n".join(TEXT.texts))
     values = []
     for windows in (None, 3):
         result = evaluate(
             TorchScorer(model),
-            encoder(tokenizer),
+            tokenizer.encode,
             TEXT,
             model="tiny",
             mask=None,
@@ -61,8 +62,8 @@ def test_perplexity_is_what_the_plain_loop_gives(tmp_path: Path, bos: bool) -> N
 
 def test_a_mask_changes_the_perplexity(tmp_path: Path) -> None:
     directory = make_tiny_llama(tmp_path / "model")
-    model, tokenizer = load_model(directory, "fp32"), load_tokenizer(directory)
-    ids = encoder(tokenizer)(SAMPLE_TEXT)
+    model, tokenizer = load_model(directory, "fp32"), ModelTokenizer(directory)
+    ids = tokenizer.encode(SAMPLE_TEXT)
     dense = measure_perplexity(TorchScorer(model), ids, window=64)[0]
     apply_to_module(model, prune(directory, None, PruneSettings("magnitude")).mask)
     masked = measure_perplexity(TorchScorer(model), ids, window=64)[0]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from maskgen.data import TextSet
 from maskgen.format.model_directory import ModelDirectoryError
-from maskgen.hf import TorchScorer, check_tokens, context_length, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import TorchScorer, check_tokens, context_length, load_model
 from maskgen.prune import PruneSettings, prune
 from maskgen.self_text import write_self_texts
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
@@ -93,15 +94,12 @@ def test_code_of_a_model_directory_is_never_run(
     (model_dir / "code.py").write_text(code)
     auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     change_json(model_dir / "config.json", model_type="new", auto_map=auto_map)
-    tokenizer_map = {"AutoTokenizer": ["code.Tokenizer", None]}
-    change_json(model_dir / "tokenizer_config.json", tokenizer_class="New", auto_map=tokenizer_map)
     asked: list[str] = []
     monkeypatch.setattr(builtins, "input", asked.append)
     monkeypatch.chdir(model_dir)
-    for load in (lambda: load_model(model_dir, "fp32"), lambda: load_tokenizer(model_dir)):
-        with pytest.raises(ModelDirectoryError, match="transformers cannot load") as caught:
-            load()
-        assert "\n" not in str(caught.value)
+    with pytest.raises(ModelDirectoryError, match="transformers cannot load") as caught:
+        load_model(model_dir, "fp32")
+    assert "\n" not in str(caught.value)
     assert not asked
     assert not (model_dir / "ran").exists()
 
@@ -112,16 +110,13 @@ def text() -> TextSet:
 
 
 def test_a_token_beyond_the_vocabulary_is_named(model_dir: Path, text: TextSet) -> None:
-    tokenizer = load_tokenizer(model_dir)
-    tokenizer.add_special_tokens({"eos_token": "<extra>"})
-    tokenizer.save_pretrained(model_dir)
-    stray, rows = tokenizer.eos_token_id, len(tokenizer) - 1
-    message = f"token id {stray} is beyond the model's vocabulary of {rows}"
-    with pytest.raises(ValueError, match=message):
-        prune(model_dir, text, PruneSettings("wanda", windows=2, length=32, dtype="fp32"))
     model = load_model(model_dir, "fp32")
-    with pytest.raises(ValueError, match=message):
+    stray = model.config.vocab_size
+    with pytest.raises(ValueError, match=f"token id {stray} is beyond .* vocabulary of {stray}"):
         TorchScorer(model)([1, stray])
+    change_json(model_dir / "tokenizer_config.json", eos_token="<extra>")
+    with pytest.raises(ValueError, match=f"'<extra>', whose id {stray} is beyond .* of {stray} "):
+        prune(model_dir, text, PruneSettings("wanda", windows=2, length=32, dtype="fp32"))
     check_tokens(model, [1, stray - 1])
 
 
@@ -141,5 +136,5 @@ def test_a_window_beyond_the_positions_is_named(tmp_path: Path, text: TextSet) -
     with pytest.raises(ValueError, match=message):
         TorchScorer(model)(range(64))
     assert TorchScorer(model)(range(32)) < 0
-    texts = write_self_texts(model, load_tokenizer(opt), tokens=40, seed=0)
+    texts = write_self_texts(model, ModelTokenizer(opt), tokens=40, seed=0)
     assert texts.texts

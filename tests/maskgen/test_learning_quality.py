@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from maskgen.data import TextSet
-from maskgen.hf import load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import load_model
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.maskfile import Mask
 from maskgen.patterns import keep_from_codes
@@ -48,7 +49,7 @@ def held_out_loss(model_dir: Path, mask: Mask | None) -> float:
             weight = model.get_submodule(name).weight
             weight *= torch.from_numpy(keep_from_codes(codes)).float()
         ids = torch.from_numpy(
-            token_windows(load_tokenizer(model_dir), sentences(99, 200).texts, LENGTH)
+            token_windows(ModelTokenizer(model_dir), sentences(99, 200).texts, LENGTH)
         ).long()
         logits = model(input_ids=ids).logits[:, :-1]
         return float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
@@ -63,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = load_model(directory, "fp32", "cpu")
     model.requires_grad_(True)
-    windows = token_windows(load_tokenizer(directory), sentences(0, 2000).texts, LENGTH)
+    windows = token_windows(ModelTokenizer(directory), sentences(0, 2000).texts, LENGTH)
     random = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(200):

@@ -15,7 +15,8 @@ from maskgen.data import TextSet
 from maskgen.digests import base_digest
 from maskgen.format.coverage import DenseWeight, dense_lines, share
 from maskgen.format.model_directory import ModelDirectoryError
-from maskgen.hf import apply_to_module, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import apply_to_module, load_model
 from maskgen.maskfile import Mask, MaskFileError
 from maskgen.patterns import keep_from_codes, project
 from maskgen.prune import PruneSettings, prune
@@ -42,7 +43,7 @@ def naive_wanda(model_dir: Path) -> dict[str, np.ndarray]:
     """
     model = load_model(model_dir, "fp32")
     windows = draw_windows(
-        token_windows(load_tokenizer(model_dir), TEXT.texts, SMALL["length"]), SMALL["windows"], 0
+        token_windows(ModelTokenizer(model_dir), TEXT.texts, SMALL["length"]), SMALL["windows"], 0
     )
     codes = {}
     for index, layer in enumerate(decoder_layers(model)[1]):

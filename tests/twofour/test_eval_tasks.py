@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from engines.build import BuildRequest
 from engines.cpu.build import build
-from maskgen.hf import TorchScorer, load_model, load_tokenizer
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.hf import TorchScorer, load_model
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
 from twofour.cli import app
@@ -56,7 +57,7 @@ def evaluate(*arguments: str) -> dict[str, Any]:
 def accuracy(model: Path) -> float:
     """What lm-eval's `acc` of the ARC file must be, counted by hand."""
     score = TorchScorer(load_model(model, "fp32"))
-    encode = load_tokenizer(model).encode
+    encode = ModelTokenizer(model).encode
     right = 0
     for number, question in enumerate(QUESTIONS):
         context = f"{question['query']}\nAnswer:"

@@ -191,22 +191,21 @@ def _measure_quality(run: DemoRun) -> None:
 def _perplexity(run: DemoRun, file: Path | None) -> Any:
     from maskgen.data import load_texts
     from maskgen.evaluate import evaluate
+    from maskgen.format.tokenizer import ModelTokenizer
     from maskgen.hf import (
         TorchScorer,
         apply_to_module,
         dtype_name,
-        encoder,
         load_model,
-        load_tokenizer,
     )
     from maskgen.maskfile import read_mask
 
-    network, tokenizer = load_model(run.model, "auto"), load_tokenizer(run.model)
+    network, tokenizer = load_model(run.model, "auto"), ModelTokenizer(run.model)
     if file is not None:
         apply_to_module(network, read_mask(file))
     return evaluate(
         TorchScorer(network),
-        encoder(tokenizer),
+        tokenizer.encode,
         load_texts(EVALUATION),
         model=MODEL,
         mask=None if file is None else file.stem,

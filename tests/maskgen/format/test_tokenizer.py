@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer
 
 from maskgen.format.model_directory import ModelDirectoryError
@@ -69,7 +69,13 @@ def own_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
+@example(
+    config={"image_token": {"__type": "AddedToken", "content": "<own>"}, "mark_token": "the"},
+    special={"image_token": "<new>", "mark_token": "river"},
+    added=None,
+    texts=["the <own> river<new>"],
+)
 @given(
     config=CONFIG,
     special=SPECIAL_MAP,
@@ -113,6 +119,42 @@ def test_leftovers_of_training_are_off(leftover: str, tmp_path: Path) -> None:
     ours = ModelTokenizer(write(tmp_path, tokenizer))
     assert ours.encode(SAMPLE_TEXT) == expected
     assert ours.special_tokens == AutoTokenizer.from_pretrained(tmp_path).special_tokens_map
+
+
+@given(text=TEXTS, bos=st.booleans())
+def test_a_token_begins_where_its_text_does(
+    tmp_path_factory: pytest.TempPathFactory, text: str, bos: bool
+) -> None:
+    directory = write(tmp_path_factory.mktemp("t"), make_tokenizer(bos=bos))
+    tokenizer = ModelTokenizer(directory)
+    ids, starts = tokenizer.encode(text), tokenizer.token_starts(text)
+    assert len(ids) == len(starts)
+    assert starts == sorted(starts)
+    for token_id, start in list(zip(ids, starts, strict=True))[bos:]:
+        token = tokenizer.decode([token_id])
+        assert "\ufffd" in token or text[start:].startswith(token)
+    assert not bos or starts[0] == 0
+
+
+def test_tokens_that_leave_out_spaces_begin_with_them(tmp_path: Path) -> None:
+    backend = make_tokenizer()
+    pair = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+    backend.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=pair),
+        ]
+    )
+    tokenizer = ModelTokenizer(write(tmp_path, backend))
+    text = "the river  é mill"
+    starts = tokenizer.token_starts(text)
+    tokens = [tokenizer.decode([token_id]) for token_id in tokenizer.encode(text)]
+    assert (starts[0], starts[1], starts[-1]) == (0, 0, len(text))
+    assert all(
+        text[s:].startswith(t)
+        for s, t in zip(starts[1:-1], tokens[1:-1], strict=True)
+        if "\ufffd" not in t
+    )
 
 
 def test_half_a_surrogate_pair_is_named() -> None:
