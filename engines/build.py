@@ -25,6 +25,7 @@ from engines.manifest import (
     write_manifest,
 )
 from engines.text import TextCodec, text_files
+from engines.tokenizer_check import tokenizer_note
 from engines.version import own_version
 from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
 
@@ -97,7 +98,7 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
             " their weights from what sealing leaves out; give one mask, or do not seal"
         )
     checkpoint = Checkpoint(request.model)
-    TextCodec(request.model)
+    request.note(tokenizer_note(request.model, TextCodec(request.model)))
     digest = base_digest(request.model)
     masks = {name: read_mask(path) for name, path in request.masks.items()}
     default = next(iter(masks), None)
