@@ -67,6 +67,16 @@ class TextCodec:
         """The underlying `tokenizers.Tokenizer`."""
         return self._tokenizer.backend
 
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Name -> text of the special tokens that are set, such as `bos_token`."""
+        return self._tokenizer.special_tokens
+
+    @property
+    def stray_tokens(self) -> Mapping[int, str]:
+        """Id -> text of tokens that the model has no embedding for."""
+        return self._tokenizer.stray_tokens
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`. Other threads run meanwhile.
 
@@ -79,6 +89,25 @@ class TextCodec:
         except TextEncodingError as error:
             raise InvalidRequestError(str(error)) from error
 
+    def token_starts(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Where in `text` each token of `encode` begins, in characters.
+
+        Raises:
+            InvalidRequestError: as `encode`.
+        """
+        try:
+            return self._tokenizer.token_starts(text, add_special_tokens=add_special_tokens)
+        except TextEncodingError as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def token_positions(self, token_ids: Sequence[int]) -> list[int]:
+        """Where in the text of `token_ids`, special tokens included, each begins, in characters."""
+        stream, positions = self.stream(skip_special_tokens=False), []
+        for token_id in token_ids:
+            positions.append(stream.position)
+            stream.push(token_id)
+        return positions
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -87,9 +116,11 @@ class TextCodec:
         """Text of one token by itself; incomplete UTF-8 shows as U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
 
-    def stream(self, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+    def stream(
+        self, prompt_token_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> TextStream:
         """An incremental decoder that continues after `prompt_token_ids`."""
-        return TextStream(self.tokenizer, prompt_token_ids)
+        return TextStream(self.tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
@@ -123,10 +154,22 @@ class TextStream:
         tokenizer: decodes.
         prompt_token_ids: what comes before, so that the first word keeps its space. A character
             that the prompt begins and does not end is left out of it.
+        skip_special_tokens: special tokens are no text.
+
+    Attributes:
+        position: whole characters of the text so far, those included that are not emitted yet.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._sent = self.position = 0
         self._ids = self._context(prompt_token_ids)
         self._emitted = len(self._decode(self._ids))  # characters, of the text of these ids
         self._boundary = len(self._ids)  # before it, all characters are complete
@@ -138,10 +181,14 @@ class TextStream:
         if not text.endswith(_INCOMPLETE):
             new, self._emitted = text[self._emitted :], len(text)
             self._forget()
-            return new
-        if len(self._ids) - self._boundary <= _LONGEST_WAIT:
+        elif len(self._ids) - self._boundary <= _LONGEST_WAIT:
+            whole = len(text.rstrip(_INCOMPLETE)) - self._emitted
+            self.position = self._sent + max(0, whole)
             return ""
-        return self._give_up(text)
+        else:
+            new = self._give_up(text)
+        self._sent = self.position = self._sent + len(new)
+        return new
 
     def flush(self) -> str:
         """What is held of a character that stays incomplete: as many U+FFFD as in decoding."""
@@ -177,5 +224,5 @@ class TextStream:
         return []
 
     def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=self._skip)
         return text

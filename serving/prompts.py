@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from engines.errors import InvalidRequestError
@@ -59,6 +60,28 @@ class Prompts:
                     found.append(item)
         reserved = 0 if scores_only else 1
         return [self._check(tuple(ids), "prompt", reserved) for ids in found]
+
+    async def token_starts(
+        self, prompt: Prompt, token_ids: Sequence[tuple[int, ...]], *, add_special_tokens: bool
+    ) -> list[list[int]]:
+        """Where in the text of each prompt its tokens begin, in characters.
+
+        Args:
+            prompt: the request's field.
+            token_ids: what `completion` made of it.
+            add_special_tokens: as there.
+        """
+        given = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+        def starts(item: object, ids: tuple[int, ...]) -> list[int]:
+            if isinstance(item, str):
+                return self._codec.token_starts(item, add_special_tokens=add_special_tokens)
+            return self._codec.token_positions(ids)
+
+        return [
+            await self._run(partial(starts, item, ids), len(ids))
+            for item, ids in zip(given, token_ids, strict=True)
+        ]
 
     async def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a conversation, by the model's chat template.

@@ -56,7 +56,7 @@ def completion_logprobs(
     entries: Sequence[TokenLogprobs | None],
     token_ids: Sequence[int],
     top: int,
-    offset: int,
+    offsets: Sequence[int],
 ) -> CompletionLogprobs:
     """`logprobs` of a completion choice.
 
@@ -65,18 +65,13 @@ def completion_logprobs(
         entries: one per token; None where the model gave no prediction (the first prompt token).
         token_ids: the tokens.
         top: how many alternatives to show; the chosen token is always among them.
-        offset: characters of the choice's text before the first of these tokens.
+        offsets: where in the choice's text each token begins.
     """
-    texts = [tokens.text(token_id) for token_id in token_ids]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
     return CompletionLogprobs(
-        tokens=texts,
+        tokens=[tokens.text(token_id) for token_id in token_ids],
         token_logprobs=[None if e is None else e.logprob for e in entries],
         top_logprobs=[None if e is None else _top(tokens, e, top) for e in entries],
-        text_offset=offsets,
+        text_offset=list(offsets),
     )
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
+from engines.text import TextStream
 from serving.api.responses import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.generation import Generation, Piece
@@ -71,11 +72,16 @@ async def create_completion(
             limit=service.settings.max_logprob_entries,
             param="logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
         )
+        starts = (
+            await service.prompts.token_starts(body.prompt, prompts, add_special_tokens=special)
+            if body.echo and body.logprobs is not None
+            else []
+        )
         generation = service.generation(http, ticket, target, prompts, sampling, body.cache_salt)
     except BaseException:
         ticket.release()
         raise
-    answer = CompletionAnswer(service, body, target, prompts)
+    answer = CompletionAnswer(service, body, target, prompts, starts)
     if body.stream:
         return EventStream(generation, answer, service.settings.keep_alive_interval)
     await answer.read(generation)
@@ -88,20 +94,34 @@ def _is_list_of_prompts(body: CompletionRequest) -> bool:
 
 @dataclass
 class _Choice:
-    """What one choice has so far."""
+    """What one choice has so far. `stream` decodes it, to know where its tokens begin."""
 
+    stream: TextStream
     text: str = ""
-    shown_chars: int = 0
     token_ids: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     last: GenerationChunk | None = None
 
 
 class CompletionAnswer:
-    """Builds the answer, whole or as chunks."""
+    """Builds the answer, whole or as chunks.
+
+    Args:
+        service: the engine and its tokenizer.
+        body: the request.
+        target: the model and mask that answer.
+        prompts: token ids of the prompts.
+        starts: where in each prompt's text its tokens begin; empty unless that is to be shown.
+    """
 
     def __init__(
-        self, service: Service, body: CompletionRequest, target: Target, prompts: Sequence[TokenIds]
+        self,
+        service: Service,
+        body: CompletionRequest,
+        target: Target,
+        prompts: Sequence[TokenIds],
+        starts: Sequence[Sequence[int]],
     ) -> None:
         self._service = service
         self._body = body
@@ -109,7 +129,13 @@ class CompletionAnswer:
         self._prompts = prompts
         self._n = body.n or 1
         self._usage = UsageCounter(prompts)
-        self._choices = [_Choice() for _ in range(self._n * len(prompts))]
+        self._starts = starts
+        self._echoed = [self._prompt_text(i) for i in range(len(prompts))] if body.echo else []
+        self._choices = [
+            _Choice(service.engine.codec.stream(prompt))
+            for prompt in prompts
+            for _ in range(self._n)
+        ]
         self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         self._id = f"cmpl-{uuid4().hex}"
         self._created = int(time.time())
@@ -131,6 +157,7 @@ class CompletionAnswer:
                 choice = self._choices[self._add(piece)]
                 choice.text += new.text
                 choice.token_ids.extend(new.token_ids)
+                choice.starts.extend(self._new_starts(piece.prompt, choice, new.token_ids))
                 choice.logprobs.extend(new.logprobs or ())
                 choice.last = new
 
@@ -153,8 +180,14 @@ class CompletionAnswer:
         """The event for one chunk."""
         index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
-        text, token_ids, entries = self._with_echo(
-            piece.prompt, new.text, new.token_ids, new.logprobs or (), choice.last is None
+        new_starts = self._new_starts(piece.prompt, choice, new.token_ids)
+        text, token_ids, starts, entries = self._with_echo(
+            piece.prompt,
+            new.text,
+            new.token_ids,
+            new_starts,
+            new.logprobs or (),
+            choice.last is None,
         )
         choice.last = new
         if not (text or token_ids or new.finish_reason):
@@ -162,11 +195,10 @@ class CompletionAnswer:
         event = CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._logprobs(entries, token_ids, choice.shown_chars),
+            logprobs=self._logprobs(entries, token_ids, starts),
             finish_reason=finish_reason(new),
             stop_reason=new.stop_reason,
         )
-        choice.shown_chars += len(text)
         return self._response([event], self._usage.usage() if self._running_usage else None)
 
     def closing(self) -> Sequence[BaseModel]:
@@ -182,9 +214,10 @@ class CompletionAnswer:
 
     def _finished(self, index: int, choice: _Choice) -> CompletionChoice:
         prompt = index // self._n
-        text, token_ids, entries = self._with_echo(
-            prompt, choice.text, choice.token_ids, choice.logprobs, True
+        text, token_ids, starts, entries = self._with_echo(
+            prompt, choice.text, choice.token_ids, choice.starts, choice.logprobs, True
         )
+        starts = [min(start, len(text)) for start in starts]  # a stop string's tokens are not in it
         fields: dict[str, PromptLogprobs] = {}
         if self._body.prompt_logprobs is not None:
             fields["prompt_logprobs"] = prompt_logprobs(
@@ -193,26 +226,39 @@ class CompletionAnswer:
         return CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._logprobs(entries, token_ids, 0),
+            logprobs=self._logprobs(entries, token_ids, starts),
             finish_reason=finish_reason(choice.last),
             stop_reason=choice.last.stop_reason if choice.last else None,
             **fields,
         )
+
+    def _new_starts(self, prompt: int, choice: _Choice, token_ids: Sequence[int]) -> list[int]:
+        """Where in the text that is sent a choice's new tokens begin, if that is to be shown."""
+        if self._body.logprobs is None:
+            return []
+        before = len(self._echoed[prompt]) if self._body.echo else 0
+        starts = []
+        for token_id in token_ids:
+            starts.append(before + choice.stream.position)
+            choice.stream.push(token_id)
+        return starts
 
     def _with_echo(
         self,
         prompt: int,
         text: str,
         token_ids: Sequence[int],
+        starts: Sequence[int],
         entries: Sequence[TokenLogprobs | None],
         first: bool,
-    ) -> tuple[str, Sequence[int], Sequence[TokenLogprobs | None]]:
+    ) -> tuple[str, Sequence[int], Sequence[int], Sequence[TokenLogprobs | None]]:
         """Put the prompt in front, if this is the first piece and it was asked for."""
         if not (self._body.echo and first):
-            return text, token_ids, entries
+            return text, token_ids, starts, entries
         if self._body.logprobs is not None:
             entries = (*self._prompt_entries[prompt], *entries)
-        return self._prompt_text(prompt) + text, (*self._prompts[prompt], *token_ids), entries
+            starts = (*self._starts[prompt], *starts)
+        return self._echoed[prompt] + text, (*self._prompts[prompt], *token_ids), starts, entries
 
     def _prompt_text(self, prompt: int) -> str:
         given = self._body.prompt
@@ -224,12 +270,15 @@ class CompletionAnswer:
         return self._service.engine.codec.decode(self._prompts[prompt], skip_special_tokens=False)
 
     def _logprobs(
-        self, entries: Sequence[TokenLogprobs | None], token_ids: Sequence[int], offset: int
+        self,
+        entries: Sequence[TokenLogprobs | None],
+        token_ids: Sequence[int],
+        starts: Sequence[int],
     ) -> CompletionLogprobs | None:
         if self._body.logprobs is None:
             return None
         return completion_logprobs(
-            self._service.tokens, entries, token_ids, self._body.logprobs, offset
+            self._service.tokens, entries, token_ids, self._body.logprobs, starts
         )
 
     def _response(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionResponse:

@@ -125,6 +125,30 @@ def test_decoding_takes_as_long_for_late_tokens_as_for_early_ones() -> None:
     assert max(looked_at) < 60
 
 
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("aé€🌶 \n"), max_size=20), special=st.booleans())
+def test_positions_are_where_tokens_begin(text: str, special: bool) -> None:
+    ids = BYTE_LEVEL.encode(text + ("<|im_end|>x" if special else "")).ids
+    stream, places = TextStream(BYTE_LEVEL, [], skip_special_tokens=False), []
+    for token_id in ids:
+        places.append(stream.position)
+        stream.push(token_id)
+    whole = BYTE_LEVEL.decode(ids, skip_special_tokens=False)
+    assert stream.position == len(whole)
+    for count, (place, token_id) in enumerate(zip(places, ids, strict=True)):
+        before = BYTE_LEVEL.decode(ids[:count], skip_special_tokens=False)
+        assert whole[:place] == before.rstrip("\ufffd")
+        token = BYTE_LEVEL.decode([token_id], skip_special_tokens=False)
+        assert "\ufffd" in token or whole[place:].startswith(token)
+
+
+def test_a_skipped_token_takes_no_place() -> None:
+    stream = TextStream(BYTE_LEVEL, [])
+    for token_id in BYTE_LEVEL.encode("a<|im_end|>b").ids:
+        stream.push(token_id)
+    assert stream.position == 2
+
+
 def write(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     make_tokenizer().save(str(directory / "tokenizer.json"))

@@ -657,6 +657,55 @@ async def test_a_template_that_does_too_much_is_a_400_that_names_the_limit(
     assert "2000000 steps" in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "starts"),
+    [
+        ("aé🌶b", [0, 1, 1, 2, 2, 2, 2, 3]),
+        ("a<|end|>b", [0, 1, 8]),
+    ],
+)
+@pytest.mark.parametrize("as_ids", [True, False])
+async def test_offsets_count_the_text_that_was_sent(
+    app: App, prompt: str, starts: list[int], as_ids: bool, stream: bool
+) -> None:
+    ids = app.engine.codec.encode(prompt)
+    body = {**COMPLETION, "prompt": ids if as_ids else prompt, "max_tokens": 3, "stream": stream}
+    for echo in (True, False):
+        text, tokens, offsets = await completed(app, {**body, "echo": echo, "logprobs": 0})
+        assert offsets == [*(starts if echo else []), *range(len(text) - 3, len(text))]
+        assert text[: len(text) - 3] == (prompt if echo else "")
+        assert len(tokens) == len(offsets)
+
+
+async def test_offsets_do_not_go_beyond_a_stop_string(app: App) -> None:
+    _, whole = await post(app, "/v1/completions", {**COMPLETION, "max_tokens": 5})
+    stop = whole["choices"][0]["text"][2:5]
+    body = {**COMPLETION, "max_tokens": 5, "stop": stop, "logprobs": 0}
+    _, answer = await post(app, "/v1/completions", body)
+    choice = answer["choices"][0]
+    offsets = choice["logprobs"]["text_offset"]
+    assert offsets == [min(i, len(choice["text"])) for i in range(len(offsets))]
+
+
+async def completed(app: App, body: dict[str, Any]) -> tuple[str, list[str], list[int]]:
+    """Text, tokens and offsets of the only choice, streamed or not."""
+    if not body["stream"]:
+        _, answer = await post(app, "/v1/completions", body)
+        events = [answer]
+    else:
+        answer = await app.client.post("/v1/completions", json=body)
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        events = [json.loads(line) for line in lines if line != "[DONE]"]
+    choices = [event["choices"][0] for event in events]
+    shown = [choice["logprobs"] for choice in choices]
+    return (
+        "".join(choice["text"] for choice in choices),
+        [token for logprobs in shown for token in logprobs["tokens"]],
+        [offset for logprobs in shown for offset in logprobs["text_offset"]],
+    )
+
+
 async def test_a_model_name_of_ones_own(tmp_path: Path) -> None:
     async with open_app(tmp_path, served_model_name="org/Name-1.0") as app:
         body = {**COMPLETION, "model": "org/Name-1.0:french"}
