@@ -11,6 +11,7 @@ import sys
 import typer
 
 from twofour.commands import bench, build, data, demo, eval, import_, info, mask, serve
+from twofour.extras import missing_extra
 
 app = typer.Typer(
     name="twofour",
@@ -37,6 +38,11 @@ def main() -> None:
     except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(getattr(error, "exit_code", 1))
+    except ImportError as error:
+        if (remedy := missing_extra(error)) is None:
+            raise
+        typer.secho(f"error: {remedy}", fg="red", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
