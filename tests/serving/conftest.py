@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +68,18 @@ class ServerProcess:
         return self.process.returncode
 
 
-def start_process(command: list[str], timeout: float = 60) -> ServerProcess:
+def start_process(
+    command: list[str],
+    timeout: float = 60,
+    *,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] = os.environ,
+) -> ServerProcess:
     """Start a server and wait until it says where it listens."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
-        env=environment,
+        cwd=cwd,
+        env={k: v for k, v in environment.items() if not k.startswith("SERVING_")},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from maskgen.data import TextSet
 from maskgen.maskfile import read_mask, write_mask
 from tests.engines.conftest import nearby_mask, random_mask
-from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
+from tests.tiny_model import make_tiny_llama
+from twofour import shipped_masks
 from twofour.commands import demo
 
 
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> demo.DemoRun:
     masks = {"learned": learned, "wanda": random_mask(model, tmp_path / "w.safetensors", seed=1)}
     (tmp_path / "out" / "load").mkdir(parents=True)
     console = Console(width=1000, record=True)
-    return demo.DemoRun(tmp_path / "out", 1, console, folder, model, masks)
+    return demo.DemoRun(tmp_path / "out", 1, console, shipped_masks.masks_in(folder), model, masks)
 
 
 def test_the_domain_mask_is_built_and_asked_beside_the_learned_one(run: demo.DemoRun) -> None:
@@ -42,25 +42,24 @@ def test_the_domain_mask_is_built_and_asked_beside_the_learned_one(run: demo.Dem
         assert f"{demo.MODEL}:{name} continues" in text
 
 
-def test_without_the_learned_masks_it_says_what_is_served_instead(
-    run: demo.DemoRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("maskgen.data.load_texts", lambda name: TextSet.of(name, [SAMPLE_TEXT]))
-    monkeypatch.setattr(demo, "CALIBRATION_WINDOWS", 2)
-    monkeypatch.setattr(demo, "CALIBRATION_LENGTH", 16)
-    run.masks, run.learned = {}, None
-    demo._make_masks(run)
-    assert "no learned masks" in run.console.export_text(clear=False)
-    assert "Wanda mask is served instead" in run.console.export_text()
-    assert list(demo._served_masks(run)) == ["wanda"]
-
-
-def test_the_learned_masks_are_the_checkout_s_or_those_asked_for(
+def test_the_learned_masks_are_twofours_own_or_those_asked_for(
     run: demo.DemoRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert demo.learned_masks(None) == demo.MASKS
-    assert demo.learned_masks(run.learned) == run.learned
+    own = demo.learned_masks(None)
+    assert next(iter(own)) == demo.GENERAL
+    assert {demo.DOMAIN, "french"} <= own.keys()
+    assert demo.learned_masks(tmp_path / "masks") == run.learned
     with pytest.raises(FileNotFoundError, match=r"there is no general\.safetensors"):
         demo.learned_masks(tmp_path)
-    monkeypatch.setattr(demo, "MASKS", tmp_path / "installed" / "masks")
-    assert demo.learned_masks(None) is None
+    assert shipped_masks.shipped_masks("another") == {}
+    monkeypatch.setattr(shipped_masks, "FOLDERS", (tmp_path / "missing",))
+    with pytest.raises(FileNotFoundError, match="install twofour again"):
+        demo.learned_masks(None)
+
+
+def test_a_stage_that_lacks_an_extra_names_it(run: demo.DemoRun) -> None:
+    with pytest.raises(demo.StageError), demo._stage(run.console, "2/6", "mask"):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    said = run.console.export_text()
+    assert "stage 'mask' failed: this needs torch" in said
+    assert "pip install 'twofour[train]'" in said

@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from twofour.extras import missing_extra
+from twofour.shipped_masks import masks_in, shipped_masks
+
 if TYPE_CHECKING:
     from benchmarks.serve.compare import ServeComparison
 
 MODEL = "smollm2-135m"
-# In a checkout; wheels and images do not carry it.
-MASKS = Path(__file__).parents[2] / "masks" / MODEL
 GENERAL, DOMAIN = "general", "python"
 DOMAIN_PROMPT = "def reverse(text: str) -> str:\n"
 # The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
@@ -40,7 +41,7 @@ class DemoRun:
     Attributes:
         out: the folder that everything is written to.
         eval_windows: windows of held-out text for perplexity.
-        learned: folder of the learned masks, or None where there are none.
+        learned: name -> file of the learned masks.
         model: the model's directory.
         masks: name -> mask file; the first one is served.
         perplexities: `dense` or a mask's name -> perplexity.
@@ -51,7 +52,7 @@ class DemoRun:
     out: Path
     eval_windows: int
     console: Console
-    learned: Path | None = None
+    learned: dict[str, Path]
     model: Path = Path()
     masks: dict[str, Path] = field(default_factory=dict)
     perplexities: dict[str, float] = field(default_factory=dict)
@@ -75,7 +76,7 @@ def demo(
     ] = 6,
     masks: Annotated[
         Path | None,
-        typer.Option(help=f"Folder of the learned masks of {MODEL} [default: the checkout's]."),
+        typer.Option(help=f"Folder of the learned masks of {MODEL} [default: twofour's own]."),
     ] = None,
 ) -> None:
     """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
@@ -96,19 +97,19 @@ def demo(
     _print_results(run)
 
 
-def learned_masks(folder: Path | None) -> Path | None:
-    """The folder that was asked for, or the checkout's; None when the latter is not there.
+def learned_masks(folder: Path | None) -> dict[str, Path]:
+    """The masks of the folder that was asked for, or those that come with twofour.
 
     Raises:
-        FileNotFoundError: the folder that was asked for lacks a mask that the demo serves.
+        FileNotFoundError: a mask that the demo serves is not there.
     """
-    found = MASKS if folder is None else folder
+    if folder is None:
+        return shipped_masks(MODEL)
+    masks = masks_in(folder)
     for name in (GENERAL, DOMAIN):
-        if not (file := found / f"{name}.safetensors").is_file():
-            if folder is None:
-                return None
-            raise FileNotFoundError(f"--masks {folder}: there is no {file.name} in it")
-    return found
+        if name not in masks:
+            raise FileNotFoundError(f"--masks {folder}: there is no {name}.safetensors in it")
+    return masks
 
 
 @contextmanager
@@ -119,7 +120,9 @@ def _stage(console: Console, title: str, name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        console.print(f"[red]stage {name!r} failed:[/] {error}", highlight=False, soft_wrap=True)
+        reason = (missing_extra(error) if isinstance(error, ImportError) else None) or str(error)
+        console.print(f"[red]stage {name!r} failed:[/]", end=" ")
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
         raise StageError from error
     console.print(f"[dim]{time.monotonic() - start:.0f} s[/]")
 
@@ -144,17 +147,8 @@ def _make_masks(run: DemoRun) -> None:
     from maskgen.maskfile import write_mask
     from maskgen.prune import PruneSettings, prune
 
-    if run.learned is not None:
-        run.masks["learned"] = run.learned / f"{GENERAL}.safetensors"
-        run.console.print(f"learned mask: {run.masks['learned']}", soft_wrap=True)
-    else:
-        run.console.print(
-            f"[yellow]this installation has no learned masks (they lie in the repository, in"
-            f" masks/{MODEL}): a one-shot Wanda mask is served instead, whose text is far worse,"
-            " and no domain mask. --masks FOLDER names a copy[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
+    run.masks["learned"] = run.learned[GENERAL]
+    run.console.print(f"learned mask: {run.masks['learned']}", soft_wrap=True)
     file = run.out / "wanda.safetensors"
     settings = PruneSettings(method="wanda", windows=CALIBRATION_WINDOWS, length=CALIBRATION_LENGTH)
     with Progress(console=run.console, transient=True) as bar:
@@ -237,10 +231,7 @@ def _build_engines(run: DemoRun) -> None:
 
 def _served_masks(run: DemoRun) -> dict[str, Path]:
     """The mask that is measured, and the domain mask that was learned from it."""
-    served = {run.served: run.masks[run.served]}
-    if run.learned is not None:
-        served[DOMAIN] = run.learned / f"{DOMAIN}.safetensors"
-    return served
+    return {run.served: run.masks[run.served], DOMAIN: run.learned[DOMAIN]}
 
 
 def _serve(run: DemoRun) -> None:

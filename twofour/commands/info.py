@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +17,14 @@ def info(
     directory: Annotated[Path | None, typer.Argument(help="An engine directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON as the last line.")] = False,
 ) -> None:
-    """Instruction sets, versions, and the kernel of each layer of an engine directory."""
+    """Instruction sets, versions, the masks that come with twofour, and an engine directory."""
     import json
 
-    report: dict[str, Any] = {"machine": _machine(), "versions": _versions()}
+    report: dict[str, Any] = {
+        "machine": _machine(),
+        "versions": _versions(),
+        "masks": _masks("smollm2-135m"),
+    }
     if directory is not None:
         report["engine"] = _engine(directory)
     if as_json:
@@ -36,13 +41,25 @@ def _machine() -> dict[str, Any]:
 
     from engines import kernels
 
-    return {
+    sets = kernels.supported_isas()
+    facts = {
+        "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "instruction_sets": kernels.supported_isas(),
+        "instruction_sets": sets,
         "instruction_set": kernels.isa(),
         "forced_by_TWOFOUR_ISA": os.environ.get("TWOFOUR_ISA", ""),
     }
+    if sets == ("portable",):
+        facts["note"] = "portable kernels only: answers as good, at a fraction of the speed"
+    return facts
+
+
+def _masks(model: str) -> dict[str, str]:
+    from twofour.shipped_masks import shipped_masks
+
+    masks = shipped_masks(model)
+    return {model: ", ".join(masks), "folder": str(masks["general"].parent)}
 
 
 def _versions() -> dict[str, str]:
