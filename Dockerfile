@@ -13,6 +13,7 @@ WORKDIR /source
 COPY pyproject.toml CMakeLists.txt README.md LICENSE ./
 COPY maskgen maskgen
 COPY engines engines
+COPY evaluation evaluation
 COPY serving serving
 COPY loadtests loadtests
 COPY benchmarks benchmarks

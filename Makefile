@@ -77,7 +77,7 @@ sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minu
 	tests/engines/sanitize.sh $(BIN)/python 30
 
 soak: setup ## 15 minutes of random requests, masks and cancellations
-	$(BIN)/python -m pytest -m soak tests/engines/test_soak.py
+	$(BIN)/python -m pytest -m soak tests/engines/cpu/test_soak.py
 
 lint: setup ## ruff, clang-format, mdformat and hadolint
 	$(BIN)/ruff check .

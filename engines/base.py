@@ -12,7 +12,7 @@ from engines.sampling import SamplingParams
 from engines.text import TextCodec
 
 if TYPE_CHECKING:
-    from engines.structured import ConstraintCompiler
+    from engines.decoding.structured_output import ConstraintCompiler
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

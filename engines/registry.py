@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Engine
+from engines.directory.manifest import Target, read_manifest
 from engines.directory.progress import Progress, silent
-from engines.manifest import Target, read_manifest
 
 ENGINES: dict[Target, str] = {
     "cpu": "engines.cpu.engine:CpuEngine",
     "vllm": "engines.vllm_plugin.engine:VllmEngine",
     "tensorrt-llm": "engines.tensorrt_llm.engine:TensorRtLlmEngine",
-    "reference": "engines.reference:ReferenceEngine",
+    "reference": "engines.reference.engine:ReferenceEngine",
 }
 
 

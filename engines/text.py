@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engines.chat_template import read_chat_template, template_files
+from engines.chat_template.template import read_chat_template, template_files
 from engines.errors import InvalidRequestError, as_engine_directory_error
 from maskgen.format.model_directory import CONFIG_FILE, end_token_ids
 from maskgen.format.special_tokens import (

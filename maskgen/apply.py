@@ -18,12 +18,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from maskgen.container import ContainerError, TensorEntry, read_header
-from maskgen.digests import base_digest
+from maskgen.format.container import ContainerError, TensorEntry, read_header
 from maskgen.format.coverage import decoder_weights
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.model_directory import stored_tensors, weight_files
-from maskgen.maskfile import Mask, MaskFileError
-from maskgen.patterns import keep_from_codes
+from maskgen.format.patterns import keep_from_codes
 
 Weight = npt.NDArray[Any]
 _NUMPY_DTYPES = {

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from maskgen.delta import conditional_entropy, transition_counts
-from maskgen.maskfile import Mask, MaskFileError
-from maskgen.patterns import GROUP, PATTERNS, keep_from_codes
+from maskgen.format.difference import conditional_entropy, transition_counts
+from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.patterns import GROUP, PATTERNS, keep_from_codes
 
 _OVERLAP = PATTERNS.astype(np.int64) @ PATTERNS.T.astype(np.int64)
 

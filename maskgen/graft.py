@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from maskgen.compare import compare
-from maskgen.maskfile import Mask
+from maskgen.format.mask_file import Mask
 
 
 def graft(onto: Mask, learned: Mask, prior: Mask) -> Mask:

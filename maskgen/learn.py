@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from maskgen.data import TextSet
-from maskgen.digests import base_digest
 from maskgen.format.coverage import dense_lines
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.hf import check_base, check_tokens, dtype_name, load_model
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
@@ -24,9 +24,9 @@ from maskgen.learning.distributed import world_from_environment
 from maskgen.learning.loop import RunOptions, run
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels, describe
-from maskgen.maskfile import Mask, MaskFileError
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
+from maskgen.torch_model import check_base, check_tokens, dtype_name, load_model
 from maskgen.windows import token_windows
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LearnRequest:
         domain: label of the mask.
         resume: go on from the folder's newest checkpoint.
         layers: which layers are learned; the others stay dense.
-        dtype: of the frozen weights: `bf16`, `fp32` or `auto` (see `maskgen.hf.resolve_dtype`).
+        dtype: of the frozen weights: `bf16`, `fp32` or `auto` (`torch_model.resolve_dtype`).
         device: torch device; by default CUDA if there is one.
         tensorboard: folder for event files.
         held_out: text on which the hard masks are evaluated while learning.
@@ -110,7 +110,7 @@ def learn(
         MaskFileError: the prior belongs to another model or lacks a layer.
         LearningStoppedError: NaN or a diverging loss.
         CheckpointError: the run cannot be resumed from its folder.
-        ModelDirectoryError: see `maskgen.hf.load_model`.
+        ModelDirectoryError: see `maskgen.torch_model.load_model`.
         ValueError: text, settings or layers do not fit.
     """
     config = request.config

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskgen.compare import Difference, LayerSummary
 from maskgen.format.coverage import decoder_position
-from maskgen.patterns import PATTERNS
+from maskgen.format.patterns import PATTERNS
 
 _MAX_DRAWN = 10_000  # decoder layers; names come from files
 

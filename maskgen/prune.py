@@ -13,14 +13,14 @@ from torch import Tensor
 from maskgen.apply import Weight, rewrite_weights
 from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.data import TextSet
-from maskgen.digests import base_digest
 from maskgen.format.coverage import DenseWeight
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.hf import check_tokens, load_model
-from maskgen.maskfile import Mask
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, Selection, select_layers
+from maskgen.torch_model import check_tokens, load_model
 from maskgen.windows import draw_windows, token_windows
 
 
@@ -34,7 +34,7 @@ class PruneSettings:
         windows: calibration windows drawn from the text.
         length: tokens in a window.
         seed: which windows are drawn.
-        dtype: of weights and activations: `bf16`, `fp32`, `auto` (see `maskgen.hf.resolve_dtype`);
+        dtype: of weights and activations: `bf16`, `fp32`, `auto` (`torch_model.resolve_dtype`);
             statistics are fp32 at least.
         layers: which layers get a mask.
         checkpoint: where a method that changes weights writes the new model directory.
@@ -86,7 +86,7 @@ def prune(
         SelectionError: no layer can be masked, or the architecture does not fit the pass.
         TooLittleTextError: the text does not fill the windows.
         FileExistsError: the checkpoint directory exists already.
-        ModelDirectoryError: see `maskgen.hf.load_model`.
+        ModelDirectoryError: see `maskgen.torch_model.load_model`.
         ValueError: text or checkpoint directory missing, or given to a method that has no use
             for it; or the text has tokens, or the windows positions, that the model has not.
     """

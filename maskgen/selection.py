@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from maskgen.format.coverage import DenseWeight, grouped, together
-from maskgen.patterns import GROUP
+from maskgen.format.patterns import GROUP
 
 
 class SelectionError(ValueError):

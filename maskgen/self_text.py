@@ -35,7 +35,7 @@ def calibration_texts(
     """
     if data != "self":
         return load_texts(data)
-    from maskgen.hf import load_model
+    from maskgen.torch_model import load_model
 
     # A tenth more, because text that is tokenised anew may come out shorter than it was written.
     return write_self_texts(
@@ -64,7 +64,7 @@ def write_self_texts(
     """
     import torch
 
-    from maskgen.hf import check_tokens, context_length
+    from maskgen.torch_model import check_tokens, context_length
 
     starts = (tokenizer.bos_token_id, model.config.bos_token_id, 0)
     start = next(token for token in starts if token is not None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from engines.decoding.structured_output import ConstraintCompiler
 from engines.errors import InvalidRequestError
 from engines.sampling import StructuredOutput
-from engines.structured import ConstraintCompiler
 from serving.errors import invalid, overloaded
 
 # Real schemas compile in milliseconds; one of 64 KiB may take a second or two.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
+from engines.directory.build import BuildRequest
 from tests.doc_blocks import fenced
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
+from engines.directory.build import BuildRequest
 from maskgen.models import model_name, resolve_model
 
 

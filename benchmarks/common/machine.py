@@ -90,7 +90,7 @@ def rss_mib() -> float:
 
 def machine_class() -> str:
     """`avx512`, `avx2` or `portable`: which results compare in speed."""
-    from engines.kernels import supported_isas
+    from engines.native.kernels import supported_isas
 
     return supported_isas()[-1].partition("_")[0]
 

@@ -29,8 +29,8 @@ from engines.cpu.model import CpuModel, Limits
 from engines.cpu.opening import open_cpu_directory
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import StorageRule
-from engines.manifest import read_manifest
-from maskgen.maskfile import Mask, read_mask, write_mask
+from engines.directory.manifest import read_manifest
+from maskgen.format.mask_file import Mask, read_mask, write_mask
 
 KEY = ("masks", "active", "changed_share", "mix", "mode")
 """What names a row."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from maskgen.maskfile import Mask
-from maskgen.patterns import PATTERNS
+from maskgen.format.mask_file import Mask
+from maskgen.format.patterns import PATTERNS
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.result_file import Row
+from evaluation.perplexity import joined_tokens, measure_perplexity
+from evaluation.subjects import Subject, engine_subject, torch_subject
 from maskgen.data import TextSet
-from maskgen.evaluate import joined_tokens, measure_perplexity
 from maskgen.models import resolve_model
-from twofour.scoring import Subject, engine_subject, torch_subject
 
 KEY = ("arm",)
 """What names a row."""
@@ -81,9 +81,9 @@ def _gguf_subject(gguf: Path, model: str) -> Subject:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    from evaluation.subjects import TokenScore
     from maskgen.format.tokenizer import ModelTokenizer
-    from maskgen.hf import TorchScorer
-    from twofour.scoring import TokenScore
+    from maskgen.torch_model import TorchScorer
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
-from engines.decoder_config import decoder_config, read_decoder_config
-from engines.tensorfile import TensorSpec, TensorWriter
-from maskgen.maskfile import Mask, base_digest, write_mask
+from engines.directory.build import BuildRequest
+from engines.directory.decoder_config import decoder_config, read_decoder_config
+from engines.directory.tensor_file import TensorSpec, TensorWriter
+from maskgen.format.mask_file import Mask, base_digest, write_mask
 
 LLAMA_1B: Mapping[str, Any] = {
     "model_type": "llama",

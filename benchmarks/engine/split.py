@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from engines import kernels, layout
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
 from engines.cpu.opening import open_cpu_directory
+from engines.native import kernels, layout
 
 KEY = ("arm", "context")
 """What names a row."""

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from benchmarks.common.machine import OtherCpu
-from engines import kernels, layout
-from engines.layout import Layout, PackedWeights
-from maskgen.patterns import keep_from_codes
+from engines.native import kernels, layout
+from engines.native.layout import Layout, PackedWeights
+from maskgen.format.patterns import keep_from_codes
 
 SHAPES = (
     (4096, 4096),

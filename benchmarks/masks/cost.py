@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from maskgen.hf import DTYPES, resolve_dtype
 from maskgen.learning.native import native_module
 from maskgen.learning.noise import NoiseKey
 from maskgen.learning.relaxation import GumbelPatterns, Relaxation, RelaxedTopTwo, Softness
+from maskgen.torch_model import DTYPES, resolve_dtype
 
 Shape = tuple[int, int]
 
@@ -33,7 +33,7 @@ def measure_cost(
         tokens: tokens in a step.
         repeats: of each measurement; the fastest counts.
         with_torch: also measure the torch functions, which take minutes on a large model.
-        dtype: of weights and activations (`maskgen.hf.resolve_dtype`).
+        dtype: of weights and activations (`maskgen.torch_model.resolve_dtype`).
 
     Returns:
         Rows with `part`, `implementation`, `threads`, `tokens`, `dtype`, `seconds`.

@@ -12,8 +12,8 @@ from benchmarks.masks.settings import MASKLLM, Overrides
 from benchmarks.masks.texts import Domain
 from benchmarks.masks.workbench import Made, Workbench
 from maskgen.compare import compare
+from maskgen.format.mask_file import Mask
 from maskgen.graft import graft
-from maskgen.maskfile import Mask
 
 KEY = ("domain", "seed")
 """What names a row."""

@@ -9,20 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
+from evaluation.perplexity import evaluate
 from maskgen.data import TextSet
-from maskgen.digests import base_digest
-from maskgen.evaluate import evaluate
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.hf import (
+from maskgen.learn import LearnRequest, learn, parse_config
+from maskgen.prune import PruneSettings, prune
+from maskgen.torch_model import (
     TorchScorer,
     apply_to_module,
     check_base,
     dtype_name,
     load_model,
 )
-from maskgen.learn import LearnRequest, learn, parse_config
-from maskgen.maskfile import Mask, read_mask, write_mask
-from maskgen.prune import PruneSettings, prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Workbench:
         windows: calibration windows of one-shot methods.
         length: tokens in one of them.
         limit: windows that are evaluated; None for all.
-        dtype: of weights and activations (`maskgen.hf.resolve_dtype`).
+        dtype: of weights and activations (`maskgen.torch_model.resolve_dtype`).
     """
 
     name: str

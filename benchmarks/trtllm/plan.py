@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.trtllm.report import ARMS, dataset_name, report_name
-from engines.decoder_config import read_decoder_config
+from engines.directory.decoder_config import read_decoder_config
 from engines.tensorrt_llm.record import BASE
 from engines.tensorrt_llm.version import TARGET_VERSION
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.common.result_file import Row
 from engines.base import Engine, GenerationRequest, TokenLogprobs
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from maskgen.models import model_name, resolve_model
@@ -87,7 +87,7 @@ def check(row: Row) -> None:
 async def _compare(
     plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]
 ) -> list[Step]:
-    from engines.reference import build as build_reference
+    from engines.reference.engine import build as build_reference
     from engines.vllm_plugin.build import build
 
     with tempfile.TemporaryDirectory(prefix="twofour-vllm-agreement-") as name:

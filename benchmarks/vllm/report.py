@@ -35,7 +35,7 @@ def operator_call_us() -> dict[str, float]:
     """Microseconds of one call with next to no work, for the operator and for F.linear."""
     import torch
 
-    from engines.torch_ops import linear, pack_tensor
+    from engines.native.torch_ops import linear, pack_tensor
 
     weight = torch.randn(16, 32).bfloat16()
     packed = pack_tensor(weight, torch.zeros(16, 8, dtype=torch.uint8))

@@ -26,11 +26,11 @@ from benchmarks.common.arm_process import ArmError, Worker
 from benchmarks.common.machine import OtherCpu
 from benchmarks.common.result_file import Row
 from benchmarks.common.waves import Wave
-from engines.build import BuildRequest
-from engines.checkpoint import Checkpoint
+from engines.directory.build import BuildRequest
+from engines.directory.checkpoint import Checkpoint
 from engines.vllm_plugin.build import build
-from maskgen.maskfile import Mask, base_digest, write_mask
-from maskgen.patterns import project
+from maskgen.format.mask_file import Mask, base_digest, write_mask
+from maskgen.format.patterns import project
 
 KEY = ("arm", "mode", "binding", "batch")
 """What names a row."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from engines.cpu.mask_weights import LayerPatches, LayerWeights, native_patches, patch_bytes
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel
-from engines.layout import Layout
-from engines.patch import Patch, PatchError, apply_patch, inverse, rebase, revert_patch
+from engines.native.layout import Layout
+from engines.native.patch import Patch, PatchError, apply_patch, inverse, rebase, revert_patch
 
 
 class BaseSwitch:

@@ -8,23 +8,23 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from engines import kernels
-from engines.build import BuildInputs, BuildRequest, finish, open_inputs
-from engines.checkpoint import Checkpoint
 from engines.cpu.storage_rule import FIXED_RULE
-from engines.decoder_config import LINEARS, DecoderConfig, decoder_config
-from engines.directory.staging import atomic_directory
-from engines.errors import MaskError
-from engines.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
-from engines.manifest import (
+from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
+from engines.directory.manifest import (
     COMPLEMENT_FILE,
     WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
 )
-from engines.tensorfile import TensorSpec, TensorWriter
+from engines.directory.staging import atomic_directory
+from engines.directory.tensor_file import TensorSpec, TensorWriter
+from engines.errors import MaskError
+from engines.native import kernels
+from engines.native.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
 from maskgen.format.model_directory import EMBEDDING, HEAD
-from maskgen.patterns import PAIRS
+from maskgen.format.patterns import PAIRS
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 PACKED_HEAD = "lm_head"
@@ -37,7 +37,7 @@ def build(request: BuildRequest) -> Manifest:
 
     Raises:
         EngineDirectoryError: the model is unreadable or of an unsupported architecture.
-        MaskError: see `engines.build.open_inputs`; or a listed layer is none that the engine has.
+        MaskError: see `engines.directory.build.open_inputs`; or the engine has no such layer.
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)

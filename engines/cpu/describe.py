@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines import kernels
 from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import storage_of
-from engines.decoder_config import LINEARS, read_decoder_config
-from engines.layout import Layout
-from engines.manifest import WEIGHTS_FILE, read_manifest
-from engines.tensorfile import read_index
+from engines.directory.decoder_config import LINEARS, read_decoder_config
+from engines.directory.manifest import WEIGHTS_FILE, read_manifest
+from engines.directory.tensor_file import read_index
+from engines.native import kernels
+from engines.native.layout import Layout
 
 
 def kernels_of(model: CpuModel) -> dict[str, str]:

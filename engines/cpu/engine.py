@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-from engines.admission import check_request, stop_token_ids, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -29,15 +28,16 @@ from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
 from engines.cpu.storage_rule import Storage
+from engines.decoding.output_text import ChoiceText
+from engines.decoding.request_checks import check_request, stop_token_ids, token_limit, without_work
+from engines.decoding.sampler import SequenceSampler
+from engines.decoding.structured_output import ConstraintCompiler
 from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
 )
-from engines.layout import VERSION
-from engines.output import ChoiceText
-from engines.sampler import SequenceSampler
-from engines.structured import ConstraintCompiler
+from engines.native.layout import VERSION
 from engines.text import TextCodec
 from engines.version import own_version
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.directory.files import CHUNK_BYTES, check_record
+from engines.directory.manifest import FileRecord
 from engines.directory.progress import Progress, silent
+from engines.directory.tensor_file import TensorIndex, header_in, open_file
 from engines.errors import EngineDirectoryError
-from engines.layout import empty
-from engines.manifest import FileRecord
-from engines.tensorfile import TensorIndex, header_in, open_file
+from engines.native.layout import empty
 
 
 class LoadedTensors(TensorIndex):

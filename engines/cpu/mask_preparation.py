@@ -17,8 +17,8 @@ from engines.cpu.mask_weights import (
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel, native_layers
 from engines.cpu.storage_rule import StorageRule, storage_of
-from engines.manifest import MaskRecord
-from maskgen.maskfile import Mask
+from engines.directory.manifest import MaskRecord
+from maskgen.format.mask_file import Mask
 
 _log = logging.getLogger(__name__)
 

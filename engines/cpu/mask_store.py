@@ -18,13 +18,13 @@ from engines.cpu.model import CpuModel
 from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import chosen_rule
-from engines.decoder_config import LINEARS
+from engines.directory.decoder_config import LINEARS
+from engines.directory.manifest import NAME_PATTERN, Manifest
 from engines.directory.opening import read_own_mask
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
-from engines.layout import Layout
-from engines.manifest import NAME_PATTERN, Manifest
-from maskgen.maskfile import Mask, MaskFileError, read_mask
+from engines.native.layout import Layout
+from maskgen.format.mask_file import Mask, MaskFileError, read_mask
 
 Call = Callable[[Callable[[], None]], None]
 """Runs something on the engine's thread, between two steps."""

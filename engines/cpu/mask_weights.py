@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cpu.build import BF16
-from engines.decoder_config import LINEARS, DecoderConfig
+from engines.directory.decoder_config import LINEARS, DecoderConfig
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.layout import PackedWeights, pack_sparse, unpack
-from engines.patch import Patch, apply_patch, make_patch
-from maskgen.maskfile import Mask
-from maskgen.patterns import PAIRS
+from engines.native.layout import PackedWeights, pack_sparse, unpack
+from engines.native.patch import Patch, apply_patch, make_patch
+from maskgen.format.mask_file import Mask
+from maskgen.format.patterns import PAIRS
 
 Codes = npt.NDArray[np.uint8]
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines import _native, kernels
 from engines.cpu.build import PACKED_HEAD
 from engines.cpu.loaded_weights import LoadedTensors
-from engines.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
+from engines.directory.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
+from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
-from engines.layout import Layout, LayoutError, PackedWeights, validate
-from engines.tensorfile import TensorFile
+from engines.native import _native, kernels
+from engines.native.layout import Layout, LayoutError, PackedWeights, validate
 from maskgen.format.model_directory import EMBEDDING
 
 PAGE_POSITIONS: int = _native.decoder.PAGE_POSITIONS

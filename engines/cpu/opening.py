@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.cpu.loaded_weights import LoadedTensors
-from engines.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.manifest import COMPLEMENT_FILE, WEIGHTS_FILE, LayoutRecord, Manifest
 from engines.directory.opening import open_directory
 from engines.directory.progress import Progress, silent
+from engines.directory.tensor_file import TensorFile
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.layout import VERSION, Layout
-from engines.manifest import COMPLEMENT_FILE, WEIGHTS_FILE, LayoutRecord, Manifest
-from engines.tensorfile import TensorFile
+from engines.native.layout import VERSION, Layout
 from maskgen.format.model_directory import CONFIG_FILE
 
 

@@ -8,11 +8,11 @@ from typing import Literal
 
 import psutil
 
-from engines import _native
 from engines.cpu.model import PAGE_POSITIONS, Limits
 from engines.cpu.storage_rule import Storage
-from engines.decoder_config import DecoderConfig
+from engines.directory.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
+from engines.native import _native
 
 PROMPT_ROWS = 64
 """Prompt positions whose logits one step computes; bounds the logits' memory."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engines.admission import scored
 from engines.base import GenerationChunk
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Step
 from engines.cpu.scheduler import Scheduled, Scheduler
 from engines.cpu.sequence import Sequence
-from engines.sampler import Sampled, logprobs_of, sample
+from engines.decoding.request_checks import scored
+from engines.decoding.sampler import Sampled, logprobs_of, sample
 
 Delivery = tuple[Sequence, GenerationChunk]
 

@@ -9,8 +9,8 @@ from engines.base import GenerationChunk, TokenLogprobs
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import PAGE_POSITIONS
 from engines.cpu.pages import extend_chain
-from engines.output import ChoiceText
-from engines.sampler import SequenceSampler
+from engines.decoding.output_text import ChoiceText
+from engines.decoding.sampler import SequenceSampler
 
 Deliver = Callable[[GenerationChunk], None]
 

@@ -19,8 +19,8 @@ import numpy as np
 from engines.cpu.mask_weights import LayerPatches, native_patches
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, native_layers
 from engines.cpu.storage_rule import StorageRule
-from engines.layout import BF16, Layout, PackedWeights
-from engines.patch import Patch
+from engines.native.layout import BF16, Layout, PackedWeights
+from engines.native.patch import Patch
 
 MEMORY_LIMIT = 4.5 / 13
 """Share of changed groups above which a patch (13 bytes each) outgrows a copy (4.5 a group)."""

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from engines.directory.manifest import MANIFEST_FILE, FileRecord
 from engines.directory.progress import Progress, silent
+from engines.directory.tensor_file import open_file
 from engines.errors import EngineDirectoryError
-from engines.manifest import MANIFEST_FILE, FileRecord
-from engines.tensorfile import open_file
 
 CHUNK_BYTES = 1 << 20
 """How much is read and hashed at a time; hashing it lets other threads run."""

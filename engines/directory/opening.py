@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from engines.directory.files import verify_files
+from engines.directory.manifest import Manifest, MaskRecord, Target, read_manifest
 from engines.directory.progress import Progress, silent
 from engines.errors import EngineDirectoryError
-from engines.manifest import Manifest, MaskRecord, Target, read_manifest
+from maskgen.format.mask_file import Mask, MaskFileError, read_mask
 from maskgen.format.model_directory import CONFIG_FILE
-from maskgen.maskfile import Mask, MaskFileError, read_mask
 
 _log = logging.getLogger(__name__)
 

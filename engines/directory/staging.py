@@ -16,8 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from engines.directory.manifest import MANIFEST_FILE
 from engines.errors import EngineDirectoryError
-from engines.manifest import MANIFEST_FILE
 
 LOCK_FILE = "twofour-build.lock"
 """Marks a staging folder; whoever holds it uses the folder."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from engines.directory.files import record_of
+from engines.directory.manifest import FileRecord
+from engines.directory.tensor_file import Array, TensorIndex, header_of, open_file
 from engines.errors import EngineDirectoryError
-from engines.manifest import FileRecord
-from engines.tensorfile import Array, TensorIndex, header_of, open_file
 
 _Stamp = tuple[int, ...]
 

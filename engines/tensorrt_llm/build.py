@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import Manifest
 from engines.errors import EngineDirectoryError
-from engines.manifest import Manifest
 from engines.tensorrt_llm.directory import recheck_checkpoint, write_directory
 from engines.tensorrt_llm.extend import add_masks
 from engines.tensorrt_llm.record import (

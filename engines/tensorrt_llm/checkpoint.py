@@ -14,11 +14,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from engines.checkpoint import Checkpoint
-from engines.decoder_config import DecoderConfig
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.decoder_config import DecoderConfig
 from engines.directory.progress import Progress, silent
+from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import EngineDirectoryError
-from engines.tensorfile import TensorSpec, TensorWriter
 from engines.tensorrt_llm.config import (
     Mapping,
     check_mapping,
@@ -33,8 +33,8 @@ from engines.tensorrt_llm.tensors import (
     local_shape,
     stage_targets,
 )
-from maskgen.maskfile import Mask
-from maskgen.patterns import keep_from_codes
+from maskgen.format.mask_file import Mask
+from maskgen.format.patterns import keep_from_codes
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

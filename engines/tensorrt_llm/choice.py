@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from engines.admission import scored
 from engines.base import FinishReason, GenerationChunk, TokenLogprobs
-from engines.output import ChoiceText
-from engines.sampler import logprobs_of
+from engines.decoding.output_text import ChoiceText
+from engines.decoding.request_checks import scored
+from engines.decoding.sampler import logprobs_of
 from engines.sampling import SamplingParams
 from engines.tensorrt_llm.llm_api import Output, Result, logits_array
 from engines.text import TextCodec

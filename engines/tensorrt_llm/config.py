@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from engines.decoder_config import LINEARS, DecoderConfig, decoder_config
+from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
+from engines.directory.rope import Rope
 from engines.errors import EngineDirectoryError
-from engines.rope import Rope
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -46,8 +46,8 @@ def convertible_decoder(config: dict[str, Any]) -> DecoderConfig:
     """The decoder that a Hugging Face `config.json` describes, if a conversion keeps all of it.
 
     Raises:
-        EngineDirectoryError: see `engines.decoder_config.decoder_config`; or the model has a
-            feature that the conversion would lose.
+        EngineDirectoryError: see `engines.directory.decoder_config.decoder_config`; or the
+            conversion would lose a feature of the model.
     """
     decoder = decoder_config(config)
     if decoder.biases and decoder.model_type != "qwen2":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engines.build import BuildInputs, BuildRequest, finish, open_inputs
-from engines.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.manifest import NAME_PATTERN, Manifest
 from engines.directory.staging import atomic_directory
 from engines.errors import MaskError
-from engines.manifest import NAME_PATTERN, Manifest
 from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, convertible_decoder
@@ -26,7 +26,7 @@ from engines.tensorrt_llm.record import (
 from engines.tensorrt_llm.script import write_script
 from engines.tensorrt_llm.settings import Settings
 from engines.tensorrt_llm.tensors import stage_targets
-from maskgen.maskfile import Mask, read_mask
+from maskgen.format.mask_file import Mask, read_mask
 
 
 def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.admission import check_request, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -23,6 +22,7 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
+from engines.decoding.request_checks import check_request, token_limit, without_work
 from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
@@ -44,7 +44,7 @@ from engines.tensorrt_llm.record import (
     open_record,
 )
 from engines.text import TextCodec
-from maskgen.maskfile import MaskFileError, read_mask
+from maskgen.format.mask_file import MaskFileError, read_mask
 
 
 class TensorRtLlmEngine(Engine):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from engines.directory.manifest import FileRecord, Manifest
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError
-from engines.manifest import FileRecord, Manifest
 from engines.tensorrt_llm.record import BuildRecord, read_record
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from engines.tensorfile import TensorFile
 from engines.tensorrt_llm.checkpoint import DTYPES, rank_file
 from engines.tensorrt_llm.tensors import Array, Target
 from maskgen.format.model_directory import read_json

@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.directory.files import list_files, record_files
+from engines.directory.manifest import FORMAT_VERSION, Manifest, first_fault, write_manifest
 from engines.directory.opening import open_directory
 from engines.directory.progress import Progress
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from engines.manifest import FORMAT_VERSION, Manifest, first_fault, write_manifest
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping
 from engines.tensorrt_llm.sparsity_log import SparsityReport, parse_log

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engines.decoder_config import DecoderConfig
+from engines.directory.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, check_mapping

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.decoder_config import DecoderConfig
+from engines.directory.decoder_config import DecoderConfig
 from engines.tensorrt_llm.config import Mapping
 
 Array = npt.NDArray[Any]

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from engines.build import BuildInputs, BuildRequest, finish, open_inputs
-from engines.checkpoint import Checkpoint
-from engines.decoder_config import MODEL_TYPES, decoder_config
+from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.decoder_config import MODEL_TYPES, decoder_config
+from engines.directory.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
 from engines.directory.staging import atomic_directory
+from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
-from engines.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
-from engines.tensorfile import TensorSpec, TensorWriter
 from engines.vllm_plugin.format import (
     BF16,
     CODES,
@@ -28,7 +28,7 @@ from engines.vllm_plugin.format import (
     kept_values,
     pack_nibbles,
 )
-from maskgen.maskfile import Mask
+from maskgen.format.mask_file import Mask
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,10 +41,10 @@ def build(request: BuildRequest) -> Manifest:
     """Build a vLLM engine directory; without masks, a dense one.
 
     Raises:
-        EngineDirectoryError: see `engines.build.open_inputs`; or the weights are not those of the
-            model's architecture, where twofour knows it.
-        MaskError: see `engines.build.open_inputs`; or a listed layer is an expert, or its width is
-            no multiple of 8.
+        EngineDirectoryError: see `engines.directory.build.open_inputs`; or the weights are not
+            those of the model's architecture, where twofour knows it.
+        MaskError: see `engines.directory.build.open_inputs`; or a listed layer is an expert, or
+            its width is no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
     inputs = open_inputs(request)

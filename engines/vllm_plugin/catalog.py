@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import MaskInfo
-from engines.build import changed_share
-from engines.checkpoint import Checkpoint
+from engines.directory.build import changed_share
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.manifest import NAME_PATTERN, Manifest
 from engines.errors import MaskError, UnknownMaskError
-from engines.manifest import NAME_PATTERN, Manifest
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
-from maskgen.maskfile import Mask, MaskFileError, read_mask
+from maskgen.format.mask_file import Mask, MaskFileError, read_mask
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from vllm import SamplingParams as VllmSamplingParams
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from engines.base import TokenLogprobs
-from engines.json_schema import prepared_schema
+from engines.decoding.json_schema import prepared_schema
 from engines.sampling import SamplingParams, StructuredOutput
 
 
@@ -20,8 +20,9 @@ def sampling_params(
 ) -> VllmSamplingParams:
     """One choice's parameters for vLLM.
 
-    Text, stop strings and the reason of the end are twofour's business (`engines.output`), so vLLM
-    gets token ids only and streams each token as it comes.
+    Text, stop strings and the reason of the end are twofour's business
+    (`engines.decoding.output_text`), so vLLM gets token ids only and streams each token
+    as it comes.
     """
     return VllmSamplingParams(
         n=1,

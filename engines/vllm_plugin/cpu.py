@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-import engines.torch_ops  # noqa: F401  (registers the operator)
-from engines import kernels, layout
+import engines.native.torch_ops  # noqa: F401  (registers the operator)
 from engines.errors import EngineDirectoryError
-from engines.layout import BF16, Layout, PackedWeights
+from engines.native import kernels, layout
+from engines.native.layout import BF16, Layout, PackedWeights
 from engines.vllm_plugin.backend import DeviceKernels, Run
 from engines.vllm_plugin.format import COLUMN_STEP, dense_values, unpack_nibbles
 

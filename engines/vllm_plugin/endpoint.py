@@ -17,8 +17,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, UnknownMaskError
-from engines.manifest import read_manifest
 from engines.vllm_plugin.catalog import MaskCatalog
 
 _SWITCH_TIMEOUT = 600.0

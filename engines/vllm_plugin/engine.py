@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.admission import check_request, scored, stop_token_ids, token_limit, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -19,6 +18,16 @@ from engines.base import (
     GenerationRequest,
     MaskInfo,
 )
+from engines.decoding.output_text import ChoiceText
+from engines.decoding.request_checks import (
+    check_request,
+    scored,
+    stop_token_ids,
+    token_limit,
+    without_work,
+)
+from engines.decoding.structured_output import ConstraintCompiler
+from engines.directory.manifest import COMPLEMENT_FILE
 from engines.directory.opening import open_directory
 from engines.directory.progress import Progress, silent
 from engines.errors import (
@@ -27,9 +36,6 @@ from engines.errors import (
     InvalidRequestError,
     MaskError,
 )
-from engines.manifest import COMPLEMENT_FILE
-from engines.output import ChoiceText
-from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
 from engines.version import own_version
 from engines.vllm_plugin.catalog import MaskCatalog

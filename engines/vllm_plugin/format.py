@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engines.errors import EngineDirectoryError
-from maskgen.patterns import PAIRS, Codes
+from maskgen.format.patterns import PAIRS, Codes
 
 QUANT_METHOD = "twofour"
 FORMAT_VERSION = 1

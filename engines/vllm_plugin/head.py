@@ -13,7 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
-from engines.layout import Layout
+from engines.native.layout import Layout
 from engines.vllm_plugin.cpu import CpuBackend
 
 logger = init_logger("vllm.twofour")

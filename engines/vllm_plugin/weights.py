@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engines.directory.manifest import COMPLEMENT_FILE, read_manifest
 from engines.directory.tied_file import TiedFile
 from engines.errors import MaskError
-from engines.manifest import COMPLEMENT_FILE, read_manifest
 from engines.vllm_plugin.build import WEIGHTS_FILE
 from engines.vllm_plugin.format import (
     CODES,
@@ -22,8 +22,8 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
     unpack_nibbles,
 )
-from maskgen.maskfile import MaskFileError, read_mask
-from maskgen.patterns import Codes
+from maskgen.format.mask_file import MaskFileError, read_mask
+from maskgen.format.patterns import Codes
 
 
 class MaskedWeights:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskgen.container import ContainerError, TensorEntry, read_header
+from maskgen.format.container import ContainerError, TensorEntry, read_header
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskgen.patterns import PATTERNS
+from maskgen.format.patterns import PATTERNS
 
 
 def patterns_like(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskgen.format.patterns import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig
 from maskgen.learning.distributed import (
@@ -24,7 +25,6 @@ from maskgen.learning.loss import next_token_loss
 from maskgen.learning.masked_linear import Clock, MaskedLinear, replace_module
 from maskgen.learning.relaxation import Relaxation, Softness
 from maskgen.learning.schedules import cosine
-from maskgen.patterns import Codes
 from maskgen.selection import decoder_layers
 
 

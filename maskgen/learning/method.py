@@ -8,11 +8,11 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import nn
 
+from maskgen.format.patterns import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import LearnConfig
 from maskgen.learning.distributed import World
 from maskgen.learning.learner import Learner
-from maskgen.patterns import Codes
 
 ConfigT = TypeVar("ConfigT", bound=LearnConfig)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from maskgen.format.patterns import Codes, keep_from_codes
 from maskgen.learning import sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.learner import Movement, StepReport, prepare_model
@@ -18,7 +19,6 @@ from maskgen.learning.loss import next_token_loss
 from maskgen.learning.noise import NoiseKey, four_gumbels, layer_number
 from maskgen.learning.prior import add_weight_prior
 from maskgen.learning.relaxation import RelaxedTopTwo
-from maskgen.patterns import Codes, keep_from_codes
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskgen.format.patterns import PAIRS
 from maskgen.learning.gumbel import patterns_like
-from maskgen.patterns import PAIRS
 
 
 def gaussian(shape: tuple[int, ...], sigma: float, seed: int, layer: int) -> Tensor:

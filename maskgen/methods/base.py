@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from maskgen.patterns import Codes
+from maskgen.format.patterns import Codes
 
 StatisticT = TypeVar("StatisticT", bound="Statistic")
 

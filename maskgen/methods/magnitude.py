@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskgen.format.patterns import project
 from maskgen.methods.base import NoStatistic, PrunedLayer, PruneMethod
-from maskgen.patterns import project
 
 
 class Magnitude(PruneMethod[NoStatistic]):

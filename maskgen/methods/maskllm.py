@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from maskgen.format.patterns import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
@@ -27,7 +28,6 @@ from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_pattern_prior, gaussian
 from maskgen.learning.relaxation import GumbelPatterns, Softness
 from maskgen.learning.schedules import linear
-from maskgen.patterns import Codes
 
 
 class MaskLLMConfig(GradientConfig):

@@ -15,13 +15,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
+from maskgen.format.patterns import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import Count, LearnConfig, Positive
 from maskgen.learning.distributed import World
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.policy import PolicyLearner
-from maskgen.patterns import Codes
 
 
 class MaskProConfig(LearnConfig):

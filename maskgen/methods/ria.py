@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskgen.format.patterns import project
 from maskgen.methods.base import PrunedLayer, PruneMethod, SquaredNorms
-from maskgen.patterns import project
 
 ACTIVATION_POWER = 0.5
 """The paper's exponent `a` of the input norm."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from maskgen.format.patterns import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
@@ -26,7 +27,6 @@ from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_weight_prior, gaussian
 from maskgen.learning.relaxation import RelaxedTopTwo, Softness
 from maskgen.learning.schedules import exponential
-from maskgen.patterns import Codes
 
 
 class RoIConfig(GradientConfig):

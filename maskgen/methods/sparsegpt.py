@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskgen.format.patterns import GROUP, Codes, keep_from_codes, project
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
-from maskgen.patterns import GROUP, Codes, keep_from_codes, project
 
 DAMPING = 0.01
 """Share of the Hessian's mean diagonal that is added to its diagonal, as in the paper's code."""

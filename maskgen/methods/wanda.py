@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskgen.format.patterns import project
 from maskgen.methods.base import PrunedLayer, PruneMethod, SquaredNorms
-from maskgen.patterns import project
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engines.decoding.structured_output import MAX_CONSTRAINT_CHARS
 from engines.sampling import MAX_LOGPROBS, MAX_STOPS
-from engines.structured import MAX_CONSTRAINT_CHARS
 from serving.errors import invalid
 
 MAX_TOKEN_ID = 2**31 - 1

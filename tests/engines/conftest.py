@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.checkpoint import Checkpoint
-from maskgen.maskfile import Mask, base_digest, read_mask, write_mask
-from maskgen.patterns import project
+from engines.directory.checkpoint import Checkpoint
+from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+from maskgen.format.patterns import project
 from tests.tiny_model import make_tiny_llama
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -13,8 +13,8 @@ import transformers
 
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.sampling import SamplingParams
-from maskgen.maskfile import read_mask
-from maskgen.patterns import keep_from_codes
+from maskgen.format.mask_file import read_mask
+from maskgen.format.patterns import keep_from_codes
 
 
 @dataclass

@@ -12,7 +12,7 @@ for part in engines maskgen tests benchmarks twofour CMakeLists.txt pyproject.to
   rm -rf "$work/tree/$part"
   cp -R "$root/$part" "$work/tree/$part"
 done
-rm -f "$work"/tree/engines/*.so
+rm -f "$work"/tree/engines/native/*.so
 cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_SANITIZE=ON -DPython_EXECUTABLE="$(command -v "$python")"
 cmake --build "$work/build" --parallel 2
 
@@ -25,5 +25,5 @@ UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 PYTHONPATH=.
 export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS PYTHONPATH
 "$python" -m pytest -p no:cacheprovider --timeout 1200 \
-  tests/engines/test_layout.py tests/engines/test_kernels.py tests/engines/test_patch.py
+  tests/engines/native/test_layout.py tests/engines/native/test_kernels.py tests/engines/native/test_patch.py
 "$python" tests/fuzz/fuzz_unpack.py --seconds "$seconds"

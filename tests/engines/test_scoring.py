@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines import _native
 from engines.base import Engine, GenerationChunk, GenerationRequest, TokenLogprobs
-from engines.build import BuildRequest
 from engines.cpu.build import build as build_cpu
 from engines.cpu.model import PAGE_POSITIONS
+from engines.directory.build import BuildRequest
 from engines.errors import PromptTooLongError
-from engines.reference import build as build_reference
+from engines.native import _native
+from engines.reference.engine import build as build_reference
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from tests.engines.conftest import random_mask

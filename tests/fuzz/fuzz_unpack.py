@@ -19,8 +19,8 @@ from collections import Counter
 
 import numpy as np
 
-from engines import kernels, layout
-from engines.layout import BF16, Layout, LayoutError, PackedWeights
+from engines.native import kernels, layout
+from engines.native.layout import BF16, Layout, LayoutError, PackedWeights
 
 
 def fuzz_once(seed: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgen.maskfile import Mask
+from maskgen.format.mask_file import Mask
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (12, 8),

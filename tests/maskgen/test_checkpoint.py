@@ -14,10 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from maskgen.format.mask_file import read_mask
 from maskgen.learning.checkpoint import CheckpointError, CheckpointFolder, RunState
 from maskgen.learning.distributed import World
 from maskgen.learning.progress import RunLog
-from maskgen.maskfile import read_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from maskgen.compare import compare, ordered, summarise
-from maskgen.maskfile import MaskFileError
-from maskgen.patterns import keep_from_codes
+from maskgen.format.mask_file import MaskFileError
+from maskgen.format.patterns import keep_from_codes
 from maskgen.plots import plot_difference, plot_patterns
 from tests.maskgen.masks import changed_mask, random_mask, sha
 

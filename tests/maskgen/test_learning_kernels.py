@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from maskgen.format.patterns import codes_from_keep
 from maskgen.learning import gumbel, sampling
 from maskgen.learning.native import choose_kernels, native_module
 from maskgen.learning.noise import NoiseKey, four_gumbels, philox, six_gumbels
 from maskgen.learning.relaxation import GumbelPatterns, RelaxedTopTwo, Softness
-from maskgen.patterns import codes_from_keep
 
 CPU = torch.device("cpu")
 KEY = NoiseKey(seed=2**40 + 7, step=3, micro_batch=2, layer=0xDEADBEEF)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskgen.hf import load_model
 from maskgen.learning.attention import NAME, use_short_attention
 from maskgen.learning.loss import next_token_loss
 from maskgen.learning.schedules import cosine, exponential, linear
+from maskgen.torch_model import load_model
 from tests.tiny_model import make_tiny_llama
 
 

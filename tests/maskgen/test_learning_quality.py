@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from maskgen.data import TextSet
+from maskgen.format.mask_file import Mask
+from maskgen.format.patterns import keep_from_codes
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.hf import load_model
 from maskgen.learn import LearnRequest, learn, parse_config
-from maskgen.maskfile import Mask
-from maskgen.patterns import keep_from_codes
 from maskgen.prune import PruneSettings, prune
+from maskgen.torch_model import load_model
 from maskgen.windows import token_windows
 from tests.tiny_model import make_tiny_llama
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.hf import load_model
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.learning import learner, loop
 from maskgen.learning.batches import Batches
 from maskgen.learning.checkpoint import CheckpointError
 from maskgen.learning.distributed import World
 from maskgen.learning.loop import LearningStoppedError
 from maskgen.learning.prior import add_pattern_prior
-from maskgen.maskfile import read_mask, write_mask
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
 from maskgen.methods.roi import RoI, RoIConfig
+from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import losses, magnitude_prior, small_run
 from tests.tiny_model import make_tiny_llama
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskgen.format.patterns import PAIRS, keep_from_codes
 from maskgen.methods.base import NoStatistic, SquaredNorms
 from maskgen.methods.magnitude import Magnitude
 from maskgen.methods.ria import Ria
@@ -19,7 +20,6 @@ from maskgen.methods.sparsegpt import (
     sparsegpt,
 )
 from maskgen.methods.wanda import Wanda
-from maskgen.patterns import PAIRS, keep_from_codes
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from maskgen import models
-from maskgen.hf import resolve_dtype
 from maskgen.models import ModelNotFoundError, model_name, resolve_model
+from maskgen.torch_model import resolve_dtype
 
 
 def test_a_local_directory_is_taken_as_it_is(tmp_path: Path) -> None:

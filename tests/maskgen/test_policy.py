@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.hf import load_model
+from maskgen.format.mask_file import Mask
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
 from maskgen.learning.policy import PolicyLearner
-from maskgen.maskfile import Mask
 from maskgen.methods.maskpro import MaskPro, MaskProConfig
+from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import magnitude_prior
 from tests.tiny_model import make_tiny_llama
 

@@ -12,16 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from maskgen.apply import apply_mask, with_decoder_weights
 from maskgen.data import TextSet
-from maskgen.digests import base_digest
 from maskgen.format.coverage import DenseWeight, dense_lines, share
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError
+from maskgen.format.patterns import keep_from_codes, project
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.hf import apply_to_module, load_model
-from maskgen.maskfile import Mask, MaskFileError
-from maskgen.patterns import keep_from_codes, project
 from maskgen.prune import PruneSettings, prune
 from maskgen.registry import METHODS, UnknownMethodError, load_method, method_names
 from maskgen.selection import LayerChoice, SelectionError, decoder_layers, select_layers
+from maskgen.torch_model import apply_to_module, load_model
 from maskgen.windows import TooLittleTextError, draw_windows, token_windows
 from tests.maskgen.masks import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama

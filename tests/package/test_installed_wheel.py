@@ -82,7 +82,7 @@ def test_it_runs_from_its_own_files(installed: Installation) -> None:
     assert masks.is_relative_to(installed.bin.parent)
     said = installed.run("twofour", "mask", "inspect", str(masks / "python.safetensors"), "--json")
     assert json.loads(said)["domain"] == "python"
-    where = "import engines, maskgen._native, engines._native as n; print(n.__file__)"
+    where = "import engines, maskgen._native, engines.native._native as n; print(n.__file__)"
     module = Path(installed.run("python", "-c", where).strip())
     assert module.is_relative_to(installed.bin.parent)
     needed = subprocess.run(["ldd", module], capture_output=True, text=True, check=True).stdout

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engines.admission import scored, without_work
 from engines.base import (
     Engine,
     EngineInfo,
@@ -27,6 +26,8 @@ from engines.base import (
     MaskInfo,
     TokenLogprobs,
 )
+from engines.decoding.request_checks import scored, without_work
+from engines.decoding.structured_output import ConstraintCompiler
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
@@ -34,7 +35,6 @@ from engines.errors import (
     MaskError,
     UnknownMaskError,
 )
-from engines.structured import ConstraintCompiler
 from engines.text import TextCodec
 
 CONTEXT = 256

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engines.structured import ConstraintCompiler
+from engines.decoding.structured_output import ConstraintCompiler
 from serving import constraints
 from tests.serving.conftest import App
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
+from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError
 from serving import opening_log
 from serving.app import open_engine

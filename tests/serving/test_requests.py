@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engines.chat_template import ChatTemplate
+from engines.chat_template.template import ChatTemplate
 from serving.api import completions
 from serving.errors import MAX_MESSAGE_CHARS
 from tests.serving.conftest import App, open_app

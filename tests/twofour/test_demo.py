@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from maskgen.maskfile import read_mask, write_mask
+from maskgen.format.mask_file import read_mask, write_mask
 from tests.engines.conftest import nearby_mask, random_mask
 from tests.tiny_model import make_tiny_llama
 from twofour import shipped_masks

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from engines import kernels
+from engines.native import kernels
 from twofour.cli import app
 
 

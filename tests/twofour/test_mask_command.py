@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from maskgen.maskfile import read_mask, write_mask
+from maskgen.format.mask_file import read_mask, write_mask
 from tests.maskgen.masks import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app

@@ -76,7 +76,7 @@ def speed(
     from benchmarks.engine.arms import engine_command, peer_commands
     from benchmarks.engine.pages import speed_page
     from benchmarks.engine.speed import KEY, SpeedPlan, measure
-    from engines.manifest import read_manifest
+    from engines.directory.manifest import read_manifest
     from maskgen.models import resolve_model
 
     plan = SpeedPlan(

@@ -42,7 +42,7 @@ def kernels(
     from benchmarks.kernels import measure as bench
     from benchmarks.kernels import report
     from benchmarks.kernels.page import kernels_page
-    from engines.kernels import supported_isas
+    from engines.native.kernels import supported_isas
 
     console = Console(stderr=json_)
     if not console.is_terminal:

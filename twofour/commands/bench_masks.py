@@ -117,7 +117,7 @@ def domains(
     from benchmarks.common.table import TableSpec
     from benchmarks.masks.domains import KEY, General, run_domains
     from benchmarks.masks.pages import domains_page
-    from maskgen.maskfile import read_mask
+    from maskgen.format.mask_file import read_mask
 
     console = Console(stderr=json_)
     bench = _workbench(
@@ -171,9 +171,9 @@ def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: Json = Fal
     from benchmarks.common.result_file import this_command, write_result
     from benchmarks.masks.cost import measure_cost
     from benchmarks.masks.pages import cost_page
-    from maskgen.hf import load_model
     from maskgen.models import resolve_model
     from maskgen.selection import select_layers
+    from maskgen.torch_model import load_model
 
     loaded = load_model(resolve_model(model), dtype, "cpu")
     shapes = [(la.out_features, la.in_features) for la in select_layers(loaded).layers.values()]

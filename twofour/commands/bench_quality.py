@@ -32,7 +32,7 @@ def quality(
     from benchmarks.engine.pages import quality_page
     from benchmarks.engine.quality import KEY, quality_arms
     from maskgen.data import load_texts
-    from maskgen.maskfile import base_digest, read_mask
+    from maskgen.format.mask_file import base_digest, read_mask
     from maskgen.models import resolve_model
 
     gguf = {}

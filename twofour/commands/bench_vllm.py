@@ -45,9 +45,9 @@ def speed(
     from benchmarks.vllm.pages import speed_page
     from benchmarks.vllm.report import operator_call_us, summary
     from benchmarks.vllm.speed import KEY, VllmPlan, build_arms, measure
-    from engines import kernels
+    from engines.native import kernels
     from engines.vllm_plugin.version import vllm_version
-    from maskgen.maskfile import read_mask
+    from maskgen.format.mask_file import read_mask
     from maskgen.models import model_name, resolve_model
 
     plan = VllmPlan(
@@ -107,10 +107,10 @@ def agreement(
     from benchmarks.common.result_file import this_command, write_result
     from benchmarks.vllm.agreement import AgreementPlan, check, measure
     from benchmarks.vllm.pages import agreement_page
-    from engines import kernels
+    from engines.native import kernels
     from engines.vllm_plugin.version import vllm_version
     from maskgen.data import load_texts
-    from maskgen.maskfile import read_mask
+    from maskgen.format.mask_file import read_mask
 
     texts = load_texts(data)
     plan = AgreementPlan(model, mask, prompts, prompt_tokens, output_tokens, margin, eager)

@@ -12,13 +12,13 @@ import typer
 from twofour.commands.option_values import named_masks
 
 if TYPE_CHECKING:
-    from engines.manifest import Manifest
+    from engines.directory.manifest import Manifest
 
 BUILDERS = {
     "cpu": "engines.cpu.build:build",
     "vllm": "engines.vllm_plugin.build:build",
     "tensorrt-llm": "engines.tensorrt_llm.build:build",
-    "reference": "engines.reference:build",
+    "reference": "engines.reference.engine:build",
 }
 CONFIGURABLE = ("tensorrt-llm",)
 """Targets whose builder has settings of its own."""
@@ -50,7 +50,7 @@ def build(
     """Build an engine directory from a model and its masks."""
     from rich.progress import Progress
 
-    from engines.build import BuildRequest
+    from engines.directory.build import BuildRequest
     from maskgen.models import model_name, resolve_model
 
     if target not in BUILDERS:
@@ -99,4 +99,4 @@ def _settings(target: str, options: list[str]) -> dict[str, str]:
 
 
 if TYPE_CHECKING:
-    from engines.build import BuildRequest
+    from engines.directory.build import BuildRequest

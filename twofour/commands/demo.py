@@ -144,7 +144,7 @@ def _make_masks(run: DemoRun) -> None:
     from rich.progress import Progress
 
     from maskgen.data import load_texts
-    from maskgen.maskfile import write_mask
+    from maskgen.format.mask_file import write_mask
     from maskgen.prune import PruneSettings, prune
 
     run.masks["learned"] = run.learned[GENERAL]
@@ -183,16 +183,16 @@ def _measure_quality(run: DemoRun) -> None:
 
 
 def _perplexity(run: DemoRun, file: Path | None) -> Any:
+    from evaluation.perplexity import evaluate
     from maskgen.data import load_texts
-    from maskgen.evaluate import evaluate
+    from maskgen.format.mask_file import read_mask
     from maskgen.format.tokenizer import ModelTokenizer
-    from maskgen.hf import (
+    from maskgen.torch_model import (
         TorchScorer,
         apply_to_module,
         dtype_name,
         load_model,
     )
-    from maskgen.maskfile import read_mask
 
     network, tokenizer = load_model(run.model, "auto"), ModelTokenizer(run.model)
     if file is not None:
@@ -210,7 +210,7 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
 
 
 def _build_engines(run: DemoRun) -> None:
-    from engines.build import BuildRequest
+    from engines.directory.build import BuildRequest
     from twofour.commands.build import run_builder
 
     for arm, masks in (("dense", {}), ("sparse", _served_masks(run))):

@@ -13,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from twofour.scoring import Subject
+    from evaluation.subjects import Subject
 
 
 def evaluate(
@@ -89,9 +89,9 @@ def evaluate(
 def _perplexity(
     subject: Subject, data: str, window: int, windows: int | None, console: Console
 ) -> dict[str, Any]:
+    from evaluation.perplexity import EvaluationError
+    from evaluation.perplexity import evaluate as measure
     from maskgen.data import load_texts
-    from maskgen.evaluate import EvaluationError
-    from maskgen.evaluate import evaluate as measure
 
     longest = subject.context_length
     if longest is not None and window > longest:
@@ -134,7 +134,7 @@ def _tasks(
     folder: Path | None,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
-    from twofour.lm_tasks import run_tasks
+    from evaluation.lm_tasks import run_tasks
 
     with _progress(console) as bar:
         task = bar.add_task("answers", total=None)
@@ -175,7 +175,7 @@ def _open(
     dtype: str,
     api_key: str | None,
 ) -> AbstractContextManager[Subject]:
-    from twofour.scoring import engine_subject, server_subject, torch_subject
+    from evaluation.subjects import engine_subject, server_subject, torch_subject
 
     if target is None:
         if model is None:

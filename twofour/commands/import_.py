@@ -24,9 +24,9 @@ def import_checkpoint(
     """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask."""
     from rich.progress import Progress
 
-    from engines.build import BuildRequest
+    from engines.directory.build import BuildRequest
+    from engines.directory.import_checkpoint import import_checkpoint as run
     from engines.directory.staging import atomic_directory
-    from engines.orphans import import_checkpoint as run
     from maskgen.format.coverage import coverage, dense_lines
 
     if target is not None and target not in BUILDERS:

@@ -39,7 +39,7 @@ def info(
 def _machine() -> dict[str, Any]:
     import psutil
 
-    from engines import kernels
+    from engines.native import kernels
 
     sets = kernels.supported_isas()
     facts = {
@@ -73,7 +73,7 @@ def _versions() -> dict[str, str]:
 
 
 def _engine(directory: Path) -> dict[str, Any]:
-    from engines.manifest import read_manifest
+    from engines.directory.manifest import read_manifest
 
     manifest = read_manifest(directory)
     facts: dict[str, Any] = {

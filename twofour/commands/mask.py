@@ -12,7 +12,7 @@ from rich.console import Console
 from twofour.commands import mask_learn
 
 if TYPE_CHECKING:
-    from maskgen.maskfile import Mask
+    from maskgen.format.mask_file import Mask
 
 app = typer.Typer(no_args_is_help=True, help="Make, inspect, compare and apply masks.")
 app.command("learn")(mask_learn.learn)
@@ -60,14 +60,14 @@ def prune(
 ) -> None:
     """Compute a mask in one shot."""
     from maskgen.format.coverage import coverage, dense_lines
-    from maskgen.hf import check_base
-    from maskgen.maskfile import base_digest, read_mask, write_mask
+    from maskgen.format.mask_file import base_digest, read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.prune import PruneSettings
     from maskgen.prune import prune as run
     from maskgen.registry import load_method
     from maskgen.selection import LayerChoice
     from maskgen.self_text import calibration_texts
+    from maskgen.torch_model import check_base
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
@@ -119,8 +119,8 @@ def inspect(
 
     from maskgen.compare import summarise
     from maskgen.format.coverage import coverage
-    from maskgen.maskfile import read_mask
-    from maskgen.patterns import PATTERNS
+    from maskgen.format.mask_file import read_mask
+    from maskgen.format.patterns import PATTERNS
 
     mask = read_mask(file, parent)
     rows = summarise(mask)
@@ -173,7 +173,7 @@ def diff(
     from rich.table import Table
 
     from maskgen.compare import compare
-    from maskgen.maskfile import read_mask
+    from maskgen.format.mask_file import read_mask
 
     mask, against = read_mask(file, parent), read_mask(other, parent)
     rows, total = compare(mask, against)
@@ -224,8 +224,8 @@ def graft(
 ) -> None:
     """Carry over to a mask what learning changed in another one."""
     from maskgen.compare import compare
+    from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.graft import graft as carry_over
-    from maskgen.maskfile import read_mask, write_mask
 
     start = read_mask(onto)
     grafted = carry_over(start, read_mask(learned), read_mask(prior))
@@ -244,7 +244,7 @@ def apply(
     """Write a model directory in which the dropped weights are zero, for other tools."""
     from maskgen.apply import apply_mask, with_decoder_weights
     from maskgen.format.coverage import coverage
-    from maskgen.maskfile import read_mask
+    from maskgen.format.mask_file import read_mask
     from maskgen.models import resolve_model
 
     loaded = read_mask(mask, parent)
@@ -331,7 +331,7 @@ def _difference_json(row: Any) -> dict[str, Any]:
 
 
 def _stored_bits(mask: Mask, other: Mask) -> int:
-    from maskgen import delta
+    from maskgen.format import difference as delta
 
     coded = delta.encode(mask.codes, other.codes)
     return 8 * (coded.words.nbytes + coded.tables.nbytes + coded.table_of_layer.nbytes)

@@ -13,7 +13,7 @@ from twofour.commands.option_values import method_settings
 
 if TYPE_CHECKING:
     from maskgen.data import TextSet
-    from maskgen.maskfile import Mask
+    from maskgen.format.mask_file import Mask
 
 _Option = typer.Option
 
@@ -72,9 +72,9 @@ def learn(
     """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
     from maskgen.data import TextSet, load_texts
     from maskgen.format.coverage import coverage
+    from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.learn import LearnRequest, parse_config
     from maskgen.learn import learn as run
-    from maskgen.maskfile import read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.selection import LayerChoice
 
@@ -141,7 +141,7 @@ def prior_mask(
     Raises:
         ValueError: neither a file nor a one-shot method, or a method under torchrun.
     """
-    from maskgen.maskfile import read_mask, write_mask
+    from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.prune import PruneSettings, prune
     from maskgen.registry import load_method, method_names
 

@@ -27,7 +27,7 @@ def named_masks(specs: Sequence[str]) -> dict[str, Path]:
 
 
 def _named_mask(spec: str) -> tuple[str, Path]:
-    from maskgen.maskfile import read_metadata
+    from maskgen.format.mask_file import read_metadata
 
     name, found, file = spec.partition("=")
     if found:

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.engine.mix import crossovers, measure_mix, measured_rules
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
-from engines.build import BuildRequest, changed_share
 from engines.cpu.build import build
 from engines.cpu.storage_rule import StorageRule
-from maskgen.maskfile import read_mask
+from engines.directory.build import BuildRequest, changed_share
+from maskgen.format.mask_file import read_mask
 from tests.engines.conftest import nearby_mask, random_mask
 from tests.tiny_model import make_tiny_llama
 

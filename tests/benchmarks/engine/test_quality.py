@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
+from engines.directory.build import BuildRequest
 from tests.engines.conftest import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.engine.shaped_model import LLAMA_1B, build_engines
-from engines import layout
+from engines.native import layout
 
 SHAPE = {
     **LLAMA_1B,
@@ -26,7 +26,7 @@ SHAPE = {
 LOADING = """
 import json, sys
 from pathlib import Path
-from engines.decoder_config import read_decoder_config
+from engines.directory.decoder_config import read_decoder_config
 from engines.cpu.model import CpuModel, Limits
 from engines.cpu.opening import open_cpu_directory
 

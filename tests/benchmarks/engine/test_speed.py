@@ -14,8 +14,8 @@ from benchmarks.common.arm_process import ArmError
 from benchmarks.engine.arms import engine_command
 from benchmarks.engine.speed import SpeedPlan, measure
 from benchmarks.engine.split import split_of
-from engines.build import BuildRequest
 from engines.cpu.build import build
+from engines.directory.build import BuildRequest
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
 from twofour.cli import app

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 from benchmarks.kernels import measure, report
-from engines.kernels import supported_isas
+from engines.native.kernels import supported_isas
 from twofour.cli import app
 
 FIELDS = {"n", "k", "tokens", "threads", "isa", "kernel"} | {

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks.common.table import StaleRowsError
 from benchmarks.masks import domains, league, settings
 from benchmarks.masks.league import gap_closed
-from maskgen.maskfile import read_mask
+from maskgen.format.mask_file import read_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import BuildRequest
 from engines.cpu.engine import CpuEngine
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError
-from engines.manifest import read_manifest
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from tests.engines.conftest import as_version_1, nearby_mask

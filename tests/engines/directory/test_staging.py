@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.build import BuildRequest
 from engines.cpu.build import build
 from engines.directory import staging as module
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import MANIFEST_FILE
 from engines.directory.staging import LOCK_FILE, atomic_directory, remove_stale, staging
 from engines.errors import EngineDirectoryError
-from engines.manifest import MANIFEST_FILE
 
 STAGE = """
 import os, signal, sys

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from engines.directory.files import record_files
+from engines.directory.manifest import FileRecord
+from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.manifest import FileRecord
-from engines.tensorfile import TensorSpec, TensorWriter
 
 ARRAYS = {
     "a": np.arange(1000, dtype=np.float32).reshape(10, 100),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engines.checkpoint import Checkpoint
+from engines.directory.checkpoint import Checkpoint
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import write_checkpoint
 from engines.tensorrt_llm.config import Mapping, checkpoint_config, convertible_decoder
-from maskgen.maskfile import Mask
+from maskgen.format.mask_file import Mask
 from tests.engines.tensorrt_llm.helpers import masked_state, random_mask, restore
 from tests.tiny_model import make_tiny_llama
 

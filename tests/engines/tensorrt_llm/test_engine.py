@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engines.base import GenerationChunk, GenerationRequest
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError
-from engines.manifest import read_manifest
 from engines.tensorrt_llm.build import build, extend, resume
 from engines.tensorrt_llm.preflight import PreflightError
 from engines.tensorrt_llm.record import NoSparseTacticsError, describe_engines, read_record

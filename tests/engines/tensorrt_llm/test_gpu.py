@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from engines.base import GenerationRequest
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError
-from engines.reference import ReferenceEngine
-from engines.reference import build as build_reference
+from engines.reference.engine import ReferenceEngine
+from engines.reference.engine import build as build_reference
+from engines.reference.semi_structured import pack, sparse_tensor, swap_
 from engines.sampling import SamplingParams
-from engines.semi_structured import pack, sparse_tensor, swap_
 from engines.tensorrt_llm.build import build, resume
 from engines.tensorrt_llm.directory import write_directory
 from engines.tensorrt_llm.engine import TensorRtLlmEngine

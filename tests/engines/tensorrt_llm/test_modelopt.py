@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engines.checkpoint import Checkpoint
+from engines.directory.checkpoint import Checkpoint
 from engines.tensorrt_llm.checkpoint import write_checkpoint
 from engines.tensorrt_llm.config import Mapping
 from tests.engines.tensorrt_llm.helpers import random_mask, sparse_model

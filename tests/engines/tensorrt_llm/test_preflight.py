@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from engines.checkpoint import Checkpoint
-from engines.decoder_config import read_decoder_config
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.decoder_config import read_decoder_config
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import write_checkpoint
 from engines.tensorrt_llm.config import Mapping

@@ -9,7 +9,7 @@ import numpy as np
 
 from engines import reference
 from engines.base import Engine, GenerationChunk, GenerationRequest
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from engines.sampling import SamplingParams
 from engines.vllm_plugin import build as vllm_build
 from tests.engines.conftest import random_mask

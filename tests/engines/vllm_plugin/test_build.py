@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from engines.build import BuildRequest
-from engines.checkpoint import Checkpoint
+from engines.directory.build import BuildRequest
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
-from engines.manifest import read_manifest
 from engines.vllm_plugin.build import build
 from engines.vllm_plugin.catalog import MaskCatalog
 from engines.vllm_plugin.format import BF16, dense_values, parse_spec, unpack_nibbles
 from engines.vllm_plugin.weights import MaskedWeights
-from maskgen.maskfile import read_mask
-from maskgen.patterns import keep_from_codes
+from maskgen.format.mask_file import read_mask
+from maskgen.format.patterns import keep_from_codes
 from tests.engines.conftest import mask_of_experts, random_mask
 from tests.tiny_model import make_tiny_llama
 

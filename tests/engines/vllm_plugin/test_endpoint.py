@@ -11,11 +11,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from engines.build import BuildRequest
-from engines.manifest import read_manifest
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import read_manifest
 from engines.vllm_plugin.build import build
 from engines.vllm_plugin.endpoint import MaskRoutes
-from maskgen.maskfile import read_mask
+from maskgen.format.mask_file import read_mask
 
 
 class Client:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from engines.build import BuildRequest
+from engines.directory.build import BuildRequest
 from tests.engines.conftest import random_mask
 from tests.serving.conftest import ServerProcess, start_process
 from tests.tiny_model import make_tiny_llama

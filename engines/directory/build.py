@@ -1,0 +1,234 @@
+"""What building an engine directory has in common for every target."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from engines.directory.checkpoint import Checkpoint
+from engines.directory.files import list_files, record_files
+from engines.directory.manifest import (
+    NAME_PATTERN,
+    LayoutRecord,
+    Manifest,
+    MaskRecord,
+    Target,
+    write_manifest,
+)
+from engines.directory.progress import Progress, silent
+from engines.directory.tokenizer_check import tokenizer_note
+from engines.errors import EngineDirectoryError, MaskError
+from engines.text import TextCodec, text_files
+from engines.version import own_version
+from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+
+StorageChoice = Callable[[float], Literal["patch", "copy"]]
+"""How an engine keeps a mask that changes this share of the groups."""
+
+MASK_FOLDER = "masks"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build; every target's builder takes one.
+
+    Attributes:
+        model: Hugging Face model directory.
+        model_name: what requests will call the model.
+        masks: name -> mask file, the first being the default; empty for a dense engine.
+        out: the directory to make; it appears when it is complete.
+        sealed: leave out the values that the default mask drops.
+        overwrite: replace an engine directory that is in the way.
+        progress: told about every layer.
+        note: told what the user should know about the outcome, a line at a time.
+    """
+
+    model: Path
+    model_name: str
+    masks: Mapping[str, Path]
+    out: Path
+    sealed: bool = False
+    overwrite: bool = False
+    progress: Progress = silent
+    note: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """A request's files, opened and checked against each other.
+
+    Attributes:
+        checkpoint: the model.
+        base_digest: digest of the model's tensors.
+        masks: by name; empty for a dense engine.
+        default_mask: name of the default mask.
+    """
+
+    checkpoint: Checkpoint
+    base_digest: str
+    masks: dict[str, Mask]
+    default_mask: str | None
+
+
+def open_inputs(request: BuildRequest) -> BuildInputs:
+    """Open the model and masks of `request` and check that they belong together.
+
+    Raises:
+        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer; or several
+            masks are given for a sealed directory.
+        MaskFileError: a mask file is unreadable.
+        MaskError: a mask belongs to another model, or lists layers that the model has not, or
+            with other shapes, or other layers than the default mask does.
+    """
+    for name in request.masks:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise MaskError(
+                f"mask name {name!r} must be letters, digits, '.', '_' or '-', at most 64"
+            )
+    if request.sealed and len(request.masks) > 1:
+        raise EngineDirectoryError(
+            f"a sealed directory holds one mask, {len(request.masks)} were given: the others take"
+            " their weights from what sealing leaves out; give one mask, or do not seal"
+        )
+    checkpoint = Checkpoint(request.model)
+    request.note(tokenizer_note(request.model, TextCodec(request.model)))
+    digest = base_digest(request.model)
+    masks = {name: read_mask(path) for name, path in request.masks.items()}
+    default = next(iter(masks), None)
+    for name, mask in masks.items():
+        check_mask(name, mask, checkpoint, digest)
+        if default is not None and mask.codes.keys() != masks[default].codes.keys():
+            odd = sorted(mask.codes.keys() ^ masks[default].codes.keys())[0]
+            raise MaskError(
+                f"masks {default!r} and {name!r} list different layers ({odd} is in one only);"
+                " an engine needs the same layers in all its masks"
+            )
+    return BuildInputs(checkpoint, digest, masks, default)
+
+
+def check_mask(name: str, mask: Mask, checkpoint: Checkpoint, digest: str) -> None:
+    """Raise MaskError unless `mask` was made for the model with this base digest."""
+    if mask.base_digest != digest:
+        raise MaskError(
+            f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"
+            f" this model's is {digest[:12]}..."
+        )
+    if not mask.codes:
+        raise MaskError(f"mask {name!r} lists no layers")
+    for layer, codes in mask.codes.items():
+        weight = f"{layer}.weight"
+        if weight not in checkpoint:
+            raise MaskError(f"mask {name!r} lists {layer}, which the model has not")
+        shape = checkpoint.spec(weight).shape
+        if len(shape) != 2 or shape[1] % 4:
+            raise MaskError(f"{layer} has shape {shape}; 2:4 needs a width that is a multiple of 4")
+        if codes.shape != (shape[0], shape[1] // 4):
+            raise MaskError(
+                f"mask {name!r}: {layer} has codes {codes.shape}, the weights {shape} need"
+                f" {(shape[0], shape[1] // 4)}"
+            )
+
+
+def changed_share(mask: Mask, base: Mask) -> float:
+    """Share of the groups in which two masks over the same layers differ."""
+    changed = sum(int(np.count_nonzero(mask.codes[k] != base.codes[k])) for k in base.codes)
+    return changed / sum(codes.size for codes in base.codes.values())
+
+
+def copy_text_files(model: Path, directory: Path) -> None:
+    """Copy tokenizer, chat templates and configuration files."""
+    for path in text_files(model):
+        copy = directory / path.relative_to(model)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def store_masks(
+    inputs: BuildInputs, directory: Path, storage: StorageChoice | None = None
+) -> tuple[MaskRecord, ...]:
+    """Write every mask into the new directory; their manifest records."""
+    if inputs.default_mask is None:
+        return ()
+    base = inputs.masks[inputs.default_mask]
+    (directory / MASK_FOLDER).mkdir()
+    return tuple(
+        store_mask(directory, name, mask, base, storage) for name, mask in inputs.masks.items()
+    )
+
+
+def store_mask(
+    directory: Path, name: str, mask: Mask, base: Mask, storage: StorageChoice | None = None
+) -> MaskRecord:
+    """Write one mask into an engine directory, readable by itself; its manifest record.
+
+    Args:
+        directory: has a folder for masks.
+        name: what requests will call it.
+        mask: its parent, if it has one, stays behind: the whole mask is written.
+        base: the directory's default mask.
+        storage: decides how the engine will keep it; None where the engine decides.
+    """
+    share = changed_share(mask, base)
+    kept = None if storage is None else "base" if mask is base else storage(share)
+    file = f"{MASK_FOLDER}/{name}.safetensors"
+    write_mask(directory / file, replace(mask, parent_digest=None))
+    return MaskRecord(
+        name=name,
+        digest=mask.digest,
+        domain=mask.domain,
+        method=mask.method,
+        layers=len(mask.codes),
+        file=file,
+        changed_share=share,
+        storage=kept,
+    )
+
+
+def finish(
+    request: BuildRequest,
+    inputs: BuildInputs,
+    directory: Path,
+    target: Target,
+    layout: LayoutRecord | None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    storage: StorageChoice | None = None,
+    served: Callable[[Path], list[str]] = list_files,
+) -> Manifest:
+    """Add text files, masks and the manifest: the last step of every builder.
+
+    Args:
+        config: takes the place of the model's own `config.json`, which is written as
+            `engines.directory.checkpoint.Checkpoint` understands it.
+        storage: as for `store_mask`.
+        served: names the files of the directory that serving needs; their content is recorded.
+
+    Raises:
+        EngineDirectoryError: a field is not acceptable, such as the name of a mask.
+    """
+    copy_text_files(request.model, directory)
+    written = inputs.checkpoint.config if config is None else config
+    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    try:
+        manifest = Manifest(
+            target=target,
+            model=request.model_name,
+            base_digest=inputs.base_digest,
+            masks=store_masks(inputs, directory, storage),
+            default_mask=inputs.default_mask,
+            layout=layout,
+            sealed=request.sealed,
+            files=record_files(directory, served(directory), request.progress),
+            created_by=own_version(),
+        )
+    except ValueError as error:
+        raise EngineDirectoryError(f"cannot describe this engine: {error}") from error
+    write_manifest(directory, manifest)
+    return manifest

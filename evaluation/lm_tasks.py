@@ -1,0 +1,130 @@
+"""lm-eval tasks on everything that `twofour eval` can score: a model, an engine, a server.
+
+The library poses the questions and counts the answers; log-probabilities come from the same
+`Subject` that perplexity is measured with.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from evaluation.subjects import Subject
+
+DEFINITIONS = Path(__file__).with_name("tasks")
+"""Tasks that read a local file: `NAME=FILE`."""
+
+SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+
+Progress = Callable[[int, int], None]
+"""Called with (requests scored, requests in all)."""
+
+
+class TaskError(ValueError):
+    """A task is unknown, its file is not what it needs, or lm-eval is not installed."""
+
+
+def run_tasks(
+    subject: Subject,
+    specs: Sequence[str],
+    *,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    folder: Path | None = None,
+    progress: Progress = lambda done, count: None,
+) -> dict[str, dict[str, Any]]:
+    """Measure tasks.
+
+    Args:
+        subject: what to measure.
+        specs: `NAME=FILE` for a task of `DEFINITIONS`, or the name of one of lm-eval's own tasks,
+            whose data comes from the hub.
+        limit: only the first questions of every task.
+        fewshot: examples before every question; None for the task's own number.
+        folder: more definitions (YAML) of tasks, as lm-eval takes them.
+        progress: told about every scored request.
+
+    Returns:
+        Task or group name -> its metrics and, of a task, `samples`: the number of questions.
+
+    Raises:
+        TaskError: see there.
+    """
+    try:
+        import datasets
+        from lm_eval import simple_evaluate
+    except ImportError as error:
+        raise TaskError(f"tasks need lm-eval ({error}): pip install 'twofour[eval]'") from error
+    from evaluation.lm_adapter import SubjectLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    wanted = [_local_task(spec) if "=" in spec else spec for spec in specs]
+    manager = _task_manager({task for task in wanted if isinstance(task, str)}, folder)
+    try:
+        loaded = manager.load(copy.deepcopy(wanted))["tasks"].values()
+    except (KeyError, OSError, ValueError) as error:
+        raise TaskError(f"tasks {', '.join(specs)} cannot be loaded: {error}") from error
+    for task in loaded:
+        if task.OUTPUT_TYPE not in SCORED:
+            raise TaskError(
+                f"task {task.task_name} is of type {task.OUTPUT_TYPE}, which generates text;"
+                f" only these types are scored: {', '.join(SCORED)}"
+            )
+    result = simple_evaluate(
+        SubjectLM(subject, progress),
+        tasks=wanted,
+        task_manager=manager,
+        num_fewshot=fewshot,
+        limit=limit,
+        log_samples=False,
+    )
+    samples = result["n-samples"]
+    return {
+        name: {
+            **{_metric(key): value for key, value in found.items() if "," in key},
+            **({"samples": samples[name]["effective"]} if name in samples else {}),
+        }
+        for name, found in result["results"].items()
+    }
+
+
+def _task_manager(names: set[str], folder: Path | None) -> TaskManager:
+    """A manager that knows the tasks of `folder` and, where one of `names` needs them, lm-eval's.
+
+    lm-eval reads 13,000 files to learn its own names, which takes minutes on a busy machine.
+    """
+    from lm_eval.tasks import TaskManager
+
+    own = None if folder is None else str(folder)
+    manager = TaskManager(include_path=own, include_defaults=False)
+    # Groups and tags may take in tasks from anywhere.
+    if names <= set(manager.all_subtasks):
+        return manager
+    return TaskManager(include_path=own)
+
+
+def _local_task(spec: str) -> dict[str, Any]:
+    import yaml
+
+    name, _, file = spec.partition("=")
+    definition = DEFINITIONS / f"{name}.yaml"
+    if not definition.is_file():
+        known = ", ".join(sorted(path.stem for path in DEFINITIONS.glob("*.yaml")))
+        raise TaskError(f"--tasks {spec!r}: a file can be given to {known}")
+    if not Path(file).is_file():
+        raise TaskError(f"--tasks {spec!r}: there is no file {file!r}")
+    config: dict[str, Any] = yaml.safe_load(definition.read_text(encoding="utf-8"))
+    return config | {"dataset_kwargs": {"data_files": {"test": str(Path(file).resolve())}}}
+
+
+def _metric(key: str) -> str:
+    """`acc,none` -> `acc`: metrics here have no filters but the default one."""
+    name, _, chosen = key.partition(",")
+    return name if chosen == "none" else key
