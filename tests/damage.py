@@ -20,8 +20,10 @@ _NAMES = ("", "x", "__metadata__", "a.b", "model.layers.99999999.mlp.up_proj", "
 
 
 def damaged(path: Path, rng: random.Random) -> bytes:
-    """The content of a safetensors or JSON file with something wrong."""
+    """The content of a file with something wrong; safetensors and JSON are known by their names."""
     data = path.read_bytes()
+    if path.suffix not in (".json", ".safetensors"):
+        return _bytes(data, rng)
     if path.suffix == ".json":
         return _bytes(data, rng) if rng.random() < 0.4 else _dump(_json(json.loads(data), rng))
     length = int.from_bytes(data[:8], "little")
@@ -89,13 +91,20 @@ def _json(value: Any, rng: random.Random) -> Any:
         del parent[key]
     elif choice < 0.25 and isinstance(parent, dict):
         parent[rng.choice(_NAMES)] = parent.pop(key)
-    elif choice < 0.35 and isinstance(old, str) and old[:1] in ("[", "{"):
+    elif choice < 0.35 and isinstance(old, str) and _is_json(old):
         parent[key] = json.dumps(_json(json.loads(old), rng))
     elif choice < 0.45 and type(old) is int:
         parent[key] = old + rng.choice([-1, 1, 8, -8, 64, 1 << 20])
     else:
         parent[key] = rng.choice(_STRANGE)
     return value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
 
 
 def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -348,7 +348,7 @@ def _token_ids(path: Path, value: Any) -> tuple[int, ...]:
     # type() and not isinstance(): True is an int, and is no token.
     if not all(type(item) is int for item in ids):
         raise ModelDirectoryError(
-            f"{path}: eos_token_id is {value!r}, expected a token id or a list of them"
+            f"{path}: eos_token_id is {value!r:.100}, expected a token id or a list of them"
         )
     return tuple(item for item in ids if item >= 0)  # some write -1 for none
 

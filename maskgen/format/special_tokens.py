@@ -56,6 +56,19 @@ def read_declared_tokens(
     Raises:
         ModelDirectoryError: a file is malformed.
     """
+    try:
+        return _declared_tokens(directory, config, tokenizer)
+    except _DeclarationError as error:
+        raise ModelDirectoryError(f"{directory}: {error}") from None
+
+
+class _DeclarationError(ValueError):
+    """A value that is no token; says in which field."""
+
+
+def _declared_tokens(
+    directory: Path, config: Mapping[str, Any], tokenizer: Tokenizer
+) -> DeclaredTokens:
     settings = dict(config)
     if not settings.get(_EXTRA) and _OLD_EXTRA in settings:
         settings[_EXTRA] = settings.pop(_OLD_EXTRA)
@@ -117,17 +130,17 @@ def _added_tokens_map(directory: Path, special: Set[str]) -> dict[int, AddedToke
 
 def _decoder(value: Any) -> dict[int, AddedToken]:
     if not isinstance(value, dict) or not all(token_id.isdecimal() for token_id in value):
-        raise ModelDirectoryError(f"{TOKENIZER_CONFIG_FILE}: {_DECODER} does not map ids to tokens")
+        raise _DeclarationError(f"{TOKENIZER_CONFIG_FILE}: {_DECODER} does not map ids to tokens")
     return {int(token_id): _token(_DECODER, token) for token_id, token in value.items()}
 
 
 def _token(name: str, value: Any) -> AddedToken:
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
+    fields: Any = {"content": value, "special": True} if isinstance(value, str) else value
     try:
-        return AddedToken(value["content"], **{k: value[k] for k in _FLAGS if k in value})
-    except (TypeError, KeyError):
-        raise ModelDirectoryError(
+        flags = {flag: fields[flag] for flag in _FLAGS if flag in fields}
+        return AddedToken(fields["content"], **flags)
+    except (TypeError, KeyError, UnicodeEncodeError):
+        raise _DeclarationError(
             f"{TOKENIZER_CONFIG_FILE} or {SPECIAL_TOKENS_FILE}: {name} is {value!r:.100},"
             " expected a token's text or an object with its content"
         ) from None
@@ -136,7 +149,7 @@ def _token(name: str, value: Any) -> AddedToken:
 def _list(name: str, value: Any) -> list[Any]:
     if value is None or isinstance(value, list):
         return value or []
-    raise ModelDirectoryError(
+    raise _DeclarationError(
         f"{TOKENIZER_CONFIG_FILE} or {SPECIAL_TOKENS_FILE}: {name} is {value!r:.100},"
         " expected a list"
     )

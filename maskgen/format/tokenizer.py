@@ -8,9 +8,11 @@ Needs `tokenizers` alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -143,9 +145,26 @@ def _read_tokenizer(path: Path) -> Tokenizer:
             " AutoTokenizer.from_pretrained and save_pretrained make one"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no class of its own
-        raise ModelDirectoryError(f"{path} is not a tokenizer: {error}") from None
+        raise ModelDirectoryError(f"{path} is not a tokenizer: {error!s:.300}") from None
+    if tokenizer.post_processor is not None:
+        _check_templates(path, json.loads(tokenizer.post_processor.__getstate__()))
+    return tokenizer
+
+
+def _check_templates(path: Path, processor: Any) -> None:
+    """Refuse a template that puts undefined tokens around a text: tokenizers would panic."""
+    for part in processor.get("processors", ()):
+        _check_templates(path, part)
+    if processor.get("type") != "TemplateProcessing":
+        return
+    for piece in (*processor["single"], *processor["pair"]):
+        token = piece.get("SpecialToken", {}).get("id")
+        if token is not None and token not in processor["special_tokens"]:
+            raise ModelDirectoryError(
+                f"{path} puts {token!r:.100} around texts, which its special_tokens do not define"
+            )
 
 
 def _vocab_size(path: Path) -> int | None:
