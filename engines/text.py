@@ -12,24 +12,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engines.chat_template.template import read_chat_template, template_files
+from engines.chat_template.template import read_chat_template
 from engines.errors import InvalidRequestError, as_engine_directory_error
-from maskgen.format.model_directory import CONFIG_FILE, end_token_ids
-from maskgen.format.special_tokens import (
-    ADDED_TOKENS_FILE,
-    SPECIAL_TOKENS_FILE,
-    TOKENIZER_CONFIG_FILE,
-)
-from maskgen.format.tokenizer import TOKENIZER_FILE, ModelTokenizer, TextEncodingError
+from maskgen.format.model_directory import end_token_ids
+from maskgen.format.tokenizer import ModelTokenizer, TextEncodingError
 
-_FILES = (
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    SPECIAL_TOKENS_FILE,
-    ADDED_TOKENS_FILE,
-    CONFIG_FILE,
-    "generation_config.json",
-)
 _INCOMPLETE = "\ufffd"
 _LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 _CONTEXT_TOKENS = 16
@@ -136,12 +123,6 @@ class TextCodec:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
         return self._template.render(messages, generation_prompt=generation_prompt)
-
-
-def text_files(directory: Path) -> list[Path]:
-    """The files of a model directory that a `TextCodec` reads."""
-    files = [path for name in _FILES if (path := directory / name).is_file()]
-    return files + template_files(directory)
 
 
 class TextStream:

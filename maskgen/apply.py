@@ -24,6 +24,7 @@ from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.model_directory import stored_tensors, weight_files
 from maskgen.format.patterns import keep_from_codes
+from maskgen.format.text_files import template_files
 
 Weight = npt.NDArray[Any]
 _NUMPY_DTYPES = {
@@ -99,6 +100,10 @@ def rewrite_weights(
         for source in sorted(model_dir.iterdir()):
             if source.is_file() and not source.name.startswith("."):
                 shutil.copy(source, scratch / source.name)
+        for source in template_files(model_dir):  # some are in a folder
+            copy = scratch / source.relative_to(model_dir)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(source, copy)
         missing = set(changes)
         for path in weight_files(scratch):
             with path.open("rb") as file:

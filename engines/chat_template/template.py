@@ -25,13 +25,12 @@ from jinja2.utils import Namespace
 from engines.chat_template.budget import Budget, TemplateLimitError, with_budget
 from engines.chat_template.sandbox import CountingSandbox
 from engines.errors import EngineDirectoryError, InvalidRequestError
+from maskgen.format.special_tokens import TOKENIZER_CONFIG_FILE
+from maskgen.format.text_files import template_files
 
-TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates"
 DEFAULT_TEMPLATE = "default"
 MAX_SOURCE_CHARACTERS = 1 << 20
 
-_CONFIG_FILE = "tokenizer_config.json"
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _MAX_ERROR_CHARACTERS = 500
 
@@ -113,23 +112,13 @@ def read_chat_template(
     Raises:
         EngineDirectoryError: it is malformed or unreadable.
     """
-    found = _template_files(directory) or _configured_templates(directory / _CONFIG_FILE, config)
+    found = _template_files(directory) or _configured_templates(
+        directory / TOKENIZER_CONFIG_FILE, config
+    )
     if DEFAULT_TEMPLATE not in found:
         return None
     source, where = found[DEFAULT_TEMPLATE]
     return ChatTemplate(source, where, special_tokens)
-
-
-def template_files(directory: Path) -> list[Path]:
-    """The files of a model directory that hold chat templates."""
-    return [
-        path
-        for path in (
-            directory / TEMPLATE_FILE,
-            *sorted((directory / TEMPLATE_FOLDER).glob("*.jinja")),
-        )
-        if path.is_file()
-    ]
 
 
 def _template_files(directory: Path) -> dict[str, tuple[str, Path]]:

@@ -25,9 +25,10 @@ from engines.directory.manifest import (
 from engines.directory.progress import Progress, silent
 from engines.directory.tokenizer_check import tokenizer_note
 from engines.errors import EngineDirectoryError, MaskError
-from engines.text import TextCodec, text_files
+from engines.text import TextCodec
 from engines.version import own_version
 from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+from maskgen.format.text_files import text_files
 
 StorageChoice = Callable[[float], Literal["patch", "copy"]]
 """How an engine keeps a mask that changes this share of the groups."""

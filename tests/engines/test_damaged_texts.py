@@ -11,7 +11,7 @@ from pathlib import Path
 from engines.errors import EngineDirectoryError, InvalidRequestError
 from engines.text import TextCodec, TextStream
 from tests.damage import check_error, damaged
-from tests.engines.chat_templates import TEMPLATES
+from tests.engines.chat_template.templates import TEMPLATES
 from tests.tiny_model import SAMPLE_TEXT, make_tokenizer
 
 CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]

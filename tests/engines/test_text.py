@@ -1,4 +1,4 @@
-"""Incremental decoding, and the files that texts depend on."""
+"""Text to token ids and back: incremental decoding, what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from engines.errors import EngineDirectoryError, InvalidRequestError
-from engines.text import TextCodec, TextStream, text_files
+from engines.text import TextCodec, TextStream
 from tests.tiny_model import make_tokenizer
 
 BYTE_LEVEL = make_tokenizer()
@@ -154,23 +154,6 @@ def write(directory: Path) -> Path:
     make_tokenizer().save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     return directory
-
-
-def test_text_files_are_all_that_a_codec_reads(tmp_path: Path) -> None:
-    directory = write(tmp_path)
-    (directory / "additional_chat_templates").mkdir()
-    names = [
-        "additional_chat_templates/default.jinja",
-        "chat_template.jinja",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "config.json",
-    ]
-    for name in [*names, "model.safetensors"]:
-        (directory / name).write_text("{}")
-    found = {path.relative_to(directory).as_posix() for path in text_files(directory)}
-    assert found == {*names, "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_half_a_surrogate_pair_is_an_invalid_request(tmp_path: Path) -> None:
