@@ -1,22 +1,76 @@
-"""Engine classes by target, imported when a directory of that target is opened."""
+"""The targets: what builds a directory of each, and what runs it, imported when they are used."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from engines.base import Engine
-from engines.directory.manifest import Target, read_manifest
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import Manifest, Target, read_manifest
 from engines.directory.progress import Progress, silent
 
-ENGINES: dict[Target, str] = {
-    "cpu": "engines.cpu.engine:CpuEngine",
-    "vllm": "engines.vllm_plugin.engine:VllmEngine",
-    "tensorrt-llm": "engines.tensorrt_llm.engine:TensorRtLlmEngine",
-    "reference": "engines.reference.engine:ReferenceEngine",
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry:
+    """One target.
+
+    Attributes:
+        engine: `module:Class` of an `engines.base.Engine`.
+        builder: `module:function` that takes a `BuildRequest` and gives the manifest.
+        configurable: whether the builder has settings of its own (`--option`).
+    """
+
+    engine: str
+    builder: str
+    configurable: bool = False
+
+
+TARGETS: dict[Target, TargetEntry] = {
+    "cpu": TargetEntry("engines.cpu.engine:CpuEngine", "engines.cpu.build:build"),
+    "vllm": TargetEntry("engines.vllm_plugin.engine:VllmEngine", "engines.vllm_plugin.build:build"),
+    "tensorrt-llm": TargetEntry(
+        "engines.tensorrt_llm.engine:TensorRtLlmEngine",
+        "engines.tensorrt_llm.build:build",
+        configurable=True,
+    ),
+    "reference": TargetEntry(
+        "engines.reference.engine:ReferenceEngine", "engines.reference.engine:build"
+    ),
 }
+
+
+def find_target(target: str) -> TargetEntry:
+    """The entry of a target.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    for name, entry in TARGETS.items():
+        if name == target:
+            return entry
+    raise ValueError(f"target {target!r} is none of {', '.join(TARGETS)}")
+
+
+def run_builder(
+    target: str, request: BuildRequest, settings: Mapping[str, str] | None = None
+) -> Manifest:
+    """Build an engine directory with the target's builder.
+
+    Args:
+        target: one of `TARGETS`.
+        request: what to build.
+        settings: the builder's own, if it has any.
+
+    Raises:
+        ValueError: there is no such target; or as the builder says.
+    """
+    manifest: Manifest = resolve_name(find_target(target).builder)(request, **(settings or {}))
+    return manifest
 
 
 def open_engine(directory: Path, progress: Progress = silent, /, **options: Any) -> Engine:
@@ -33,8 +87,7 @@ def open_engine(directory: Path, progress: Progress = silent, /, **options: Any)
         ModuleNotFoundError: the target's extra is not installed.
     """
     manifest = read_manifest(directory)
-    module, _, name = ENGINES[manifest.target].partition(":")
-    factory = getattr(importlib.import_module(module), name)
+    factory = resolve_name(TARGETS[manifest.target].engine)
     parameters = inspect.signature(factory).parameters
     known = [name for name in parameters if name not in ("directory", "progress")]
     for option in options:

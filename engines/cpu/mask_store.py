@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,13 @@ from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import chosen_rule
 from engines.directory.decoder_config import LINEARS
-from engines.directory.manifest import NAME_PATTERN, Manifest
+from engines.directory.manifest import Manifest
 from engines.directory.opening import read_own_mask
 from engines.directory.tied_file import TiedFile
-from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
+from engines.errors import EngineDirectoryError, MaskError
+from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
 from engines.native.layout import Layout
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+from maskgen.format.mask_file import Mask
 
 Call = Callable[[Callable[[], None]], None]
 """Runs something on the engine's thread, between two steps."""
@@ -117,10 +117,8 @@ class MaskStore:
         if name is None:
             default = self._default
             return self._dense if default is None else self._masks[default]
-        try:
-            return self._masks[name]
-        except KeyError:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model") from None
+        check_requested(name, self._masks)
+        return self._masks[name]
 
     async def load(self, name: str, path: Path, call: Call) -> MaskInfo:
         """Load a mask file; `call` runs what touches the native decoder on the engine's thread.
@@ -128,21 +126,13 @@ class MaskStore:
         Raises:
             MaskError: see `engines.base.Engine.load_mask`.
         """
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise MaskError(f"mask name {name!r} is not letters, digits, '.', '_' or '-'")
-        if name in self._masks or name in self._loading:
-            raise MaskError(f"a mask named {name!r} is loaded already")
-        if self._placed is None:
-            raise MaskError("this engine is dense: it was built without a mask")
-        if self._manifest.sealed:
-            raise MaskError(
-                "this engine directory is sealed: the weights that its mask drops were left out,"
-                " so no mask can be added; build it without --sealed"
-            )
+        check_room(name, self._manifest, {*self._masks, *self._loading})
         self._loading.add(name)
         try:
             async with self._changing:
-                mask = await asyncio.to_thread(self._read, name, path)
+                mask = await asyncio.to_thread(
+                    read_fitting, name, path, self._manifest.base_digest, self._shapes
+                )
                 if self._preparer.rule is None:
                     rule = await _between_steps(call, lambda: measured_rule(self._model))
                     self._preparer.rule = rule
@@ -201,10 +191,7 @@ class MaskStore:
             UnknownMaskError: no such mask.
             MaskError: it is the default mask.
         """
-        if name not in self._masks:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded", param="name")
-        if name == self._default:
-            raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        check_unload(name, self._masks, self._default)
         if self._switching:
             raise MaskError(f"{name!r} cannot be unloaded while the base is being switched")
         if self._masks[name] is self._placed:
@@ -222,21 +209,6 @@ class MaskStore:
         self._model.native.remove_mask(mask.native)
         if mask.weights != self._model.base_set:
             self._model.native.remove_weights(mask.weights)
-
-    def _read(self, name: str, path: Path) -> Mask:
-        try:
-            mask = read_mask(path)
-        except (MaskFileError, OSError) as error:
-            raise MaskError(str(error)) from error
-        if mask.base_digest != self._manifest.base_digest:
-            raise MaskError(
-                f"mask {name!r} was made for the model with base digest"
-                f" {mask.base_digest[:12]}..., this engine's is"
-                f" {self._manifest.base_digest[:12]}..."
-            )
-        if mask.shapes != self._shapes:
-            raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
-        return mask
 
     def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ import numpy as np
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.files import list_files, record_files
 from engines.directory.manifest import (
-    NAME_PATTERN,
     LayoutRecord,
     Manifest,
     MaskRecord,
@@ -25,6 +23,7 @@ from engines.directory.manifest import (
 from engines.directory.progress import Progress, silent
 from engines.directory.tokenizer_check import tokenizer_note
 from engines.errors import EngineDirectoryError, MaskError
+from engines.mask_rules import check_fits, check_name
 from engines.text import TextCodec
 from engines.version import own_version
 from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
@@ -89,10 +88,7 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
             with other shapes, or other layers than the default mask does.
     """
     for name in request.masks:
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise MaskError(
-                f"mask name {name!r} must be letters, digits, '.', '_' or '-', at most 64"
-            )
+        check_name(name)
     if request.sealed and len(request.masks) > 1:
         raise EngineDirectoryError(
             f"a sealed directory holds one mask, {len(request.masks)} were given: the others take"
@@ -104,25 +100,13 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
     masks = {name: read_mask(path) for name, path in request.masks.items()}
     default = next(iter(masks), None)
     for name, mask in masks.items():
-        check_mask(name, mask, checkpoint, digest)
-        if default is not None and mask.codes.keys() != masks[default].codes.keys():
-            odd = sorted(mask.codes.keys() ^ masks[default].codes.keys())[0]
-            raise MaskError(
-                f"masks {default!r} and {name!r} list different layers ({odd} is in one only);"
-                " an engine needs the same layers in all its masks"
-            )
+        check_fits(name, mask, digest, None if name == default else masks[str(default)].shapes)
+        check_layers(name, mask, checkpoint)
     return BuildInputs(checkpoint, digest, masks, default)
 
 
-def check_mask(name: str, mask: Mask, checkpoint: Checkpoint, digest: str) -> None:
-    """Raise MaskError unless `mask` was made for the model with this base digest."""
-    if mask.base_digest != digest:
-        raise MaskError(
-            f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"
-            f" this model's is {digest[:12]}..."
-        )
-    if not mask.codes:
-        raise MaskError(f"mask {name!r} lists no layers")
+def check_layers(name: str, mask: Mask, checkpoint: Checkpoint) -> None:
+    """Raise MaskError unless the model has the layers of `mask`, in its shapes."""
     for layer, codes in mask.codes.items():
         weight = f"{layer}.weight"
         if weight not in checkpoint:

@@ -52,12 +52,12 @@ from engines.errors import (
     EngineDirectoryError,
     EngineOverloadedError,
     MaskError,
-    UnknownMaskError,
     as_engine_directory_error,
 )
+from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+from maskgen.format.mask_file import Mask
 from maskgen.format.model_directory import (
     INDEX_FILE,
     refuse_other_size,
@@ -288,16 +288,11 @@ class ReferenceEngine(Engine):
             self._running[request_id] = False
 
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
-        if name in self._masks:
-            raise MaskError(f"a mask named {name!r} is loaded already")
-        try:
-            mask = await asyncio.to_thread(read_mask, path)
-        except (MaskFileError, OSError) as error:
-            raise MaskError(str(error)) from error
-        if mask.base_digest != self._manifest.base_digest:
-            raise MaskError(f"mask {name!r} was made for another base model")
-        if mask.codes.keys() != self._layers:
-            raise MaskError(f"mask {name!r} lists other layers than the engine's default mask")
+        check_room(name, self._manifest, self._masks)
+        assert self._manifest.default_mask is not None  # check_room
+        shapes = self._masks[self._manifest.default_mask].shapes
+        digest = self._manifest.base_digest
+        mask = await asyncio.to_thread(read_fitting, name, path, digest, shapes)
         if self._packed is not None:
             await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._packed.add, name, mask
@@ -306,10 +301,7 @@ class ReferenceEngine(Engine):
         return self._mask_info(name)
 
     async def unload_mask(self, name: str) -> None:
-        if name not in self._masks:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded")
-        if name == self._manifest.default_mask:
-            raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        check_unload(name, self._masks, self._manifest.default_mask)
         if self._pinned.get(name):
             raise MaskError(f"{name!r} is in use; the reference engine cannot unload it now")
         del self._masks[name]
@@ -332,8 +324,7 @@ class ReferenceEngine(Engine):
     def _resolve(self, name: str | None) -> str | None:
         if name is None:
             return self._manifest.default_mask
-        if name not in self._masks:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model")
+        check_requested(name, self._masks)
         return name
 
     def _mask_info(self, name: str) -> MaskInfo:

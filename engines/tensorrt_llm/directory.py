@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
-from engines.directory.manifest import NAME_PATTERN, Manifest
+from engines.directory.manifest import Manifest
 from engines.directory.staging import atomic_directory
-from engines.errors import MaskError
+from engines.mask_rules import check_name
 from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, convertible_decoder
@@ -40,7 +39,7 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
         MaskError: a mask does not belong to the model.
     """
     for name in request.masks:
-        check_mask_name(name)
+        check_name(name)
     inputs = open_inputs(request)
     decoder = convertible_decoder(inputs.checkpoint.config)
     options = settings.options(decoder)
@@ -112,15 +111,6 @@ def engine_record(name: str, counts: Preflight) -> EngineRecord:
     return EngineRecord(
         directory=f"{ENGINES}/{name}", sparse_weights=counts.sparse, dense_weights=counts.dense
     )
-
-
-def check_mask_name(name: str) -> None:
-    """Raise MaskError unless `name` may name a mask, and the folders made for it."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise MaskError(
-            f"{name!r} cannot name a mask: letters, digits, '.', '_' and '-', at most 64, the first"
-            " a letter or digit"
-        )
 
 
 def _record(

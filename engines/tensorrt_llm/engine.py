@@ -30,8 +30,8 @@ from engines.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
-    UnknownMaskError,
 )
+from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
 from engines.tensorrt_llm import llm_api
 from engines.tensorrt_llm.choice import run_choice
 from engines.tensorrt_llm.engine_files import EngineFiles
@@ -44,7 +44,6 @@ from engines.tensorrt_llm.record import (
     open_record,
 )
 from engines.text import TextCodec
-from maskgen.format.mask_file import MaskFileError, read_mask
 
 
 class TensorRtLlmEngine(Engine):
@@ -185,12 +184,10 @@ class TensorRtLlmEngine(Engine):
             result.abort()
 
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
-        if name in self._served:
-            raise MaskError(f"a mask named {name!r} is loaded already")
-        try:
-            mask = await asyncio.to_thread(read_mask, path)
-        except (MaskFileError, OSError) as error:
-            raise MaskError(str(error)) from error
+        check_room(name, self._manifest, self._served)
+        # Whether it fits the other masks was checked when its engine was built.
+        digest = self._manifest.base_digest
+        mask = await asyncio.to_thread(read_fitting, name, path, digest, None)
         # Read again: the directory may have been extended since it was opened.
         again = await asyncio.to_thread(self._files.read_again, self._served)
         self._manifest, self._record = again
@@ -208,10 +205,7 @@ class TensorRtLlmEngine(Engine):
         return self._mask_info(name)
 
     async def unload_mask(self, name: str) -> None:
-        if name not in self._served or self._manifest.default_mask is None:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded")
-        if name == self._default:
-            raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        check_unload(name, self._mask_names(), self._default)
         self._served.discard(name)
         await self._pool.retire(name)
 
@@ -237,14 +231,18 @@ class TensorRtLlmEngine(Engine):
             await self.abort(key)
         await self._pool.close()
 
+    def _mask_names(self) -> set[str]:
+        # A dense directory has one engine, which no request can name as a mask.
+        return set() if self._manifest.default_mask is None else self._served
+
     def _check(self, request: GenerationRequest) -> str:
         """The engine that `request` runs on."""
         if self._closed:
             raise EngineDeadError("the engine is closed")
         check_request(request, self._record.vocab_size, self._record.max_seq_len)
         name = self._default if request.mask is None else request.mask
-        if name not in self._served or (request.mask == BASE and not self._manifest.masks):
-            raise UnknownMaskError(f"no mask named {request.mask!r} is loaded", param="model")
+        if request.mask is not None:
+            check_requested(request.mask, self._mask_names())
         if request.sampling.prompt_logprobs is not None and not self._record.prompt_logprobs:
             raise InvalidRequestError(
                 "this engine was built without log-probs of prompts; build it with the setting"

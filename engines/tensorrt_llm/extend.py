@@ -9,9 +9,9 @@ from pathlib import Path
 from engines.directory.build import BuildRequest, open_inputs, store_mask
 from engines.directory.staging import remove_stale, staging
 from engines.errors import EngineDirectoryError, MaskError
+from engines.mask_rules import check_fits, check_name
 from engines.tensorrt_llm.config import convertible_decoder
 from engines.tensorrt_llm.directory import (
-    check_mask_name,
     check_masked,
     engine_record,
     write_masked,
@@ -39,7 +39,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
     if not masks:
         raise EngineDirectoryError("no masks to add; give --mask NAME=FILE")
     for name in masks:
-        check_mask_name(name)
+        check_name(name)
         if name in record.engines:
             raise MaskError(f"{directory} has a mask named {name!r} already")
     inputs = open_inputs(BuildRequest(model, manifest.model, masks, directory))
@@ -53,8 +53,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
     engines, records = dict(record.engines), list(manifest.masks)
     remove_stale(directory)
     for name, mask in inputs.masks.items():
-        if mask.codes.keys() != default.codes.keys():
-            raise MaskError(f"mask {name!r} lists other layers than the directory's default mask")
+        check_fits(name, mask, manifest.base_digest, default.shapes)
         with staging(directory, "adding") as temporary:
             folder = temporary / name
             request = BuildRequest(model, manifest.model, masks, directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,9 @@ from pathlib import Path
 from engines.base import MaskInfo
 from engines.directory.build import changed_share
 from engines.directory.checkpoint import Checkpoint
-from engines.directory.manifest import NAME_PATTERN, Manifest
-from engines.errors import MaskError, UnknownMaskError
+from engines.directory.manifest import Manifest
+from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class MaskCatalog:
         """
         if name is None:
             return self._manifest.default_mask
-        if name not in self._entries:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model")
+        check_requested(name, self._entries)
         return name
 
     def entry(self, name: str) -> Entry:
@@ -81,20 +78,13 @@ class MaskCatalog:
             MaskError: the name is taken or malformed, the file is unreadable or belongs elsewhere,
                 or the directory is sealed.
         """
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise MaskError(f"mask name {name!r} must be letters, digits, '.', '_' or '-'")
-        if name in self._entries:
-            raise MaskError(f"a mask named {name!r} is loaded already")
-        default = self._manifest.default_mask
-        if default is None:
-            raise MaskError("this engine is dense: it was built without a mask, and takes none")
-        if self._manifest.sealed:
-            raise MaskError("this engine directory is sealed; build it again without --sealed")
-        mask, base = self._read(path), self._read(self._entries[default].file)
-        if mask.base_digest != self._manifest.base_digest:
-            raise MaskError(f"{path} was made for another base model")
-        if mask.shapes != base.shapes:
-            raise MaskError(f"{path} lists other layers than the engine's default mask")
+        check_room(name, self._manifest, self._entries)
+        assert self._manifest.default_mask is not None  # check_room
+        default = self._entries[self._manifest.default_mask]
+        base = read_fitting(
+            self._manifest.default_mask, default.file, self._manifest.base_digest, None
+        )
+        mask = read_fitting(name, path, self._manifest.base_digest, base.shapes)
         self._entries[name] = Entry(path, mask.digest, mask.domain, changed_share(mask, base))
 
     def unload(self, name: str) -> None:
@@ -104,10 +94,7 @@ class MaskCatalog:
             UnknownMaskError: no such mask.
             MaskError: it is the default mask.
         """
-        if name not in self._entries:
-            raise UnknownMaskError(f"no mask named {name!r} is loaded")
-        if name == self._manifest.default_mask:
-            raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
+        check_unload(name, self._entries, self._manifest.default_mask)
         del self._entries[name]
 
     def infos(self, pinned: Mapping[str | None, int], active: str | None) -> tuple[MaskInfo, ...]:
@@ -123,10 +110,3 @@ class MaskCatalog:
             )
             for name, entry in self._entries.items()
         )
-
-    @staticmethod
-    def _read(path: Path) -> Mask:
-        try:
-            return read_mask(path)
-        except (MaskFileError, OSError) as error:
-            raise MaskError(f"{path}: {error}") from error

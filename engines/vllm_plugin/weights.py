@@ -12,6 +12,7 @@ import torch
 from engines.directory.manifest import COMPLEMENT_FILE, read_manifest
 from engines.directory.tied_file import TiedFile
 from engines.errors import MaskError
+from engines.mask_rules import read_fitting
 from engines.vllm_plugin.build import WEIGHTS_FILE
 from engines.vllm_plugin.format import (
     CODES,
@@ -22,7 +23,6 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
     unpack_nibbles,
 )
-from maskgen.format.mask_file import MaskFileError, read_mask
 from maskgen.format.patterns import Codes
 
 
@@ -67,17 +67,10 @@ class MaskedWeights:
             MaskError: the file is unreadable, has another digest than expected, belongs to another
                 model or lists other layers; or the directory is sealed and this is another mask.
         """
-        try:
-            mask = read_mask(file)
-        except (MaskFileError, OSError) as error:
-            raise MaskError(f"{file}: {error}") from error
+        # Whether it fits beside the default mask was checked when it was loaded.
+        mask = read_fitting(file.name, file, self._manifest.base_digest, None)
         if mask.digest != digest:
             raise MaskError(f"{file} has digest {mask.digest[:12]}..., expected {digest[:12]}...")
-        if mask.base_digest != self._manifest.base_digest:
-            raise MaskError(
-                f"{file} was made for the model with base digest {mask.base_digest[:12]}...,"
-                f" this engine's is {self._manifest.base_digest[:12]}..."
-            )
         if set(mask.codes) != set(self._layers):
             raise MaskError(f"{file} lists other layers than the engine's default mask")
         if self._manifest.sealed and self.differ(self._layers, mask.codes):

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from engines.cpu.build import build
 from engines.directory.build import BuildRequest
+from engines.registry import run_builder
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.torch_model import TorchScorer, load_model
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
 from twofour.cli import app
-from twofour.commands.build import run_builder
 
 QUESTIONS = [
     {"query": "Question: What carried the timber?", "choices": ["the river", "a lantern"]},

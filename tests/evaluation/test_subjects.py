@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from engines.directory.build import BuildRequest
+from engines.registry import run_builder
 from evaluation import subjects as scoring
 from tests.engines.conftest import random_mask
 from tests.serving.conftest import start_process
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
-from twofour.commands.build import run_builder
 
 CONTEXT = 128
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from twofour.commands.option_values import named_masks
-
-if TYPE_CHECKING:
-    from engines.directory.manifest import Manifest
-
-BUILDERS = {
-    "cpu": "engines.cpu.build:build",
-    "vllm": "engines.vllm_plugin.build:build",
-    "tensorrt-llm": "engines.tensorrt_llm.build:build",
-    "reference": "engines.reference.engine:build",
-}
-CONFIGURABLE = ("tensorrt-llm",)
-"""Targets whose builder has settings of its own."""
 
 
 def build(
@@ -51,10 +37,10 @@ def build(
     from rich.progress import Progress
 
     from engines.directory.build import BuildRequest
+    from engines.registry import find_target, run_builder
     from maskgen.models import model_name, resolve_model
 
-    if target not in BUILDERS:
-        raise ValueError(f"target {target!r} is none of {', '.join(BUILDERS)}")
+    find_target(target)
     with Progress(transient=True) as bar:
         task = bar.add_task("reading", total=None)
         manifest = run_builder(
@@ -78,25 +64,14 @@ def build(
     typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {size:.0f} MiB")
 
 
-def run_builder(
-    target: str, request: BuildRequest, settings: Mapping[str, str] | None = None
-) -> Manifest:
-    """Build with the target's builder, imported now."""
-    module, _, function = BUILDERS[target].partition(":")
-    builder = getattr(importlib.import_module(module), function)
-    manifest: Manifest = builder(request, **(settings or {}))
-    return manifest
-
-
 def _settings(target: str, options: list[str]) -> dict[str, str]:
-    if options and target not in CONFIGURABLE:
-        raise ValueError(f"target {target} takes no --option; {', '.join(CONFIGURABLE)} does")
+    from engines.registry import TARGETS, find_target
+
+    if options and not find_target(target).configurable:
+        able = [name for name, entry in TARGETS.items() if entry.configurable]
+        raise ValueError(f"target {target} takes no --option; {', '.join(able)} does")
     pairs = [option.partition("=") for option in options]
     for name, found, _ in pairs:
         if not found:
             raise ValueError(f"--option {name!r} is not NAME=VALUE")
     return {name: value for name, _, value in pairs}
-
-
-if TYPE_CHECKING:
-    from engines.directory.build import BuildRequest

@@ -211,7 +211,7 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
 
 def _build_engines(run: DemoRun) -> None:
     from engines.directory.build import BuildRequest
-    from twofour.commands.build import run_builder
+    from engines.registry import run_builder
 
     for arm, masks in (("dense", {}), ("sparse", _served_masks(run))):
         with run.console.status(f"packing the {arm} weights"):

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from twofour.commands.build import BUILDERS, run_builder
-
 
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
@@ -27,10 +25,11 @@ def import_checkpoint(
     from engines.directory.build import BuildRequest
     from engines.directory.import_checkpoint import import_checkpoint as run
     from engines.directory.staging import atomic_directory
+    from engines.registry import find_target, run_builder
     from maskgen.format.coverage import coverage, dense_lines
 
-    if target is not None and target not in BUILDERS:
-        raise ValueError(f"target {target!r} is none of {', '.join(BUILDERS)}")
+    if target is not None:
+        find_target(target)
     with Progress(transient=True) as bar, atomic_directory(out) as directory:
         task = bar.add_task("reading", total=None)
 

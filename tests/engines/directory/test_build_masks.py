@@ -13,14 +13,13 @@ import pytest
 
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
-from engines.registry import open_engine
+from engines.registry import TARGETS, open_engine, run_builder
 from engines.sampling import SamplingParams
 from engines.tensorrt_llm.version import ToolsMissingError
 from maskgen.format.mask_file import read_mask, read_metadata, write_mask
 from maskgen.models import cached_directory
 from tests.engines.conftest import nearby_mask
 from tests.engines.oracle import answers
-from twofour.commands.build import BUILDERS, run_builder
 
 ROOT = Path(__file__).parents[3]
 ALIAS = "smollm2-135m"
@@ -59,7 +58,7 @@ def check(out: Path, masks: dict[str, Path]) -> None:
         assert stored.parent_digest is None  # the files in the directory stand alone
 
 
-@pytest.mark.parametrize("target", BUILDERS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("order", [("general", "python", "french"), ("python", "general")])
 def test_masks_with_a_parent_build_for_every_target(
     target: str, order: tuple[str, ...], tiny_model: Path, masks: dict[str, Path], tmp_path: Path

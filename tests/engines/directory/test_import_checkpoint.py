@@ -17,12 +17,12 @@ from engines.directory.checkpoint import Checkpoint
 from engines.directory.import_checkpoint import import_checkpoint
 from engines.errors import EngineDirectoryError, MaskError
 from engines.reference.engine import ReferenceEngine
+from engines.registry import run_builder
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.mask_file import base_digest, read_mask
 from maskgen.format.patterns import keep_from_codes, project
 from tests.engines.conftest import LINEARS
 from twofour.cli import app
-from twofour.commands.build import run_builder
 
 Tensors = dict[str, np.ndarray[Any, Any]]
 BITMASK_CONFIG = {

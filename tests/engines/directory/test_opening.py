@@ -17,11 +17,10 @@ from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError
-from engines.registry import open_engine
+from engines.registry import open_engine, run_builder
 from engines.sampling import SamplingParams
 from tests.engines.conftest import as_version_1, nearby_mask
 from tests.engines.oracle import answers
-from twofour.commands.build import run_builder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
 PROMPT = list(range(5, 25))

@@ -168,7 +168,7 @@ def test_nan_and_infinity_reach_only_their_own_token(isa: str) -> None:
 def run_with_isa(value: str) -> subprocess.CompletedProcess[str]:
     code = (
         "import numpy as np\n"
-        "from engines import kernels, layout\n"
+        "from engines.native import kernels, layout\n"
         "from engines.native.layout import BF16, Layout\n"
         "w = layout.pack_dense(np.ones((16, 32), np.float32).astype(BF16))\n"
         "kernels.linear(w, np.ones((1, 32), np.float32))\n"

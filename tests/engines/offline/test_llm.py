@@ -31,9 +31,9 @@ from engines.errors import (
 from engines.offline import llm as module
 from engines.offline.llm import LLM
 from engines.offline.outputs import RequestOutput
+from engines.registry import run_builder
 from engines.sampling import SamplingParams, StructuredOutput
 from tests.serving.fake_engine import FakeEngine
-from twofour.commands.build import run_builder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 PROMPTS = ["The river carried the timber", "Deux hommes", "def add(left", "In winter"]

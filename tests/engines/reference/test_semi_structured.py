@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engines import reference
+import engines.reference.engine as reference
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import reference
+import engines.reference.engine as reference
 from engines.base import Engine, GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.sampling import SamplingParams

@@ -11,10 +11,10 @@ import pytest
 from openai import OpenAI
 
 from engines.directory.build import BuildRequest
+from engines.registry import run_builder
 from tests.engines.conftest import random_mask
 from tests.serving.conftest import ServerProcess, start_process
 from tests.tiny_model import make_tiny_llama
-from twofour.commands.build import run_builder
 
 VLLM = pytest.param(
     "vllm",

@@ -1,0 +1,119 @@
+"""Where a mask is refused: the rules for naming, loading and unloading one.
+
+For every engine and builder: what a mask *does* is their own business; whether it may be there is
+decided here, so that the same mask gets the same answer from `twofour build` and from every engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from engines.directory.manifest import NAME_PATTERN, Manifest
+from engines.errors import MaskError, UnknownMaskError
+from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+
+Shapes = Mapping[str, tuple[int, int]]
+"""Layer name -> (outputs, inputs) of its weight."""
+
+
+def check_name(name: str) -> None:
+    """Raise MaskError unless `name` may name a mask, and the files made for it."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise MaskError(
+            f"{name!r} cannot name a mask: letters, digits, '.', '_' and '-', at most 64, the first"
+            " a letter or digit"
+        )
+
+
+def check_room(name: str, manifest: Manifest, loaded: Collection[str]) -> None:
+    """May a mask be loaded under this name into an engine of this directory?
+
+    Args:
+        name: what requests will call it.
+        manifest: of the engine's directory.
+        loaded: names that are taken.
+
+    Raises:
+        MaskError: the name is malformed or taken, or the engine is dense or its directory sealed.
+    """
+    check_name(name)
+    if name in loaded:
+        raise MaskError(f"a mask named {name!r} is loaded already")
+    if manifest.default_mask is None:
+        raise MaskError("this engine is dense: it was built without a mask, and takes none")
+    if manifest.sealed:
+        raise MaskError(
+            "this engine directory is sealed: the weights that its mask drops were left out, so no"
+            " mask can be added; build it again without --sealed"
+        )
+
+
+def read_fitting(name: str, path: Path, base_digest: str, shapes: Shapes | None) -> Mask:
+    """Read a mask file that an engine is to use.
+
+    Args:
+        name: what requests will call it; for the messages.
+        path: the mask file.
+        base_digest: digest of the engine's base model.
+        shapes: the layers of the default mask; None for the default mask itself.
+
+    Raises:
+        MaskError: the file is unreadable, or the mask does not fit.
+    """
+    try:
+        mask = read_mask(path)
+    except (MaskFileError, OSError) as error:
+        raise MaskError(str(error)) from error
+    check_fits(name, mask, base_digest, shapes)
+    return mask
+
+
+def check_fits(name: str, mask: Mask, base_digest: str, shapes: Shapes | None) -> None:
+    """Does a mask belong to a base model, and to the other masks of a directory?
+
+    Args:
+        name: for the messages.
+        mask: the mask.
+        base_digest: digest of the base model.
+        shapes: the layers of the default mask; None for the default mask itself.
+
+    Raises:
+        MaskError: it belongs to another model, or lists other layers or shapes.
+    """
+    if mask.base_digest != base_digest:
+        raise MaskError(
+            f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"
+            f" this one's is {base_digest[:12]}..."
+        )
+    if shapes is None or mask.shapes == shapes:
+        return
+    odd = min(
+        layer
+        for layer in mask.shapes.keys() | shapes.keys()
+        if mask.shapes.get(layer) != shapes.get(layer)
+    )
+    raise MaskError(
+        f"mask {name!r} lists other layers than the default mask, or other shapes ({odd} first);"
+        " an engine needs the same layers in all its masks"
+    )
+
+
+def check_requested(name: str, loaded: Collection[str]) -> None:
+    """Raise UnknownMaskError unless the mask that a request names is loaded."""
+    if name not in loaded:
+        raise UnknownMaskError(f"no mask named {name!r} is loaded", param="model")
+
+
+def check_unload(name: str, loaded: Collection[str], default: str | None) -> None:
+    """May this mask be unloaded?
+
+    Raises:
+        UnknownMaskError: it is not loaded.
+        MaskError: it is the default mask.
+    """
+    if name not in loaded:
+        raise UnknownMaskError(f"no mask named {name!r} is loaded", param="name")
+    if name == default:
+        raise MaskError(f"{name!r} is the default mask and cannot be unloaded")
