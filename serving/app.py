@@ -20,7 +20,7 @@ from serving.auth import ApiRoute, KeyRing
 from serving.config import Settings
 from serving.errors import handle_error
 from serving.metrics import Metrics
-from serving.middleware import BodyLimit, RequestContext
+from serving.middleware import BodyLimits, RequestContext
 from serving.opening_log import OpeningLog
 from serving.service import Service
 
@@ -84,7 +84,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.include_router(description)
     for kind in (HTTPException, RequestValidationError, EngineError):
         app.add_exception_handler(kind, handle_error)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimits, limit=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(RequestContext, metrics=counts, access_log=settings.access_log)
     return app
 

@@ -63,6 +63,19 @@ class Settings(BaseSettings):
         description="Log-probs of one request: tokens times choices times alternatives.",
     )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body.")
+    header_timeout: float = Field(
+        20.0, gt=0, description="How long a client may take to send a request's headers."
+    )
+    body_timeout: float = Field(
+        60.0, gt=0, description="How long a client may take to send a request's body."
+    )
+    # Longer than the usual proxies keep idle connections, so that they close them and not we.
+    idle_timeout: float = Field(
+        75.0,
+        gt=0,
+        description="How long a connection may wait for its next request, or for its client to"
+        " read.",
+    )
     keep_alive_interval: float = Field(
         15.0, gt=0, description="A stream that is silent for so long gets a comment line."
     )

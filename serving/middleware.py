@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from uuid import uuid4
@@ -66,12 +67,19 @@ class RequestContext:
             logger.info("%s %s %s %s", method, route, status, request_id)
 
 
-class BodyLimit:
-    """Refuses request bodies above `limit` bytes with a 413, declared or not."""
+class BodyLimits:
+    """Refuses request bodies above `limit` bytes, declared or not, with a 413, and slow ones.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Args:
+        app: what is behind it.
+        limit: bytes.
+        timeout: seconds for the whole body; longer ones get a 408.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, timeout: float) -> None:
         self._app = app
         self._limit = limit
+        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,18 +89,32 @@ class BodyLimit:
         if declared.isdecimal() and int(declared) > self._limit:
             await self._too_large().response()(scope, receive, send)
             return
-        received = 0
+        received, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self._timeout
 
         async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise self._too_large()
+            nonlocal received, complete
+            if complete:  # what still comes is the end of the connection, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            complete = not message.get("more_body", False)
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
             return message
 
         await self._app(scope, limited_receive, send)
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(
+            408,
+            f"the request body did not come within {self._timeout:g} s (the setting body_timeout)",
+            headers={"connection": "close"},
+        )
 
     def _too_large(self) -> ApiError:
         return ApiError(

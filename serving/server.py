@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -14,14 +15,14 @@ from engines.base import Engine
 from serving.admission import Admission
 from serving.app import create_app, open_engine
 from serving.config import Settings
+from serving.listener import AcceptErrors, Listener
+from serving.protocol import ConnectionTimeouts, TimedProtocol
 
 logger = logging.getLogger("serving")
 
 # How long answers that were ended by a shutdown may take to reach their clients.
 FLUSH_SECONDS = 5.0
 MAX_HEADER_BYTES = 32768
-# Longer than the usual proxies keep idle connections, so that they close them and not we.
-IDLE_CONNECTION_SECONDS = 75
 
 
 class DrainingServer(uvicorn.Server):
@@ -78,16 +79,20 @@ async def _serve(settings: Settings, listener: socket.socket, engine: Engine | N
     )
     # Opened here and not by the app, so that a broken directory is one clear error.
     app = create_app(settings, engine or open_engine(settings))
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
+    timeouts = ConnectionTimeouts(
+        settings.header_timeout, settings.body_timeout, settings.idle_timeout
+    )
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=partial(TimedProtocol, timeouts=timeouts),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=IDLE_CONNECTION_SECONDS,
+        timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]
         timeout_graceful_shutdown=round(FLUSH_SECONDS),
     )
     server = DrainingServer(config, app.state.admission, settings.shutdown_timeout)
@@ -111,7 +116,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except socket.gaierror as error:
         raise OSError(f"the host {host!r} is not known: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
+    listener = Listener(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)

@@ -13,7 +13,7 @@ from engines.base import GenerationChunk
 from serving.logprob_limit import INLINE_ROWS
 from serving.schemas.common import ErrorBody
 
-STATUSES = (400, 401, 404, 409, 413, 429, 500, 503)
+STATUSES = (400, 401, 404, 408, 409, 413, 429, 500, 503)
 
 # For the OpenAPI description: every error has the same body.
 ERRORS: dict[int | str, dict[str, Any]] = {

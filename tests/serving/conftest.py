@@ -60,7 +60,7 @@ class ServerProcess:
     url: str
     log: list[str]
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
         """Signal it, wait, and return its exit code."""
         self.process.send_signal(sig)
         rest, _ = self.process.communicate(timeout=timeout)
@@ -70,7 +70,7 @@ class ServerProcess:
 
 def start_process(
     command: list[str],
-    timeout: float = 60,
+    timeout: float = 180,
     *,
     cwd: Path = ROOT,
     environment: Mapping[str, str] = os.environ,

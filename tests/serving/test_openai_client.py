@@ -16,7 +16,7 @@ USER = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess):
-    with OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=20) as client:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=120) as client:
         yield client
 
 

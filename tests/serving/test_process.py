@@ -26,13 +26,13 @@ from twofour.commands.serve import serve
 
 
 def metric(url: str, name: str) -> float:
-    for line in httpx.get(f"{url}/metrics").text.splitlines():
+    for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines():
         if line.startswith(f"twofour:{name}"):
             return float(line.split()[-1])
     raise AssertionError(f"no metric {name}")
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
@@ -66,7 +66,8 @@ def test_a_client_that_leaves_frees_what_it_held(
     def aborted() -> float:
         return metric(server.url, 'request_success_total{finished_reason="abort"')
 
-    before = aborted() if "abort" in httpx.get(f"{server.url}/metrics").text else 0
+    before = aborted() if "abort" in httpx.get(f"{server.url}/metrics", timeout=60).text else 0
+    generated = metric(server.url, "generation_tokens_total")
     body = {"model": "tiny", "prompt": [prompt, prompt], "max_tokens": 200, "stream": stream}
     payload = json.dumps(body).encode()
     port = int(server.url.rsplit(":", 1)[1])
@@ -75,9 +76,9 @@ def test_a_client_that_leaves_frees_what_it_held(
         connection.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + payload)
         running = "num_requests_running"
         wait_for(lambda: metric(server.url, running) == 2, "both prompts run")
-    # 200 slow tokens take four seconds: ending earlier means that they were not generated.
-    wait_for(lambda: idle(server.url), "the engine is free again", timeout=3)
+    wait_for(lambda: idle(server.url), "the engine is free again")
     assert aborted() == before + 2
+    assert metric(server.url, "generation_tokens_total") < generated + 2 * 200
 
 
 def test_huge_headers_are_refused_unread(server: ServerProcess) -> None:
@@ -147,7 +148,7 @@ def test_running_requests_finish_before_the_server_stops(start_fake: StartFake, 
     stopped: list[int] = []
     stopper = threading.Thread(target=lambda: stopped.append(server.stop()))
     stopper.start()
-    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, "unready")
+    wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503, "unready")
     assert httpx.get(f"{server.url}/livez").status_code == 200
     with pytest.raises(openai.InternalServerError) as caught:
         client.completions.create(model="tiny", prompt="new")
@@ -177,7 +178,7 @@ async def test_what_outlasts_the_timeout_ends_with_an_error(start_fake: StartFak
         with pytest.raises(openai.APIError) as broken:
             await _read(stream)
     assert refused.value.code == broken.value.code == "shutting_down"
-    server.process.communicate(timeout=20)
+    server.process.communicate(timeout=60)
     assert server.process.returncode == 0
 
 
@@ -190,12 +191,12 @@ def test_a_second_signal_skips_the_wait(start_fake: StartFake) -> None:
     server = start_fake(shutdown_timeout=600)
     body = {"model": "tiny", "prompt": "HANG", "stream": True}
     caller = threading.Thread(
-        target=lambda: httpx.post(f"{server.url}/v1/completions", json=body, timeout=20)
+        target=lambda: httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
     )
     caller.start()
     wait_for(lambda: metric(server.url, "num_requests_running") == 1, "the request runs")
     server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, "draining")
+    wait_for(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503, "draining")
     assert server.stop(signal.SIGINT) == 0
     caller.join()
 

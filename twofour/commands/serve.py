@@ -46,6 +46,15 @@ def serve(
         _Option(help="Most log-probs of one request: tokens, choices, alternatives. [262144]"),
     ] = None,
     max_body_bytes: Annotated[int | None, _Option(help="Largest request body. [4 MiB]")] = None,
+    header_timeout: Annotated[
+        float | None, _Option(help="Seconds that a request's headers may take. [20]")
+    ] = None,
+    body_timeout: Annotated[
+        float | None, _Option(help="Seconds that a request's body may take. [60]")
+    ] = None,
+    idle_timeout: Annotated[
+        float | None, _Option(help="Seconds that a connection may be idle. [75]")
+    ] = None,
     keep_alive_interval: Annotated[
         float | None, _Option(help="Seconds of silence before a stream gets a comment. [15]")
     ] = None,

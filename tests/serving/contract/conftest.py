@@ -76,8 +76,8 @@ def served(
     command += ["--admin-api-key", ADMIN_KEY, "--mask-root", str(masks)]
     for option in OPTIONS.get(request.param, ()):
         command += ["--engine-option", option]
-    server = start_process(command, START_SECONDS.get(request.param, 60.0))
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60)
+    server = start_process(command, START_SECONDS.get(request.param, 180.0))
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=120)
     yield Served(request.param, out, server, client, masks)
     client.close()
     assert server.stop() == 0, "".join(server.log)
