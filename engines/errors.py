@@ -12,8 +12,11 @@ EngineError
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from maskgen.format.model_directory import ModelDirectoryError
+
+_LONGEST_MESSAGE = 600
 
 
 class EngineError(Exception):
@@ -53,9 +56,25 @@ class EngineDirectoryError(EngineError, ValueError):
 
 
 @contextmanager
-def as_engine_directory_error() -> Iterator[None]:
-    """Raise EngineDirectoryError where the model directory inside an engine's is at fault."""
+def as_engine_directory_error(place: Path | None = None) -> Iterator[None]:
+    """Raise EngineDirectoryError where the model directory inside an engine's is at fault.
+
+    Args:
+        place: named in the message, if the error does not name it.
+    """
     try:
         yield
-    except ModelDirectoryError as error:
-        raise EngineDirectoryError(str(error)) from None
+    except (ModelDirectoryError, EngineDirectoryError) as error:
+        told = str(error)
+        if place is not None and str(place) not in told:
+            told = f"{place}: {told}"
+        raise EngineDirectoryError(one_line(told)) from None
+
+
+def one_line(text: str) -> str:
+    """The text on one line that can be read, whatever a damaged file put into it."""
+    line = " ".join(text.split())
+    if len(line) <= _LONGEST_MESSAGE:
+        return line
+    half = _LONGEST_MESSAGE // 2
+    return f"{line[:half]} ... {line[-half:]}"

@@ -36,13 +36,13 @@ class TextCodec:
     """
 
     def __init__(self, directory: Path) -> None:
-        with as_engine_directory_error():
+        with as_engine_directory_error(directory):
             self._tokenizer = ModelTokenizer(directory)
             self.eos_token_ids = end_token_ids(directory, self._tokenizer.eos_token_id)
+            self._template = read_chat_template(
+                directory, self._tokenizer.config, self._tokenizer.special_tokens
+            )
         self.bos_token_id = self._tokenizer.bos_token_id
-        self._template = read_chat_template(
-            directory, self._tokenizer.config, self._tokenizer.special_tokens
-        )
 
     @property
     def vocab_size(self) -> int:

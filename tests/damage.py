@@ -91,7 +91,7 @@ def _json(value: Any, rng: random.Random) -> Any:
         del parent[key]
     elif choice < 0.25 and isinstance(parent, dict):
         parent[rng.choice(_NAMES)] = parent.pop(key)
-    elif choice < 0.35 and isinstance(old, str) and _is_json(old):
+    elif choice < 0.35 and _is_json(old):
         parent[key] = json.dumps(_json(json.loads(old), rng))
     elif choice < 0.45 and type(old) is int:
         parent[key] = old + rng.choice([-1, 1, 8, -8, 64, 1 << 20])
@@ -100,11 +100,14 @@ def _json(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except ValueError:
+def _is_json(value: Any) -> bool:
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return False
+    try:
+        json.loads(value)
+    except ValueError:  # such as a chat template
+        return False
+    return True
 
 
 def _places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

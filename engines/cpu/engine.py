@@ -36,6 +36,7 @@ from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
+    as_engine_directory_error,
 )
 from engines.native.layout import VERSION
 from engines.text import TextCodec
@@ -98,9 +99,10 @@ class CpuEngine(Engine):
         self._manifest, config = opened.manifest, opened.config
         self._codec = TextCodec(directory)
         self._config = config
-        limits = limits_of(config, self._options)
+        with as_engine_directory_error(directory):
+            limits = limits_of(config, self._options)
+            self._model = CpuModel(opened.weights, config, limits, isa=self._options.isa)
         self._context = limits.context
-        self._model = CpuModel(opened.weights, config, limits, isa=self._options.isa)
         self._masks = MaskStore(
             directory, self._manifest, self._model, self._options, opened.complement
         )

@@ -55,6 +55,7 @@ class MaskStore:
         options: CpuOptions,
         complement: TiedFile,
     ) -> None:
+        self._directory = directory
         self._manifest = manifest
         self._default = manifest.default_mask
         self._model = model
@@ -214,7 +215,9 @@ class MaskStore:
         try:
             return self._preparer.prepare(name, mask)
         except EngineDirectoryError as error:
-            raise MaskError(f"mask {name!r} cannot be loaded: {error}") from error
+            # Whoever loads a mask over HTTP need not know where the directory lies.
+            told = str(error).replace(f"{self._directory}/", "")
+            raise MaskError(f"mask {name!r} cannot be loaded: {told}") from error
 
     def _add_base(self, name: str, mask: Mask) -> None:
         info = MaskInfo(name, mask.digest, mask.domain, "base")

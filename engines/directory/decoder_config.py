@@ -153,9 +153,8 @@ def read_decoder_config(directory: Path) -> DecoderConfig:
     Raises:
         EngineDirectoryError: it is missing or malformed; or see `decoder_config`.
     """
-    with as_engine_directory_error():
-        config = read_json(directory / CONFIG_FILE)
-    return decoder_config(config)
+    with as_engine_directory_error(directory):
+        return decoder_config(read_json(directory / CONFIG_FILE))
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:

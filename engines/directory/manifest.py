@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from engines.errors import EngineDirectoryError, as_engine_directory_error
+from engines.errors import EngineDirectoryError, as_engine_directory_error, one_line
 from maskgen.format.model_directory import read_json
 
 MANIFEST_FILE = "engine.json"
@@ -26,6 +26,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a mask may be called; a request names it as `<model>:<mask>`."""
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
 """Relative names of files, without hidden ones and without a way out of the directory."""
+
+_Label = Annotated[str, Field(max_length=200, pattern=r"^\P{C}*$")]
+"""Text for people, without line breaks and other control characters."""
 
 Target = Literal["cpu", "vllm", "tensorrt-llm", "reference"]
 
@@ -63,8 +66,8 @@ class MaskRecord(_Record):
 
     name: str = Field(pattern=NAME_PATTERN)
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    domain: str = ""
-    method: str = ""
+    domain: _Label = ""
+    method: _Label = ""
     layers: int = Field(ge=1)
     file: str = Field(pattern=FILE_PATTERN)
     changed_share: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -82,10 +85,10 @@ class LayoutRecord(_Record):
             difference.
     """
 
-    id: str
-    values: str
+    id: _Label
+    values: _Label
     version: int = Field(ge=1)
-    tuned_for: str = ""
+    tuned_for: _Label = ""
 
 
 class Manifest(_Record):
@@ -107,7 +110,7 @@ class Manifest(_Record):
     format_version: int = FORMAT_VERSION
     required_features: tuple[str, ...] = ()
     target: Target
-    model: str = Field(pattern=r"^[^:\s][^:]*$")
+    model: str = Field(max_length=200, pattern=r"^[^:\s][^:\p{C}]*$")
     base_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     masks: tuple[MaskRecord, ...] = ()
     default_mask: str | None = None
@@ -115,7 +118,7 @@ class Manifest(_Record):
     sealed: bool = False
     files: dict[str, FileRecord] = Field(default_factory=dict)
     details: dict[str, JsonValue] = Field(default_factory=dict)
-    created_by: str = ""
+    created_by: _Label = ""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:
@@ -205,7 +208,7 @@ def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong with a record, in one line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"])) or "the manifest"
-    return " ".join(f"{where}: {first['msg']}".split())
+    return one_line(f"{where}: {first['msg']}")
 
 
 def _as_version_2(raw: dict[str, Any]) -> dict[str, Any]:
@@ -227,10 +230,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def _check_sizes(directory: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise EngineDirectoryError(f"{directory}: {name!r} lies outside the directory")
         if not path.is_file():
             raise EngineDirectoryError(f"{path} is missing: the engine directory is incomplete")
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise EngineDirectoryError(f"{directory}: {name!r} lies outside the directory")
         size = path.stat().st_size
         if size != expected.bytes:
             raise EngineDirectoryError(

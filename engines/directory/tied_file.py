@@ -70,8 +70,8 @@ class TiedFile:
 
     def _foreign(self) -> EngineDirectoryError:
         return EngineDirectoryError(
-            f"{self._path.name} is no longer what it was when the engine opened this directory: it"
-            " was rebuilt or damaged; start the engine again"
+            f"{self._path} is not, or no longer, what it was when the engine opened this directory:"
+            " it was rebuilt or damaged; start the engine again, or build the directory again"
         )
 
 
@@ -100,7 +100,7 @@ class TensorReader(TensorIndex):
                 ) from error
             if not count:
                 raise EngineDirectoryError(
-                    f"{self.path.name} ends within {name!r}: it was truncated while it was in use"
+                    f"{self.path} ends within {name!r}: it was truncated while it was in use"
                 )
             done += count
         return self.view(name, contents, entry.start)

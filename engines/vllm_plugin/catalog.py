@@ -10,6 +10,7 @@ from engines.base import MaskInfo
 from engines.directory.build import changed_share
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import Manifest
+from engines.errors import as_engine_directory_error
 from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
 
@@ -40,7 +41,8 @@ class MaskCatalog:
         self._manifest = manifest
         self.identity = manifest.identity
         checkpoint = Checkpoint(directory, encoded=True)
-        self._spec = parse_spec(checkpoint.config["quantization_config"])
+        with as_engine_directory_error(directory):
+            self._spec = parse_spec(checkpoint.config.get("quantization_config"))
         self._entries = {
             m.name: Entry(directory / m.file, m.digest, m.domain, m.changed_share)
             for m in manifest.masks

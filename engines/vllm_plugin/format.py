@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from engines.directory.manifest import first_fault
 from engines.errors import EngineDirectoryError
 from maskgen.format.patterns import PAIRS, Codes
 
@@ -67,12 +68,15 @@ class QuantizationSpec(BaseModel):
         return names
 
 
-def parse_spec(config: Mapping[str, Any]) -> QuantizationSpec:
+def parse_spec(config: Any) -> QuantizationSpec:
     """Read a `quantization_config`.
 
     Raises:
-        EngineDirectoryError: a newer format, or a field that is missing, unknown or malformed.
+        EngineDirectoryError: no object, a newer format, or a field that is missing, unknown or
+            malformed.
     """
+    if not isinstance(config, Mapping):
+        raise EngineDirectoryError(f"quantization_config is {config!r:.80}, expected an object")
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise EngineDirectoryError(
@@ -82,9 +86,7 @@ def parse_spec(config: Mapping[str, Any]) -> QuantizationSpec:
     try:
         return QuantizationSpec.model_validate(dict(config))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise EngineDirectoryError(f"quantization_config: {where}: {first['msg']}") from error
+        raise EngineDirectoryError(f"quantization_config: {first_fault(error)}") from error
 
 
 def kept_values(dense: Array, codes: Codes) -> Array:

@@ -82,6 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelDirectoryError(f"{path} is missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ModelDirectoryError(f"{path} is not JSON: {error}") from None
     except OSError as error:

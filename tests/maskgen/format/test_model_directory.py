@@ -103,6 +103,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         (b"{", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
+        (b'{"a": "\\ud800"}', "is not JSON"),
         (b"[]", "holds list, expected an object"),
     ],
 )
