@@ -11,7 +11,8 @@ NB_MODULE(_native, m) {
   // they hold is never freed. That is no fault, and nanobind's message about it would be the last
   // thing the program prints.
   nb::set_leak_warnings(false);
-  m.doc() = "Native kernels of the CPU engine; see engines/native/kernels.py for the typed interface.";
+  m.doc() =
+      "Native kernels of the CPU engine; see engines/native/kernels.py for the typed interface.";
   bind_decoder(m.def_submodule("decoder", "One step of a decoder-only transformer."));
   bind_kernels(m.def_submodule("kernels", "Packing and products of 2:4 sparse and dense weights."));
 }
