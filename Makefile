@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm soak sanitize lint type check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm soak sanitize lint type stubs check bench bench-vllm serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,10 @@ lint: setup ## ruff, clang-format, mdformat and hadolint
 
 type: setup ## mypy --strict
 	$(BIN)/mypy
+
+stubs: setup ## type stubs of the native modules, from what is built
+	$(BIN)/python -m nanobind.stubgen -q -r -O engines/native -m engines.native._native
+	$(BIN)/python -m nanobind.stubgen -q -r -O maskgen -m maskgen._native
 
 check: lint type test ## lint, type and test
 

@@ -25,11 +25,12 @@ from benchmarks.common.table import Earlier, Table, TableSpec
 from benchmarks.common.waves import Wave
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.mix_plan import MixPlan, requests_per_mask, synthetic_mask
-from engines.cpu.model import CpuModel, Limits
+from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import StorageRule
 from engines.directory.manifest import read_manifest
+from engines.native._native.decoder import Limits
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 
 KEY = ("masks", "active", "changed_share", "mix", "mode")

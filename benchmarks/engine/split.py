@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, Step
+from engines.cpu.model import PAGE_POSITIONS, CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.native import kernels, layout
+from engines.native._native.decoder import Limits, Step
 
 KEY = ("arm", "context")
 """What names a row."""

@@ -17,6 +17,7 @@ from engines.cpu.build import BF16
 from engines.directory.decoder_config import LINEARS, DecoderConfig
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
+from engines.native._native.kernels import PatchArrays
 from engines.native.layout import PackedWeights, pack_sparse, unpack
 from engines.native.patch import Patch, apply_patch, make_patch
 from maskgen.format.mask_file import Mask
@@ -29,11 +30,6 @@ LayerPatches = list[list[Patch | None]]
 
 LayerWeights = list[list[PackedWeights]]
 """By layer and linear, in the order of `LINEARS`."""
-
-NativePatch = tuple[
-    npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint8], npt.NDArray[np.uint16]
-]
-"""(row_start, group, codes, delta) of a `Patch`, as the native decoder takes it."""
 
 
 @dataclass
@@ -153,10 +149,6 @@ def patch_bytes(patches: LayerPatches) -> int:
     return sum(patch.nbytes for layer in patches for patch in layer if patch is not None)
 
 
-def native_patches(patches: LayerPatches) -> list[list[NativePatch | None]]:
+def native_patches(patches: LayerPatches) -> list[list[PatchArrays | None]]:
     """Patches as the native decoder takes them."""
-    return [[None if p is None else _native(p) for p in layer] for layer in patches]
-
-
-def _native(patch: Patch) -> NativePatch:
-    return patch.row_start, patch.group, patch.codes, patch.delta.view(np.uint16)
+    return [[None if patch is None else patch.native for patch in layer] for layer in patches]

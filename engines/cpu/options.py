@@ -8,11 +8,11 @@ from typing import Literal
 
 import psutil
 
-from engines.cpu.model import PAGE_POSITIONS, Limits
+from engines.cpu.model import PAGE_POSITIONS
 from engines.cpu.storage_rule import Storage
 from engines.directory.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
-from engines.native import _native
+from engines.native._native.decoder import Limits, page_bytes
 
 PROMPT_ROWS = 64
 """Prompt positions whose logits one step computes; bounds the logits' memory."""
@@ -93,7 +93,7 @@ def limits_of(config: DecoderConfig, options: CpuOptions) -> Limits:
     Raises:
         EngineDirectoryError: the cache holds less than the context that was asked for.
     """
-    page = _native.decoder.page_bytes(config.layers, config.kv_heads, config.head_dim)
+    page = page_bytes(config.layers, config.kv_heads, config.head_dim)
     wanted = min(options.context_length or config.context, config.context)
     one_context = -(-wanted // PAGE_POSITIONS) * page
     budget = options.kv_bytes

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.base import GenerationChunk
-from engines.cpu.model import PAGE_POSITIONS, CpuModel, Step
+from engines.cpu.model import PAGE_POSITIONS, CpuModel
 from engines.cpu.scheduler import Scheduled, Scheduler
 from engines.cpu.sequence import Sequence
 from engines.decoding.request_checks import scored
 from engines.decoding.sampler import Sampled, logprobs_of, sample
+from engines.native._native.decoder import Step
 
 Delivery = tuple[Sequence, GenerationChunk]
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from engines.cpu.mask_weights import LayerPatches, native_patches
-from engines.cpu.model import PAGE_POSITIONS, CpuModel, Limits, native_layers
+from engines.cpu.model import PAGE_POSITIONS, CpuModel, native_layers
 from engines.cpu.storage_rule import StorageRule
+from engines.native._native.decoder import Decoder, Limits, Step
 from engines.native.layout import BF16, Layout, PackedWeights
 from engines.native.patch import Patch
 
@@ -93,19 +94,21 @@ def _measure(model: CpuModel) -> dict[str, float]:
     return best
 
 
-def _step(native: Any, plain: int, mask: int, logits: np.ndarray[Any, Any]) -> Callable[[], None]:
+def _step(
+    native: Decoder, plain: int, mask: int, logits: np.ndarray[Any, Any]
+) -> Callable[[], object]:
     def ints(*values: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         return np.array(values, np.int32)
 
-    arrays = (
-        ints(*[0] * TOKENS),
-        ints(*range(TOKENS + 1)),
-        ints(*[0] * TOKENS),
-        np.arange(TOKENS, dtype=np.int32)[:, None],
-        ints(*[plain] * (TOKENS // 2), *[mask] * (TOKENS // 2)),
-        ints(),
+    step = Step(
+        tokens=ints(*[0] * TOKENS),
+        token_begin=ints(*range(TOKENS + 1)),
+        start=ints(*[0] * TOKENS),
+        pages=np.arange(TOKENS, dtype=np.int32)[:, None],
+        masks=ints(*[plain] * (TOKENS // 2), *[mask] * (TOKENS // 2)),
+        logit_rows=ints(),
     )
-    return lambda: native.step(*arrays, logits)
+    return lambda: native.step(step, logits)
 
 
 def _some_layers(layers: list[list[PackedWeights]]) -> list[list[PackedWeights]]:

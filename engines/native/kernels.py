@@ -36,10 +36,9 @@ def isa() -> str:
         KernelError: TWOFOUR_ISA names none, or one that this machine or this build lacks.
     """
     try:
-        name: str = _native.kernels.isa()
+        return _native.kernels.isa()
     except ValueError as error:
         raise KernelError(str(error)) from None
-    return name
 
 
 def supported_isas() -> tuple[str, ...]:
@@ -49,8 +48,7 @@ def supported_isas() -> tuple[str, ...]:
 
 def kernel_name(layout: Layout, tokens: int, isa: str | None = None) -> str:
     """Which kernel multiplies `tokens` tokens, for reports."""
-    name: str = _native.kernels.kernel_name(int(layout), tokens, isa)
-    return name
+    return _native.kernels.kernel_name(int(layout), tokens, isa)
 
 
 def linear(
@@ -83,10 +81,7 @@ def linear(
         out = np.empty((len(x), weights.n), np.float32)
     with native_errors():
         _native.kernels.linear(
-            int(weights.layout),
-            weights.n,
-            weights.k,
-            weights.data,
+            weights.native,
             matrix_bits(x, "x"),
             matrix_bits(out, "out"),
             bias,
@@ -120,11 +115,8 @@ def gated(
         out = np.empty((len(x), gate.n), np.float32)
     with native_errors():
         _native.kernels.gated(
-            int(gate.layout),
-            gate.n,
-            gate.k,
-            gate.data,
-            up.data,
+            gate.native,
+            up.native,
             matrix_bits(x, "x"),
             matrix_bits(out, "out"),
             threads,

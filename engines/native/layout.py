@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from engines.errors import EngineError
 from engines.native import _native
 
-VERSION: int = _native.kernels.LAYOUT_VERSION
+VERSION = _native.kernels.LAYOUT_VERSION
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 _HUGE_PAGE = 2 << 20
@@ -67,6 +68,11 @@ class PackedWeights:
         if not self.data.flags.c_contiguous:
             raise LayoutError("packed weights must be contiguous")
 
+    @cached_property
+    def native(self) -> _native.kernels.PackedLayer:
+        """The same bytes as kernels and decoder take them."""
+        return _native.kernels.PackedLayer(int(self.layout), self.n, self.k, self.data)
+
 
 def packed_bytes(layout: Layout, n: int, k: int) -> int:
     """Bytes of an n x k layer; rows are padded to 16 and inputs to 32.
@@ -78,8 +84,7 @@ def packed_bytes(layout: Layout, n: int, k: int) -> int:
         raise LayoutError(f"a layer of {n} x {k} is not possible; both must be 1 to 2^31 - 1")
     if layout is Layout.SPARSE24_BF16 and k % 4:
         raise LayoutError(f"a 2:4 layer's width must be a multiple of 4, not {k}; keep it dense")
-    size: int = _native.kernels.packed_bytes(int(layout), n, k)
-    return size
+    return _native.kernels.packed_bytes(int(layout), n, k)
 
 
 def empty(size: int) -> npt.NDArray[np.uint8]:
@@ -153,7 +158,7 @@ def unpack(
     codes = None
     if packed.layout is Layout.SPARSE24_BF16:
         codes = np.empty((packed.n, packed.k // 4), np.uint8)
-    _native.kernels.unpack(int(packed.layout), packed.data, dense, codes, threads)
+    _native.kernels.unpack(packed.native, dense, codes, threads)
     return dense.view(BF16), codes
 
 
@@ -163,9 +168,7 @@ def validate(packed: PackedWeights, *, threads: int = 0) -> None:
     Raises:
         LayoutError: naming the first fault that a thread found.
     """
-    fault, row, group, value = _native.kernels.check(
-        int(packed.layout), packed.n, packed.k, packed.data, threads
-    )
+    fault, row, group, value = _native.kernels.check(packed.native, threads)
     if fault == _FAULT_CODE:
         raise LayoutError(
             f"packed weights hold code {value} at row {row}, group {group}; patterns are 0 to 5. "

@@ -10,6 +10,7 @@ of a batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,18 @@ class Patch:
     def changed_share(self) -> float:
         """Share of the layer's groups that differ, 0 to 1."""
         return len(self.group) / (self.n * self.k // 4)
+
+    @cached_property
+    def native(self) -> _native.kernels.PatchArrays:
+        """The same arrays as kernels and decoder take them.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        delta = np.ascontiguousarray(self.delta).view(np.uint16)
+        return _native.kernels.PatchArrays(
+            self.n, self.k, self.row_start, self.group, self.codes, delta
+        )
 
     @property
     def nbytes(self) -> int:
@@ -199,7 +212,7 @@ def add_patch_product(
     """
     with native_errors():
         _native.kernels.patch_add(
-            *_arrays(patch),
+            patch.native,
             matrix_bits(x, "x"),
             np.ascontiguousarray(tokens, np.uint32),
             matrix_bits(out, "out"),
@@ -217,7 +230,7 @@ def _rewrite(patch: Patch, packed: PackedWeights, *, revert: bool, threads: int)
     if not packed.data.flags.writeable:
         raise PatchError("the packed weights are read-only; copy them to patch them in place")
     with native_errors():
-        fits = _native.kernels.patch_apply(*_arrays(patch), packed.data, revert, threads)
+        fits = _native.kernels.patch_apply(patch.native, packed.data, revert, threads)
     if not fits:
         expected = "the patch's mask" if revert else "the base mask"
         raise PatchError(f"the packed weights do not hold {expected}; nothing was changed")
@@ -232,8 +245,3 @@ def _places(patch: Patch) -> npt.NDArray[np.int64]:
 
 def _row_start(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.uint32)
-
-
-def _arrays(patch: Patch) -> tuple[Any, ...]:
-    delta = np.ascontiguousarray(patch.delta).view(np.uint16)
-    return patch.n, patch.k, patch.row_start, patch.group, patch.codes, delta

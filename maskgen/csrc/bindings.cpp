@@ -1,10 +1,11 @@
 // The Python edge: checks every array, releases the GIL, calls the chosen kernel.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "kernels.h"
 
@@ -14,13 +15,14 @@ using namespace twofour::learning;
 
 namespace {
 
-using Any = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Codes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+// torch's tensors: numpy has no bf16. `Weight`: bfloat16 or float32.
+using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-bool is_bf16(const Any& a) {
+bool is_bf16(const Weight& a) {
   const nb::dlpack::dtype type = a.dtype();
   if (type == nb::dtype<float>()) return false;
   if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16) {
@@ -29,14 +31,14 @@ bool is_bf16(const Any& a) {
   refuse("weights must be bfloat16 or float32");
 }
 
-void same_as_weight(const Any& weight, const Any& other, const char* name) {
+void same_as_weight(const Weight& weight, const Weight& other, const char* name) {
   if (other.shape(0) != weight.shape(0) || other.shape(1) != weight.shape(1) ||
       other.dtype() != weight.dtype()) {
     refuse(std::string(name) + " must have the shape and type of the weight");
   }
 }
 
-Layer make_layer(const Any& weight, const Logits& logits, std::size_t planes) {
+Layer make_layer(const Weight& weight, const Logits& logits, std::size_t planes) {
   const std::size_t groups = weight.shape(1) / 4;
   if (weight.shape(1) % 4 != 0) refuse("the weight's inputs must divide by 4");
   if (logits.shape(0) != weight.shape(0) || logits.shape(1) != planes ||
@@ -63,7 +65,7 @@ NoiseKey make_key(std::uint64_t seed, std::uint32_t step, std::uint32_t micro_ba
 }
 
 template <auto kernel, std::size_t planes>
-void relax_forward(const Any& weight, const Logits& logits, const Any& masked, float scale,
+void relax_forward(const Weight& weight, const Logits& logits, const Weight& masked, float scale,
                    float tau, std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
                    std::uint32_t layer) {
   const Layer view = make_layer(weight, logits, planes);
@@ -76,7 +78,7 @@ void relax_forward(const Any& weight, const Logits& logits, const Any& masked, f
 }
 
 template <auto kernel, std::size_t planes>
-void relax_backward(const Any& weight, const Logits& logits, const Any& masked_gradient,
+void relax_backward(const Weight& weight, const Logits& logits, const Weight& masked_gradient,
                     const Logits& gradient, float scale, float tau, float regularisation,
                     std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
                     std::uint32_t layer) {
@@ -91,8 +93,9 @@ void relax_backward(const Any& weight, const Logits& logits, const Any& masked_g
   (kernels().*kernel)(view, scale, tau, key, out);
 }
 
-void sample_forward(const Any& weight, const Logits& logits, const Any& masked, std::uint64_t seed,
-                    std::uint32_t step, std::uint32_t micro_batch, std::uint32_t layer) {
+void sample_forward(const Weight& weight, const Logits& logits, const Weight& masked,
+                    std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
+                    std::uint32_t layer) {
   const Layer view = make_layer(weight, logits, 4);
   same_as_weight(weight, masked, "the masked weight");
   const NoiseKey key = make_key(seed, step, micro_batch, layer);
@@ -117,7 +120,8 @@ void sample_update(const Logits& logits, float rate, std::uint64_t seed, std::ui
 }
 
 // (changed groups, summed sharpness); `codes` is written.
-nb::tuple decide(const Logits& logits, const Codes& codes, const Codes& compare, float scale) {
+std::tuple<std::int64_t, double> decide(const Logits& logits, const Codes& codes,
+                                        const Codes& compare, float scale) {
   positive(scale, "the logits' scale");
   const std::size_t planes = logits.shape(1);
   if (planes != 6 && planes != 4) refuse("the logits must have 6 or 4 planes");
@@ -136,19 +140,43 @@ nb::tuple decide(const Logits& logits, const Codes& codes, const Codes& compare,
       kernels().decide_weights(view, scale, decision);
     }
   }
-  return nb::make_tuple(decision.changed, decision.sharpness);
+  return {decision.changed, decision.sharpness};
 }
 
 }  // namespace
 
+// Every kernel draws its noise from the key (seed, step, micro_batch, layer).
+#define TWOFOUR_KEY "seed"_a, "step"_a, "micro_batch"_a, "layer"_a
+
 NB_MODULE(_native, m) {
-  m.doc() = "Fused kernels for learning 2:4 masks; maskgen.learning.native wraps them.";
-  m.def("isa", [] { return std::string(kernels().name); });
-  m.def("gumbel_forward", &relax_forward<&Kernels::gumbel_forward, 6>);
-  m.def("gumbel_backward", &relax_backward<&Kernels::gumbel_backward, 6>);
-  m.def("topk_forward", &relax_forward<&Kernels::topk_forward, 4>);
-  m.def("topk_backward", &relax_backward<&Kernels::topk_backward, 4>);
-  m.def("sample_forward", &sample_forward);
-  m.def("sample_update", &sample_update);
-  m.def("decide", &decide);
+  m.doc() =
+      "Fused kernels for learning 2:4 masks; maskgen/learning/native.py chooses them.\n\n"
+      "Weights, masked weights and their gradients are (rows, inputs), all bfloat16 or all "
+      "float32;\n"
+      "logits and their gradients (rows, 6 or 4, inputs / 4) float32; codes (rows, inputs / 4).\n"
+      "ValueError where they do not fit together.";
+  m.def(
+      "isa", [] { return kernels().name; },
+      "The instruction set of this process; ValueError for a bad TWOFOUR_ISA.");
+  m.def("gumbel_forward", &relax_forward<&Kernels::gumbel_forward, 6>, "weight"_a.noconvert(),
+        "logits"_a.noconvert(), "masked"_a.noconvert(), "scale"_a, "tau"_a, TWOFOUR_KEY,
+        "Writes `masked` by MaskLLM's relaxation.");
+  m.def("gumbel_backward", &relax_backward<&Kernels::gumbel_backward, 6>, "weight"_a.noconvert(),
+        "logits"_a.noconvert(), "masked_gradient"_a.noconvert(), "gradient"_a.noconvert(),
+        "scale"_a, "tau"_a, "regularisation"_a, TWOFOUR_KEY,
+        "Adds to the logits' `gradient` what the masked weight's gives.");
+  m.def("topk_forward", &relax_forward<&Kernels::topk_forward, 4>, "weight"_a.noconvert(),
+        "logits"_a.noconvert(), "masked"_a.noconvert(), "scale"_a, "tau"_a, TWOFOUR_KEY,
+        "Writes `masked` by RoI's relaxation.");
+  m.def("topk_backward", &relax_backward<&Kernels::topk_backward, 4>, "weight"_a.noconvert(),
+        "logits"_a.noconvert(), "masked_gradient"_a.noconvert(), "gradient"_a.noconvert(),
+        "scale"_a, "tau"_a, "regularisation"_a, TWOFOUR_KEY,
+        "Adds to the logits' `gradient` what the masked weight's gives.");
+  m.def("sample_forward", &sample_forward, "weight"_a.noconvert(), "logits"_a.noconvert(),
+        "masked"_a.noconvert(), TWOFOUR_KEY, "Writes `masked` by MaskPro's sampling.");
+  m.def("sample_update", &sample_update, "logits"_a.noconvert(), "rate"_a, TWOFOUR_KEY,
+        "Adds to the logits `rate` times the gradient of the sample's log-probability.");
+  m.def("decide", &decide, "logits"_a.noconvert(), "codes"_a.noconvert(), "compare"_a.noconvert(),
+        "scale"_a,
+        "Writes the best `codes`; (how many are not those of `compare`, summed sharpness).");
 }

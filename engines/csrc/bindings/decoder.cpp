@@ -5,249 +5,300 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
-namespace nb = nanobind;
+#include "bindings/arrays.h"
+
+namespace twofour::python {
+
 using namespace nb::literals;
 
 namespace {
 
-template <class T, int Dimensions>
-using Array = nb::ndarray<T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-using Bytes = Array<const std::uint8_t, 1>;
-using Floats = Array<const float, 1>;
 using Integers = Array<const std::int32_t, 1>;
 
-// (layout, n, k, data) of one packed layer.
-using Packed = std::tuple<std::uint32_t, std::size_t, std::size_t, Bytes>;
-// (row_start, group, codes, delta) of one patched layer.
-using PatchArrays = std::tuple<Array<const std::uint32_t, 1>, Array<const std::uint32_t, 1>, Bytes,
-                               Array<const std::uint16_t, 2>>;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
+const float* sized(const Vector& vector, const char* name, std::size_t size) {
+  require(vector.size() == size, std::string(name) + " has " + std::to_string(vector.size()) +
+                                     " values, expected " + std::to_string(size));
+  return vector.data();
 }
 
-twofour::Weights weights_of(const Packed& packed) {
-  const auto& [layout, n, k, data] = packed;
-  require(layout == 1 || layout == 2,
-          "layout " + std::to_string(layout) + " is unknown (known: 1, 2)");
-  const auto id = static_cast<twofour::Layout>(layout);
-  require(
-      n > 0 && k > 0 && data.size() == twofour::packed_bytes(id, n, k),
-      "packed weights of " + std::to_string(n) + " x " + std::to_string(k) + " have another size");
-  return {id, n, k, reinterpret_cast<const std::byte*>(data.data())};
+const float* sized(const std::optional<Vector>& vector, const char* name, std::size_t size) {
+  return vector ? sized(*vector, name, size) : nullptr;
 }
 
-twofour::Patch patch_of(const PatchArrays& arrays, std::size_t k) {
-  const auto& [row_start, group, codes, delta] = arrays;
-  require(row_start.size() > 0, "a patch without rows");
-  const std::size_t n = row_start.size() - 1, count = group.size();
-  require(codes.size() == count && delta.shape(0) == count && delta.shape(1) == 4 &&
-              row_start(0) == 0 && row_start(n) == count,
-          "the patch's arrays do not fit together");
-  // Checked by flags: a patch has millions of groups, and this runs between two steps.
-  bool rising = true, inside = true;
-  for (std::size_t row = 0; row < n; ++row) {
-    rising = rising && row_start.data()[row] <= row_start.data()[row + 1];
+struct LayerArrays {
+  Vector input_norm, post_norm;
+  std::int32_t window;
+  std::optional<Vector> q_norm, k_norm;
+  std::vector<std::optional<Vector>> biases;
+};
+
+struct ModelArrays {
+  std::size_t hidden, heads, kv_heads, head_dim, intermediate, vocab;
+  float eps, rope_factor;
+  Vector inverse_frequency, final_norm;
+  PackedLayer head;
+  std::optional<Array<const std::uint16_t, 2>> embedding;
+  std::vector<LayerArrays> layers;
+};
+
+Layer layer_of(const LayerArrays& arrays, const Model& model) {
+  const std::size_t q = model.q_width(), kv = model.kv_width();
+  const std::size_t outputs[linear_count] = {
+      q, kv, kv, model.hidden, model.intermediate, model.intermediate, model.hidden};
+  require(arrays.biases.size() == linear_count, "a layer has seven biases, each perhaps None");
+  Layer layer{};
+  for (std::size_t id = 0; id < linear_count; ++id) {
+    layer.bias[id] = sized(arrays.biases[id], "a bias", outputs[id]);
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    const unsigned code = codes.data()[i];
-    inside = inside && group.data()[i] < k / 4 && (code & 15u) < 6 && (code >> 4) < 6;
-  }
-  require(rising, "the patch's rows do not rise");
-  require(inside, "the patch names a group or a code out of range");
-  return {n, k, row_start.data(), group.data(), codes.data(), delta.data()};
+  layer.input_norm = sized(arrays.input_norm, "input_norm", model.hidden);
+  layer.post_norm = sized(arrays.post_norm, "post_norm", model.hidden);
+  layer.q_norm = sized(arrays.q_norm, "q_norm", model.head_dim);
+  layer.k_norm = sized(arrays.k_norm, "k_norm", model.head_dim);
+  layer.window = arrays.window;
+  return layer;
 }
 
-const float* vector_of(const nb::dict& from, const char* name, std::size_t size,
-                       std::vector<nb::object>& kept) {
-  if (!from.contains(name)) return nullptr;
-  nb::object value = from[name];
-  if (value.is_none()) return nullptr;
-  const auto array = nb::cast<Floats>(value);
-  require(array.size() == size, std::string(name) + " has " + std::to_string(array.size()) +
-                                    " values, expected " + std::to_string(size));
-  kept.push_back(value);
-  return array.data();
+Model model_of(const ModelArrays& arrays) {
+  Model model{};
+  model.hidden = arrays.hidden;
+  model.heads = arrays.heads;
+  model.kv_heads = arrays.kv_heads;
+  model.head_dim = arrays.head_dim;
+  model.intermediate = arrays.intermediate;
+  model.vocab = arrays.vocab;
+  model.eps = arrays.eps;
+  model.rope_factor = arrays.rope_factor;
+  model.inverse_frequency =
+      sized(arrays.inverse_frequency, "inverse_frequency", model.head_dim / 2);
+  model.final_norm = sized(arrays.final_norm, "final_norm", model.hidden);
+  model.head = arrays.head.weights;
+  require(model.head.n == model.vocab && model.head.k == model.hidden,
+          "the head has another shape");
+  if (arrays.embedding) {
+    const auto& embedding = *arrays.embedding;
+    require(embedding.shape(0) == model.vocab && embedding.shape(1) == model.hidden,
+            "the embedding has another shape");
+    model.embedding = embedding.data();
+  } else {
+    require(model.head.layout == Layout::dense_bf16, "a tied head must be dense");
+  }
+  for (const LayerArrays& layer : arrays.layers) model.layers.push_back(layer_of(layer, model));
+  return model;
 }
 
-const float* needed(const float* found, const char* name) {
-  require(found != nullptr, std::string(name) + " is missing");
-  return found;
-}
-
-class PyDecoder {
- public:
-  PyDecoder(const nb::dict& sizes, const nb::list& layers, const nb::dict& shared,
-            const Packed& head, const std::string& isa) {
-    const auto size = [&](const char* name) { return nb::cast<std::size_t>(sizes[name]); };
-    twofour::Model model{};
-    model.hidden = size("hidden");
-    model.heads = size("heads");
-    model.kv_heads = size("kv_heads");
-    model.head_dim = size("head_dim");
-    model.intermediate = size("intermediate");
-    model.vocab = size("vocab");
-    model.eps = nb::cast<float>(sizes["eps"]);
-    model.rope_factor = nb::cast<float>(sizes["rope_factor"]);
-    model.inverse_frequency = needed(
-        vector_of(shared, "inverse_frequency", model.head_dim / 2, kept_), "inverse_frequency");
-    model.final_norm = needed(vector_of(shared, "final_norm", model.hidden, kept_), "final_norm");
-    model.head = weights_of(head);
-    require(model.head.n == model.vocab && model.head.k == model.hidden,
-            "the head has another shape");
-    kept_.push_back(nb::cast(std::get<3>(head)));
-    if (shared.contains("embedding")) {
-      const auto embedding = nb::cast<Array<const std::uint16_t, 2>>(shared["embedding"]);
-      require(embedding.shape(0) == model.vocab && embedding.shape(1) == model.hidden,
-              "the embedding has another shape");
-      model.embedding = embedding.data();
-      kept_.push_back(shared["embedding"]);
-    } else {
-      require(model.head.layout == twofour::Layout::dense_bf16, "a tied head must be dense");
-    }
-    const std::size_t q = model.q_width(), kv = model.kv_width();
-    const std::pair<const char*, std::size_t> biases[] = {{"q_bias", q},
-                                                          {"k_bias", kv},
-                                                          {"v_bias", kv},
-                                                          {"o_bias", model.hidden},
-                                                          {"gate_bias", model.intermediate},
-                                                          {"up_bias", model.intermediate},
-                                                          {"down_bias", model.hidden}};
-    for (nb::handle handle : layers) {
-      const auto from = nb::cast<nb::dict>(handle);
-      twofour::Layer layer{};
-      for (std::size_t id = 0; id < twofour::linear_count; ++id) {
-        layer.bias[id] = vector_of(from, biases[id].first, biases[id].second, kept_);
-      }
-      layer.input_norm = needed(vector_of(from, "input_norm", model.hidden, kept_), "input_norm");
-      layer.post_norm = needed(vector_of(from, "post_norm", model.hidden, kept_), "post_norm");
-      layer.q_norm = vector_of(from, "q_norm", model.head_dim, kept_);
-      layer.k_norm = vector_of(from, "k_norm", model.head_dim, kept_);
-      layer.window = nb::cast<std::int32_t>(from["window"]);
-      model.layers.push_back(layer);
-    }
-    const twofour::DecoderLimits limits{size("max_tokens"), size("max_logits"), size("context"),
-                                        size("pages"), nb::cast<int>(sizes["threads"])};
-    vocab_ = model.vocab;
-    decoder_ =
-        std::make_unique<twofour::Decoder>(std::move(model), limits, twofour::isa_from_name(isa));
-  }
-
-  std::size_t add_weights(const std::vector<std::vector<Packed>>& layers) {
-    std::vector<twofour::Linears> linears;
-    std::vector<nb::object> kept;
-    for (const std::vector<Packed>& layer : layers) {
-      require(layer.size() == twofour::linear_count, "a layer has seven linear weights");
-      twofour::Linears& to = linears.emplace_back();
-      for (std::size_t id = 0; id < twofour::linear_count; ++id) {
-        to[id] = weights_of(layer[id]);
-        kept.push_back(nb::cast(std::get<3>(layer[id])));
-      }
-    }
-    shapes_ = linears;
-    const std::size_t set = decoder_->add_weights(std::move(linears));
-    weights_[set] = std::move(kept);
-    return set;
-  }
-
-  void remove_weights(std::size_t set) {
-    decoder_->remove_weights(set);
-    weights_.erase(set);
-  }
-
-  std::size_t add_mask(std::size_t set,
-                       const std::vector<std::vector<std::optional<PatchArrays>>>& layers) {
-    auto owner = std::make_unique<MaskArrays>();
-    std::vector<twofour::Patches> patches;
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-      require(layers[layer].size() == twofour::linear_count && layer < shapes_.size(),
-              "a layer has seven linear weights");
-      twofour::Patches& to = patches.emplace_back();
-      for (std::size_t id = 0; id < twofour::linear_count; ++id) {
-        to[id] = nullptr;
-        if (!layers[layer][id]) continue;
-        const PatchArrays& arrays = *layers[layer][id];
-        owner->patches.push_back(
-            std::make_unique<twofour::Patch>(patch_of(arrays, shapes_[layer][id].k)));
-        to[id] = owner->patches.back().get();
-        owner->kept.push_back(nb::cast(std::get<0>(arrays)));
-        owner->kept.push_back(nb::cast(std::get<1>(arrays)));
-        owner->kept.push_back(nb::cast(std::get<2>(arrays)));
-        owner->kept.push_back(nb::cast(std::get<3>(arrays)));
-      }
-    }
-    const std::size_t mask = decoder_->add_mask(set, std::move(patches));
-    masks_[mask] = std::move(owner);
-    return mask;
-  }
-
-  void remove_mask(std::size_t mask) {
-    decoder_->remove_mask(mask);
-    masks_.erase(mask);
-  }
-
-  void step(const Integers& tokens, const Integers& token_begin, const Integers& start,
-            const Array<const std::int32_t, 2>& pages, const Integers& masks,
-            const Integers& logit_rows, const Array<float, 2>& logits) {
+struct Step {
+  Step(Integers token_ids, Integers begins, Integers starts, Array<const std::int32_t, 2> numbers,
+       Integers mask_numbers, Integers rows)
+      : tokens(std::move(token_ids)),
+        token_begin(std::move(begins)),
+        start(std::move(starts)),
+        pages(std::move(numbers)),
+        masks(std::move(mask_numbers)),
+        logit_rows(std::move(rows)) {
     const std::size_t sequences = start.size();
     require(token_begin.size() == sequences + 1 && masks.size() == sequences &&
                 pages.shape(0) == sequences,
             "the arrays of a step disagree on the number of sequences");
     require(sequences > 0 && static_cast<std::size_t>(token_begin(sequences)) == tokens.size(),
             "the tokens are more or fewer than announced");
-    require(logits.shape(0) >= logit_rows.size() && logits.shape(1) == vocab_,
-            "the logits have another shape");
-    const twofour::StepInput input{
-        tokens.data(), token_begin.data(), start.data(),      pages.data(),      pages.shape(1),
-        masks.data(),  sequences,          logit_rows.data(), logit_rows.size(), logits.data()};
-    nb::gil_scoped_release release;
-    decoder_->step(input);
   }
 
-  std::size_t page_bytes() const { return decoder_->page_bytes(); }
+  Integers tokens, token_begin, start;
+  Array<const std::int32_t, 2> pages;
+  Integers masks, logit_rows;
+};
+
+class BoundDecoder {
+ public:
+  BoundDecoder(const ModelArrays& model, const DecoderLimits& limits, const std::string& isa)
+      : model_(model), decoder_(model_of(model_), limits, isa_from_name(isa)) {}
+
+  std::size_t add_weights(const std::vector<std::vector<PackedLayer>>& layers) {
+    std::vector<Linears> linears;
+    for (const std::vector<PackedLayer>& layer : layers) {
+      require(layer.size() == linear_count, "a layer has seven linear weights");
+      Linears& to = linears.emplace_back();
+      for (std::size_t id = 0; id < linear_count; ++id) to[id] = layer[id].weights;
+    }
+    const std::size_t set = decoder_.add_weights(std::move(linears));
+    weights_[set] = layers;
+    return set;
+  }
+
+  void remove_weights(std::size_t set) {
+    decoder_.remove_weights(set);
+    weights_.erase(set);
+  }
+
+  std::size_t add_mask(std::size_t set,
+                       std::vector<std::vector<std::optional<PatchArrays>>> layers) {
+    std::vector<Patches> patches;
+    for (const auto& layer : layers) {
+      require(layer.size() == linear_count, "a layer has seven linear weights");
+      Patches& to = patches.emplace_back();
+      for (std::size_t id = 0; id < linear_count; ++id) {
+        to[id] = layer[id] ? &layer[id]->patch : nullptr;
+      }
+    }
+    const std::size_t mask = decoder_.add_mask(set, std::move(patches));
+    masks_[mask] = std::move(layers);  // moving keeps its elements where they are
+    return mask;
+  }
+
+  void remove_mask(std::size_t mask) {
+    decoder_.remove_mask(mask);
+    masks_.erase(mask);
+  }
+
+  std::size_t step(const Step& step, const Array<float, 2>& logits) {
+    const std::size_t rows = step.logit_rows.size();
+    require(logits.shape(0) >= rows && logits.shape(1) == model_.vocab,
+            "the logits have another shape");
+    const StepInput input{step.tokens.data(), step.token_begin.data(), step.start.data(),
+                          step.pages.data(),  step.pages.shape(1),     step.masks.data(),
+                          step.start.size(),  step.logit_rows.data(),  rows,
+                          logits.data()};
+    nb::gil_scoped_release release;
+    decoder_.step(input);
+    return rows;
+  }
+
+  std::size_t page_bytes() const { return decoder_.page_bytes(); }
 
  private:
-  struct MaskArrays {
-    std::vector<std::unique_ptr<twofour::Patch>> patches;
-    std::vector<nb::object> kept;
-  };
-
   // What the decoder points to; declared before it, so that it goes last.
-  std::vector<nb::object> kept_;
-  std::map<std::size_t, std::vector<nb::object>> weights_;
-  std::map<std::size_t, std::unique_ptr<MaskArrays>> masks_;
-  std::vector<twofour::Linears> shapes_;
-  std::size_t vocab_;
-  std::unique_ptr<twofour::Decoder> decoder_;
+  ModelArrays model_;
+  std::map<std::size_t, std::vector<std::vector<PackedLayer>>> weights_;
+  std::map<std::size_t, std::vector<std::vector<std::optional<PatchArrays>>>> masks_;
+  Decoder decoder_;
 };
+
+void bind_structs(nb::module_& m) {
+  nb::class_<DecoderLimits>(m, "Limits",
+                            "What one decoder is made for.\n\n"
+                            "Attributes:\n"
+                            "    max_tokens: most tokens of one step.\n"
+                            "    max_logits: most rows of logits of one step.\n"
+                            "    context: most positions of a sequence.\n"
+                            "    pages: pages of the key-value cache.\n"
+                            "    threads: OpenMP threads.")
+      .def(
+          "__init__",
+          [](DecoderLimits* self, std::size_t max_tokens, std::size_t max_logits,
+             std::size_t context, std::size_t pages, int threads) {
+            new (self) DecoderLimits{max_tokens, max_logits, context, pages, threads};
+          },
+          "max_tokens"_a, "max_logits"_a, "context"_a, "pages"_a, "threads"_a)
+      .def_ro("max_tokens", &DecoderLimits::max_tokens)
+      .def_ro("max_logits", &DecoderLimits::max_logits)
+      .def_ro("context", &DecoderLimits::context)
+      .def_ro("pages", &DecoderLimits::pages)
+      .def_ro("threads", &DecoderLimits::threads);
+  nb::class_<LayerArrays>(
+      m, "Layer",
+      "A layer's vectors: norms (hidden,), norms over a head (head_dim,) or\n"
+      "None, the biases of its seven linear layers, each perhaps None, and how\n"
+      "many positions attention sees (0: all).")
+      .def(
+          "__init__",
+          [](LayerArrays* self, Vector input_norm, Vector post_norm, std::int32_t window,
+             std::optional<Vector> q_norm, std::optional<Vector> k_norm,
+             std::vector<std::optional<Vector>> biases) {
+            new (self) LayerArrays{std::move(input_norm), std::move(post_norm), window,
+                                   std::move(q_norm),     std::move(k_norm),    std::move(biases)};
+          },
+          nb::kw_only(), "input_norm"_a.noconvert(), "post_norm"_a.noconvert(), "window"_a,
+          "q_norm"_a.none().noconvert(), "k_norm"_a.none().noconvert(), "biases"_a.noconvert());
+  nb::class_<ModelArrays>(
+      m, "Model",
+      "All of a model but its linear layers.\n\n"
+      "`inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16\n"
+      "bits, or None where the head, packed dense, is the embedding too.")
+      .def(
+          "__init__",
+          [](ModelArrays* self, std::size_t hidden, std::size_t heads, std::size_t kv_heads,
+             std::size_t head_dim, std::size_t intermediate, std::size_t vocab, float eps,
+             float rope_factor, Vector inverse_frequency, Vector final_norm,
+             const PackedLayer& head, std::optional<Array<const std::uint16_t, 2>> embedding,
+             std::vector<LayerArrays> layers) {
+            new (self) ModelArrays{hidden,
+                                   heads,
+                                   kv_heads,
+                                   head_dim,
+                                   intermediate,
+                                   vocab,
+                                   eps,
+                                   rope_factor,
+                                   std::move(inverse_frequency),
+                                   std::move(final_norm),
+                                   head,
+                                   std::move(embedding),
+                                   std::move(layers)};
+          },
+          nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a,
+          "vocab"_a, "eps"_a, "rope_factor"_a, "inverse_frequency"_a.noconvert(),
+          "final_norm"_a.noconvert(), "head"_a, "embedding"_a.none().noconvert(), "layers"_a);
+  nb::class_<Step>(m, "Step",
+                   "What one step computes.\n\n"
+                   "Args:\n"
+                   "    tokens: (tokens,) ids of all sequences, one after the other.\n"
+                   "    token_begin: (sequences + 1,) where each sequence's tokens start.\n"
+                   "    start: (sequences,) position of each sequence's first token.\n"
+                   "    pages: (sequences, width) page numbers, the unused ones of any value.\n"
+                   "    masks: (sequences,) mask numbers; equal weights are best kept together.\n"
+                   "    logit_rows: (rows,) which tokens' logits are wanted.\n\n"
+                   "Raises:\n"
+                   "    ValueError: the arrays do not fit together.")
+      .def(nb::init<Integers, Integers, Integers, Array<const std::int32_t, 2>, Integers,
+                    Integers>(),
+           nb::kw_only(), "tokens"_a.noconvert(), "token_begin"_a.noconvert(),
+           "start"_a.noconvert(), "pages"_a.noconvert(), "masks"_a.noconvert(),
+           "logit_rows"_a.noconvert())
+      .def_ro("tokens", &Step::tokens)
+      .def_ro("token_begin", &Step::token_begin)
+      .def_ro("start", &Step::start)
+      .def_ro("pages", &Step::pages)
+      .def_ro("masks", &Step::masks)
+      .def_ro("logit_rows", &Step::logit_rows);
+}
 
 }  // namespace
 
-void bind_decoder(nb::module_ m) {
-  m.attr("PAGE_POSITIONS") = twofour::page_positions;
-  m.def("page_bytes", [](std::size_t layers, std::size_t kv_heads, std::size_t head_dim) {
-    return layers * kv_heads * twofour::head_page_bytes(twofour::padded_dim(head_dim));
-  });
-  nb::class_<PyDecoder>(m, "Decoder")
-      .def(nb::init<const nb::dict&, const nb::list&, const nb::dict&, const Packed&,
-                    const std::string&>(),
-           "sizes"_a, "layers"_a, "shared"_a, "head"_a, "isa"_a)
-      .def("add_weights", &PyDecoder::add_weights, "layers"_a)
-      .def("remove_weights", &PyDecoder::remove_weights, "set"_a)
-      .def("add_mask", &PyDecoder::add_mask, "set"_a, "patches"_a)
-      .def("remove_mask", &PyDecoder::remove_mask, "mask"_a)
-      .def("step", &PyDecoder::step, "tokens"_a, "token_begin"_a, "start"_a, "pages"_a, "masks"_a,
-           "logit_rows"_a, "logits"_a)
-      .def_prop_ro("page_bytes", &PyDecoder::page_bytes);
+void bind_decoder(nb::module_& m) {
+  m.attr("PAGE_POSITIONS") = page_positions;
+  m.def(
+      "page_bytes",
+      [](std::size_t layers, std::size_t kv_heads, std::size_t head_dim) {
+        return layers * kv_heads * head_page_bytes(padded_dim(head_dim));
+      },
+      "layers"_a, "kv_heads"_a, "head_dim"_a, "Bytes of one page of the key-value cache.");
+  bind_structs(m);
+  nb::class_<BoundDecoder>(
+      m, "Decoder",
+      "Sets of packed weights, masks over them, and a key-value cache.\n\n"
+      "A mask is a set of weights and what is added to its products. Sets and\n"
+      "masks have numbers, which are used again once they are removed.")
+      .def(nb::init<const ModelArrays&, const DecoderLimits&, const std::string&>(), "model"_a,
+           "limits"_a, "isa"_a)
+      .def("add_weights", &BoundDecoder::add_weights, "layers"_a,
+           "A set: by layer, its seven linear layers.")
+      .def("remove_weights", &BoundDecoder::remove_weights, "set"_a)
+      .def("add_mask", &BoundDecoder::add_mask, "set"_a, "patches"_a,
+           "A mask: by layer, the seven patches, None where it agrees; no layers for none at all.")
+      .def("remove_mask", &BoundDecoder::remove_mask, "mask"_a)
+      .def("step", &BoundDecoder::step, "step"_a, "logits"_a.noconvert(),
+           "Writes (rows, vocab) logits; how many rows. ValueError, and nothing computed, where a\n"
+           "number is out of range.")
+      .def_prop_ro("page_bytes", &BoundDecoder::page_bytes);
 }
+
+}  // namespace twofour::python

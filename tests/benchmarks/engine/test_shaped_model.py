@@ -26,9 +26,9 @@ SHAPE = {
 LOADING = """
 import json, sys
 from pathlib import Path
-from engines.directory.decoder_config import read_decoder_config
-from engines.cpu.model import CpuModel, Limits
+from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
+from engines.native._native.decoder import Limits
 
 def memory(name):
     status = Path("/proc/self/status").read_text()

@@ -1,0 +1,40 @@
+"""
+Fused kernels for learning 2:4 masks; maskgen/learning/native.py chooses them.
+
+Weights, masked weights and their gradients are (rows, inputs), all bfloat16 or all float32;
+logits and their gradients (rows, 6 or 4, inputs / 4) float32; codes (rows, inputs / 4).
+ValueError where they do not fit together.
+"""
+
+from typing import Annotated
+
+import torch
+
+
+def isa() -> str:
+    """The instruction set of this process; ValueError for a bad TWOFOUR_ISA."""
+
+def gumbel_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], scale: float, tau: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Writes `masked` by MaskLLM's relaxation."""
+
+def gumbel_backward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked_gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], gradient: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], scale: float, tau: float, regularisation: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Adds to the logits' `gradient` what the masked weight's gives."""
+
+def topk_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], scale: float, tau: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Writes `masked` by RoI's relaxation."""
+
+def topk_backward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked_gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], gradient: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], scale: float, tau: float, regularisation: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Adds to the logits' `gradient` what the masked weight's gives."""
+
+def sample_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Writes `masked` by MaskPro's sampling."""
+
+def sample_update(logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], rate: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """
+    Adds to the logits `rate` times the gradient of the sample's log-probability.
+    """
+
+def decide(logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], codes: Annotated[torch.Tensor, dict(dtype='uint8', shape=(None, None), order='C', device='cpu')], compare: Annotated[torch.Tensor, dict(dtype='uint8', shape=(None, None), order='C', device='cpu')], scale: float) -> tuple[int, float]:
+    """
+    Writes the best `codes`; (how many are not those of `compare`, summed sharpness).
+    """
