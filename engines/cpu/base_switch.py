@@ -53,8 +53,6 @@ class BaseSwitch:
             self._describe(mask, patches)
 
     def _describe(self, mask: LoadedMask, patches: LayerPatches | None) -> None:
-        if mask.info is None:
-            return
         if patches is None:
             mask.info = replace(
                 mask.info, storage="base", changed_share=0.0, resident_bytes=0, reason=""

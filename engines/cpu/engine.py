@@ -19,7 +19,7 @@ from engines.base import (
 from engines.cpu.describe import kernels_of
 from engines.cpu.loop import EngineLoop
 from engines.cpu.mask_store import MaskStore
-from engines.cpu.masks import LoadedMask
+from engines.cpu.masks import LoadedMask, Variant
 from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.cpu.options import PROMPT_ROWS, CpuOptions, limits_of
@@ -28,6 +28,7 @@ from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
 from engines.cpu.storage_rule import Storage
+from engines.cpu.waiting import WaitingCounter
 from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import check_request, stop_token_ids, token_limit, without_work
 from engines.decoding.sampler import SequenceSampler
@@ -35,7 +36,6 @@ from engines.decoding.structured_output import ConstraintCompiler
 from engines.directory.progress import Progress, silent
 from engines.errors import (
     EngineDeadError,
-    EngineOverloadedError,
     as_engine_directory_error,
 )
 from engines.native.layout import VERSION
@@ -107,6 +107,7 @@ class CpuEngine(Engine):
             directory, self._manifest, self._model, self._options, opened.complement
         )
         self._pool = PagePool(limits.pages)
+        self._waiters = WaitingCounter(self._options.max_waiting)
         self._scheduler = Scheduler(
             self._pool,
             SchedulerLimits(
@@ -115,14 +116,13 @@ class CpuEngine(Engine):
                 mixed_prefill_tokens=self._options.mixed_prefill_tokens,
                 prompt_rows=PROMPT_ROWS,
             ),
+            self._waiters,
             prefix_cache=self._options.prefix_cache,
         )
         self._constraints = ConstraintCompiler(self._codec, config.vocab)
         self._runner = Runner(self._model, self._scheduler)
         self._arrivals = itertools.count()
         self._live: dict[Sequence, None] = {}
-        self._submitted = 0
-        self._never_admitted = 0
         self._closed = False
         self._death: BaseException | None = None
         self._loop = EngineLoop(self._scheduler, self._runner, self._ended, self._died)
@@ -158,25 +158,20 @@ class CpuEngine(Engine):
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         self._check_alive()
         check_request(request, self._config.vocab, self._context)
-        mask = self._masks.resolve(request.mask)
+        variant = self._masks.resolve(request.mask)
         if answer := without_work(request):
             for chunk in answer:
                 yield chunk
             return
         choices = request.sampling.n
-        waiting = self._submitted - self._never_admitted - self._scheduler.admissions
-        if waiting + choices > self._options.max_waiting:
-            raise EngineOverloadedError(
-                f"{waiting} sequences are waiting, and at most {self._options.max_waiting} may"
-            )
         # Counted and pinned before the first await, so that neither can be taken away meanwhile.
-        self._submitted += choices
-        mask.pins += choices
+        self._waiters.accept(choices)
+        variant.pins += choices
         chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
         sequences: list[Sequence] = []
         unfinished = choices
         try:
-            sequences = await self._sequences(request, mask, chunks.put_nowait)
+            sequences = await self._sequences(request, variant, chunks.put_nowait)
             self._check_alive()
             self._live.update(dict.fromkeys(sequences))
             self._loop.add(sequences)
@@ -188,8 +183,8 @@ class CpuEngine(Engine):
                 yield chunk
         finally:
             if not sequences:
-                self._never_admitted += choices
-                self._unpin(mask, choices)
+                self._waiters.leave(choices)
+                self._unpin(variant, choices)
             elif unfinished and self._death is None and not self._closed:
                 self._loop.abort(request.request_id)
 
@@ -224,11 +219,9 @@ class CpuEngine(Engine):
     def stats(self) -> EngineStats:
         running, waiting = self._scheduler.running, self._scheduler.waiting
         counters = self._runner.counters
-        queued = self._submitted - self._never_admitted - self._scheduler.admissions
-        preempted = sum(s.admitted for s in list(waiting))
         return EngineStats(
             running=len(running),
-            waiting=max(queued, 0) + preempted,
+            waiting=self._waiters.count,
             kv_used_share=self._pool.used / self._pool.total,
             kv_total_bytes=self._pool.total * self._model.native.page_bytes,
             steps=counters.steps,
@@ -249,13 +242,14 @@ class CpuEngine(Engine):
         await asyncio.to_thread(self._loop.close)
 
     async def _sequences(
-        self, request: GenerationRequest, mask: LoadedMask, deliver: object
+        self, request: GenerationRequest, variant: Variant, deliver: object
     ) -> list[Sequence]:
         prompt = request.prompt_token_ids
         eos = self._codec.eos_token_ids
         stops = stop_token_ids(request, eos)
         limit = token_limit(request, self._context)
-        root = prefix_root(self._manifest.base_digest, mask.digest, request.cache_salt)
+        digest = variant.digest if isinstance(variant, LoadedMask) else None
+        root = prefix_root(self._manifest.base_digest, digest, request.cache_salt)
         sequences: list[Sequence] = []
         for index in range(request.sampling.n):
             params = request.sampling.for_choice(index)
@@ -268,7 +262,7 @@ class CpuEngine(Engine):
                 arrival=next(self._arrivals),
                 tokens=list(prompt),
                 prompt_length=len(prompt),
-                mask=mask,
+                variant=variant,
                 root=root,
                 sampler=SequenceSampler(params, prompt, stops, constraint),
                 text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
@@ -282,14 +276,14 @@ class CpuEngine(Engine):
 
     def _ended(self, sequence: Sequence) -> None:
         self._live.pop(sequence, None)
-        if not sequence.admitted:
-            self._never_admitted += 1
-        self._unpin(sequence.mask, 1)
+        self._unpin(sequence.variant, 1)
 
-    def _unpin(self, mask: LoadedMask, count: int) -> None:
-        mask.pins -= count
-        if mask.unloaded and mask.pins == 0 and not self._closed:
-            self._loop.call(lambda: self._masks.free(mask))
+    def _unpin(self, variant: Variant, count: int) -> None:
+        variant.pins -= count
+        if self._closed or variant.pins:
+            return
+        if isinstance(variant, LoadedMask) and variant.unloaded:
+            self._loop.call(lambda: self._masks.free(variant))
 
     def _died(self, error: BaseException) -> None:
         self._death = error
@@ -309,4 +303,4 @@ class CpuEngine(Engine):
 
 
 def _names(sequences: list[Sequence]) -> tuple[str, ...]:
-    return tuple(sorted({s.mask.name for s in sequences if s.mask.name}))
+    return tuple(sorted({s.variant.name for s in sequences if isinstance(s.variant, LoadedMask)}))

@@ -62,7 +62,7 @@ class MaskPreparer:
 
         def add() -> LoadedMask:
             number = native.add_mask(base_set, native_patches(patches))
-            return LoadedMask(info.name, mask.digest, number, base_set, info, patches)
+            return LoadedMask(number, base_set, info, patches)
 
         return add
 
@@ -77,6 +77,6 @@ class MaskPreparer:
 
         def add() -> LoadedMask:
             number = native.add_weights(native_layers(copies))
-            return LoadedMask(info.name, mask.digest, native.add_mask(number, []), number, info)
+            return LoadedMask(native.add_mask(number, []), number, info)
 
         return add

@@ -12,7 +12,7 @@ from engines.base import MaskInfo
 from engines.cpu.base_switch import BaseSwitch
 from engines.cpu.mask_preparation import MaskPreparer
 from engines.cpu.mask_weights import DenseSource
-from engines.cpu.masks import LoadedMask
+from engines.cpu.masks import DenseModel, LoadedMask, Variant
 from engines.cpu.model import CpuModel
 from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
@@ -69,7 +69,7 @@ class MaskStore:
         self._shapes: dict[str, tuple[int, int]] = {}  # of the layers that masks list
         self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
-        self._dense = LoadedMask("", "", model.base_mask, model.base_set, None)
+        self._dense = DenseModel(model.base_mask, model.base_set)
         if len(manifest.masks) > 1 and self._preparer.rule is None:
             self._preparer.rule = measured_rule(model)
         for record in sorted(manifest.masks, key=lambda record: record.name != self._default):
@@ -95,7 +95,6 @@ class MaskStore:
         return tuple(
             replace(mask.info, pinned=mask.pins, numerics=self._numerics(mask.info))
             for mask in self._masks.values()
-            if mask.info is not None
         )
 
     def _numerics(self, info: MaskInfo) -> str:
@@ -107,17 +106,19 @@ class MaskStore:
     def resident_bytes(self) -> int:
         """Memory that the masks beside the base take, those still pinned included."""
         loaded = [*self._masks.values(), *self._retired]
-        return sum(mask.info.resident_bytes for mask in loaded if mask.info is not None)
+        return sum(mask.info.resident_bytes for mask in loaded)
 
-    def resolve(self, name: str | None) -> LoadedMask:
+    def resolve(self, name: str | None) -> Variant:
         """The mask that a request names, or the default.
 
         Raises:
             UnknownMaskError: it is not loaded.
         """
         if name is None:
-            default = self._default
-            return self._dense if default is None else self._masks[default]
+            return self._dense if self._default is None else self._masks[self._default]
+        return self._named(name)
+
+    def _named(self, name: str) -> LoadedMask:
         check_requested(name, self._masks)
         return self._masks[name]
 
@@ -143,7 +144,6 @@ class MaskStore:
                 self._masks[name] = loaded
         finally:
             self._loading.discard(name)
-        assert loaded.info is not None
         return loaded.info
 
     async def switch_base(self, name: str, call: Call, forget: Callable[[], None]) -> MaskInfo:
@@ -165,12 +165,12 @@ class MaskStore:
                     await self._switch(new, call, forget)
             finally:
                 self._switching = False
-        assert new.info is not None
         return new.info
 
     async def _switch(self, new: LoadedMask, call: Call, forget: Callable[[], None]) -> None:
         old = self._placed
         assert old is not None
+        assert self._default is not None
         # Those that were unloaded go before the switch is carried out: nothing pins them.
         others = [mask for mask in self._masks.values() if mask not in (old, new)]
         switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others)
@@ -183,7 +183,7 @@ class MaskStore:
         # Requests that come from here on reach the engine's thread after the switch.
         await _between_steps(call, carry_out)
         self._placed = new
-        self._source.home = self._masks[self._default or ""].patches
+        self._source.home = self._masks[self._default].patches
 
     def unload(self, name: str) -> LoadedMask:
         """Stop offering a mask; `free` it once nothing pins it.
@@ -234,11 +234,11 @@ class MaskStore:
                 f"the default mask and the packed weights disagree about {odd}: build the directory"
                 " again"
             )
-        self._placed = LoadedMask(name, mask.digest, model.base_mask, model.base_set, info)
+        self._placed = LoadedMask(model.base_mask, model.base_set, info)
         self._masks[name] = self._placed
 
     def _switchable(self, name: str) -> LoadedMask:
-        new = self.resolve(name)
+        new = self._named(name)
         pinned = [m for m in (*self._masks.values(), *self._retired) if m.pins]
         if pinned:
             users = ", ".join(f"{mask.name!r} by {mask.pins}" for mask in pinned)
@@ -246,7 +246,7 @@ class MaskStore:
                 f"the base cannot be switched while sequences use masks ({users}):"
                 " wait until they have finished"
             )
-        copies = [m.name for m in self._masks.values() if m.info and m.info.storage == "copy"]
+        copies = [m.name for m in self._masks.values() if m.info.storage == "copy"]
         if copies:
             raise MaskError(
                 f"the base cannot be switched beside masks that are kept as copies"

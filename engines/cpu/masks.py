@@ -1,4 +1,4 @@
-"""The masks that a running CPU engine has loaded."""
+"""What sequences of a running CPU engine run: one of its masks, or the model without any."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from engines.cpu.mask_weights import LayerPatches
 
 
 @dataclass(eq=False)
+class DenseModel:
+    """The model of an engine that was built without a mask.
+
+    Attributes:
+        native: the number of its (empty) mask in the native decoder.
+        weights: the native set of weights that it multiplies.
+        pins: unfinished sequences that use it.
+    """
+
+    native: int
+    weights: int
+    pins: int = 0
+
+
+@dataclass(eq=False)
 class LoadedMask:
     """A mask in the native decoder.
 
     Attributes:
-        name: what requests call it; empty for the dense model.
-        digest: mask digest; empty for the dense model.
         native: its number in the native decoder.
         weights: the native set of weights that it multiplies.
         info: what the engine reports about it, without the pins.
@@ -23,11 +36,23 @@ class LoadedMask:
         unloaded: no longer offered; freed when the last pin goes.
     """
 
-    name: str
-    digest: str
     native: int
     weights: int
-    info: MaskInfo | None
+    info: MaskInfo
     patches: LayerPatches | None = None
     pins: int = 0
     unloaded: bool = False
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.info.name
+
+    @property
+    def digest(self) -> str:
+        """Its mask digest."""
+        return self.info.digest
+
+
+Variant = DenseModel | LoadedMask
+"""What a sequence runs, from its start to its end."""

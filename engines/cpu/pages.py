@@ -9,9 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def prefix_root(base_digest: str, mask_digest: str, salt: str) -> bytes:
-    """What the hash chain of a sequence's pages starts from: entries are shared only below it."""
-    return hashlib.sha256(f"{base_digest}\n{mask_digest}\n{salt}".encode()).digest()
+def prefix_root(base_digest: str, mask_digest: str | None, salt: str) -> bytes:
+    """What the hash chain of a sequence's pages starts from: entries are shared only below it.
+
+    Args:
+        mask_digest: None for the model without a mask.
+    """
+    mask = "dense" if mask_digest is None else mask_digest
+    return hashlib.sha256(f"{base_digest}\n{mask}\n{salt}".encode()).digest()
 
 
 def extend_chain(previous: bytes, token_ids: Sequence[int]) -> bytes:

@@ -44,7 +44,7 @@ class Runner:
         A sequence that fails is ended with reason `error`; the others are not affected.
         """
         # Tokens of the same weights side by side: each set is then read once.
-        batch = sorted(scheduled, key=lambda s: (s.sequence.mask.weights, s.sequence.mask.native))
+        batch = sorted(scheduled, key=_weights_and_mask)
         try:
             logits = self._model.step(self._arrays(batch))
         except Exception as error:
@@ -71,7 +71,7 @@ class Runner:
             token_begin=begin,
             start=np.array([s.start for s in batch], np.int32),
             pages=pages,
-            masks=np.array([s.sequence.mask.native for s in batch], np.int32),
+            masks=np.array([s.sequence.variant.native for s in batch], np.int32),
             logit_rows=np.array(rows, np.int32),
         )
 
@@ -87,9 +87,9 @@ class Runner:
         for share in batch:
             prompt = min(share.sequence.prompt_length, share.start + share.count) - share.start
             counters.prompt_tokens += max(prompt, 0)
-            if share.sequence.mask.weights != self._last_weights:
+            if share.sequence.variant.weights != self._last_weights:
                 counters.mask_switches += self._last_weights >= 0
-                self._last_weights = share.sequence.mask.weights
+                self._last_weights = share.sequence.variant.weights
 
     def _finish(self, batch: Many[Scheduled], logits: npt.NDArray[np.float32]) -> list[Delivery]:
         """Sample for the sequences whose known tokens are all computed; end those only scored."""
@@ -164,3 +164,8 @@ class Runner:
         return sequence, GenerationChunk(
             sequence.index, "", (), finish_reason="error", error=message, invalid=invalid
         )
+
+
+def _weights_and_mask(scheduled: Scheduled) -> tuple[int, int]:
+    variant = scheduled.sequence.variant
+    return variant.weights, variant.native

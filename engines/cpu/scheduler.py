@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from engines.cpu.model import PAGE_POSITIONS
 from engines.cpu.pages import PagePool
 from engines.cpu.sequence import Sequence
+from engines.cpu.waiting import WaitingCounter
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,23 @@ class Scheduler:
     Args:
         pool: pages of the key-value cache.
         limits: bounds of a step.
+        waiters: told which sequences start, wait again, or end while they wait; those that are
+            added were accepted there before.
         prefix_cache: whether sequences may share pages.
     """
 
     def __init__(
-        self, pool: PagePool, limits: SchedulerLimits, *, prefix_cache: bool = True
+        self,
+        pool: PagePool,
+        limits: SchedulerLimits,
+        waiters: WaitingCounter,
+        *,
+        prefix_cache: bool = True,
     ) -> None:
         self.pool = pool
         self.limits = limits
+        self._waiters = waiters
         self.preemptions = 0
-        self.admissions = 0
         self.cached_tokens = 0
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
@@ -86,6 +94,7 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self._waiters.leave()
         self._free(sequence)
 
     def schedule(self) -> list[Scheduled]:
@@ -166,8 +175,8 @@ class Scheduler:
             sequence.admitted = True
             sequence.cached_tokens = sequence.computed
             self.cached_tokens += sequence.computed
-            self.admissions += 1
         self.waiting.pop(0)
+        self._waiters.leave()
         self.running.append(sequence)
         return True
 
@@ -184,6 +193,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1
         self.running.remove(sequence)
+        self._waiters.enter()
         self._free(sequence)
         if sequence.wants_prompt_rows:
             sequence.prompt_rows = [None]

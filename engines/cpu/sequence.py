@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.base import GenerationChunk, TokenLogprobs
-from engines.cpu.masks import LoadedMask
+from engines.cpu.masks import Variant
 from engines.cpu.model import PAGE_POSITIONS
 from engines.cpu.pages import extend_chain
 from engines.decoding.output_text import ChoiceText
@@ -25,7 +25,7 @@ class Sequence:
         arrival: rank among all sequences by time of arrival.
         tokens: prompt and generated tokens.
         prompt_length: how many of them are the prompt.
-        mask: the mask that it is pinned to.
+        variant: what it runs, and is pinned to.
         root: where the hash chain of its pages starts.
         sampler, text: how it goes on, and what is shown of it.
         deliver: takes its chunks, on the event loop.
@@ -44,7 +44,7 @@ class Sequence:
     arrival: int
     tokens: list[int]
     prompt_length: int
-    mask: LoadedMask
+    variant: Variant
     root: bytes
     sampler: SequenceSampler
     text: ChoiceText

@@ -157,7 +157,25 @@ async def test_requests_that_cannot_run_are_refused(directory: Path) -> None:
     with pytest.raises(UnknownMaskError, match="nope"):
         await answers(engine, PROMPT, GREEDY, mask="nope")
     # None of them left anything behind.
+    assert engine.stats().waiting == 0
     assert len(await answers(engine, PROMPT, replace(GREEDY, n=3))) == 3
+    await engine.close()
+
+
+async def test_a_request_that_fails_before_it_is_queued_gives_its_places_back(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = CpuEngine(directory, kv_bytes=1 << 20, max_waiting=3)
+
+    def broken(*_: object) -> None:
+        raise InvalidRequestError("no such grammar", param="grammar")
+
+    monkeypatch.setattr(engine._codec, "stream", broken)
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match="no such grammar"):
+            await answers(engine, PROMPT, replace(GREEDY, n=3))
+        assert engine.stats().waiting == 0
+        assert engine.describe().masks[0].pinned == 0
     await engine.close()
 
 

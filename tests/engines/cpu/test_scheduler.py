@@ -7,15 +7,16 @@ import random
 
 import pytest
 
-from engines.cpu.masks import LoadedMask
+from engines.cpu.masks import DenseModel
 from engines.cpu.pages import PagePool, extend_chain, prefix_root
 from engines.cpu.scheduler import Scheduled, Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
+from engines.cpu.waiting import WaitingCounter
 from engines.decoding.output_text import ChoiceText
 from engines.decoding.sampler import SequenceSampler
 from engines.sampling import SamplingParams
 
-MASK = LoadedMask("m", "d", 0, 0, None)
+DENSE = DenseModel(0, 0)
 _arrivals = itertools.count()
 
 
@@ -35,7 +36,7 @@ def sequence(
         arrival=next(_arrivals),
         tokens=ids,
         prompt_length=tokens,
-        mask=MASK,
+        variant=DENSE,
         root=prefix_root("base", "mask", salt),
         sampler=SequenceSampler(params, ids, frozenset()),
         text=ChoiceText(_NoText(), params, (), 1000),  # type: ignore[arg-type]
@@ -52,9 +53,11 @@ def scheduler(
     step: int = 64,
     mixed: int = 32,
     prefix_cache: bool = True,
+    waiters: WaitingCounter | None = None,
 ) -> Scheduler:
     limits = SchedulerLimits(sequences, step, mixed, 16)
-    return Scheduler(PagePool(pages), limits, prefix_cache=prefix_cache)
+    waiters = waiters or WaitingCounter(1000)
+    return Scheduler(PagePool(pages), limits, waiters, prefix_cache=prefix_cache)
 
 
 def run_step(scheduler: Scheduler, next_token: int = 7) -> list[Scheduled]:
@@ -156,15 +159,17 @@ def test_prompt_logprobs_bound_the_chunk_and_ignore_the_prefix_cache() -> None:
     assert wants.cached_tokens == 0
 
 
-def test_random_traffic_leaves_every_page_free() -> None:
+def test_random_traffic_leaves_every_page_free_and_nobody_counted() -> None:
     rng = random.Random(3)
-    s = scheduler(pages=20, sequences=5)
+    waiters = WaitingCounter(12)
+    s = scheduler(pages=20, sequences=5, waiters=waiters)
     live: list[Sequence] = []
     finished = 0
     for step in range(3000):
         if step < 2500 and rng.random() < 0.3 and len(live) < 12:
             new = sequence(rng.randint(1, 120), first=rng.choice([0, 0, 300, 5000]))
             live.append(new)
+            waiters.accept(1)
             s.add(new)
         run_step(s, next_token=rng.randint(0, 50))
         for old in list(live):
@@ -175,6 +180,7 @@ def test_random_traffic_leaves_every_page_free() -> None:
         held = [page for x in s.running for page in x.pages]
         assert s.pool.used == len(set(held))
         assert not any(x.pages for x in s.waiting)
+        assert waiters.count == len(s.waiting)
     assert finished > 100
     assert s.preemptions > 0
     assert s.pool.used == 0
@@ -206,10 +212,8 @@ def test_the_chain_depends_on_everything_before() -> None:
     root = prefix_root("base", "mask", "")
     assert extend_chain(root, [1, 2]) != extend_chain(root, [2, 1])
     assert extend_chain(extend_chain(root, [1]), [2]) != extend_chain(root, [1, 2])
-    assert (
-        len({prefix_root(*names) for names in (("a", "b", ""), ("a", "b", "s"), ("a", "c", ""))})
-        == 3
-    )
+    names = (("a", "b", ""), ("a", "b", "s"), ("a", "c", ""), ("a", None, ""))
+    assert len({prefix_root(*n) for n in names}) == 4
 
 
 @pytest.mark.parametrize("count", [0, 3])
