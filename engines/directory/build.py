@@ -215,5 +215,4 @@ def finish(
         )
     except ValueError as error:
         raise EngineDirectoryError(f"cannot describe this engine: {error}") from error
-    write_manifest(directory, manifest)
-    return manifest
+    return write_manifest(directory, manifest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,6 +106,7 @@ class Manifest(_Record):
         files: relative name -> what it was when the directory was built.
         details: what the target's own builder has to say, in its own form.
         created_by: name and version of the program that wrote the directory.
+        identity: `identity_of` the other fields; empty until it is written.
     """
 
     format_version: int = FORMAT_VERSION
@@ -119,6 +121,7 @@ class Manifest(_Record):
     files: dict[str, FileRecord] = Field(default_factory=dict)
     details: dict[str, JsonValue] = Field(default_factory=dict)
     created_by: _Label = ""
+    identity: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:
@@ -150,11 +153,6 @@ class Manifest(_Record):
     def has_digests(self) -> bool:
         """Whether the files are recorded with their SHA-256, as they are since version 2."""
         return self.format_version >= 2
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 of all fields: tells a directory from another one that took its place."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def mask(self, name: str) -> MaskRecord:
         """The record of one mask (KeyError when there is none)."""
@@ -200,8 +198,21 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = Manifest.model_validate(_as_version_2(raw) if version == 1 else raw)
     except ValidationError as error:
         raise EngineDirectoryError(f"{path}: {first_fault(error)}") from error
+    identity = identity_of(raw)
+    if version > 1 and manifest.identity != identity:
+        raise EngineDirectoryError(
+            f"{path} is not as it was written: damaged, or edited by hand; build the directory"
+            " again"
+        )
     _check_sizes(directory, manifest)
-    return manifest
+    return manifest.model_copy(update={"identity": identity})
+
+
+def identity_of(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's JSON object: sorted keys, no spaces, `identity` itself left out."""
+    rest = {name: value for name, value in fields.items() if name != "identity"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def first_fault(error: ValidationError) -> str:
@@ -219,12 +230,18 @@ def _as_version_2(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"files": {name: {"bytes": size} for name, size in files.items()}}
 
 
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write `engine.json`, whole or not at all; the last file of a new directory."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Write `engine.json`, whole or not at all; the last file of a new directory.
+
+    Returns:
+        The manifest with its identity.
+    """
+    fields = manifest.model_dump(mode="json")
+    fields["identity"] = identity_of(fields)
     temporary = directory / f".{MANIFEST_FILE}"
-    temporary.write_text(text)
+    temporary.write_text(json.dumps(fields, indent=2) + "\n")
     temporary.replace(directory / MANIFEST_FILE)
+    return manifest.model_copy(update={"identity": fields["identity"]})
 
 
 def _check_sizes(directory: Path, manifest: Manifest) -> None:

@@ -58,6 +58,7 @@ class EngineFiles:
             raise MaskError(str(error)) from error
         if manifest.base_digest != self._manifest.base_digest or any(
             record.engines.get(name) != self._record.engines[name]
+            or _digest(manifest, name) != _digest(self._manifest, name)
             or _files(manifest, record, name) != _files(self._manifest, self._record, name)
             for name in served
         ):
@@ -74,6 +75,10 @@ class EngineFiles:
     def _tie(self, name: str, *, verify: bool) -> list[TiedFile]:
         files = _files(self._manifest, self._record, name)
         return [TiedFile(self._directory / f, r, verify=verify) for f, r in files.items()]
+
+
+def _digest(manifest: Manifest, name: str) -> str | None:
+    return next((mask.digest for mask in manifest.masks if mask.name == name), None)
 
 
 def _files(manifest: Manifest, record: BuildRecord, name: str) -> dict[str, FileRecord]:

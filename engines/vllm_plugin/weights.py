@@ -11,7 +11,7 @@ import torch
 
 from engines.directory.manifest import COMPLEMENT_FILE, read_manifest
 from engines.directory.tied_file import TiedFile
-from engines.errors import MaskError
+from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import read_fitting
 from engines.vllm_plugin.build import WEIGHTS_FILE
 from engines.vllm_plugin.format import (
@@ -23,7 +23,7 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
     unpack_nibbles,
 )
-from maskgen.format.patterns import Codes
+from maskgen.format.patterns import Codes, check_codes
 
 
 class MaskedWeights:
@@ -55,7 +55,8 @@ class MaskedWeights:
         with self._kept.reading() as kept:
             names = [name for name in kept if name.endswith(f".{CODES}")]
             self._default = {
-                name.removesuffix(f".{CODES}"): _unpack(kept.tensor(name)) for name in names
+                name.removesuffix(f".{CODES}"): _unpack(directory, name, kept.tensor(name))
+                for name in names
             }
         self._layers = tuple(self._default)
         self.active: Mapping[str, Codes] = self._default
@@ -108,5 +109,12 @@ class MaskedWeights:
         return found
 
 
-def _unpack(packed: npt.NDArray[np.uint8]) -> Codes:
-    return unpack_nibbles(packed, packed.shape[1] * 2)
+def _unpack(directory: Path, name: str, packed: npt.NDArray[np.uint8]) -> Codes:
+    codes = unpack_nibbles(packed, packed.shape[1] * 2)
+    try:
+        check_codes(codes)
+    except ValueError as error:
+        raise EngineDirectoryError(
+            f"{directory}: {name} is damaged ({error}): build the directory again"
+        ) from error
+    return codes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engines.directory.checkpoint import Checkpoint
+from engines.directory.manifest import identity_of
 from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
 from maskgen.format.patterns import project
 from tests.tiny_model import make_tiny_llama
@@ -56,6 +57,13 @@ def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
     return path
 
 
+def edit_manifest(directory: Path, **changes: object) -> None:
+    """Change fields of `engine.json` as if it had been written so."""
+    path = directory / "engine.json"
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(fields | {"identity": identity_of(fields)}))
+
+
 def as_version_1(directory: Path, *, sizes: bool = True) -> None:
     """Rewrite the manifest as the first format had it: without digests, and without storage.
 
@@ -66,6 +74,7 @@ def as_version_1(directory: Path, *, sizes: bool = True) -> None:
     files = {name: record["bytes"] for name, record in fields["files"].items()}
     for mask in fields["masks"]:
         del mask["storage"]
+    del fields["identity"]
     path.write_text(json.dumps(fields | {"format_version": 1, "files": files if sizes else {}}))
 
 

@@ -91,7 +91,6 @@ async def test_damage_is_refused_or_harmless(
         for digest, answer in (await answers_of(engine)).items():
             assert answer == expected[digest], f"seed {seed}"
         await engine.close()
-    assert outcomes["opened"] > 0 or count < 100, outcomes
     assert outcomes["refused"] > count // 3, outcomes
 
 

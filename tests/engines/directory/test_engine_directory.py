@@ -24,7 +24,7 @@ from engines.registry import open_engine
 from engines.text import TextCodec
 from maskgen.format.mask_file import read_mask
 from maskgen.format.patterns import keep_from_codes
-from tests.engines.conftest import as_version_1
+from tests.engines.conftest import as_version_1, edit_manifest
 from tests.tiny_model import make_tiny_llama
 
 
@@ -40,11 +40,6 @@ def built(
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "engine"))
-
-
-def edit_manifest(directory: Path, **changes: object) -> None:
-    path = directory / "engine.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_weights_and_complement_hold_the_model(
@@ -131,6 +126,18 @@ def test_manifests_that_are_refused(copy: Path, changes: dict[str, object], mess
     edit_manifest(copy, **changes)
     with pytest.raises(EngineDirectoryError, match=message):
         open_engine(copy)
+
+
+def test_a_manifest_that_is_not_as_it_was_written(copy: Path) -> None:
+    path = copy / "engine.json"
+    text = path.read_text()
+    for old, new in (('"tiny"', '"tinx"'), ('"sealed": false', '"sealed": true')):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(EngineDirectoryError, match="damaged, or edited by hand"):
+            open_engine(copy, verify=False)
+    path.write_text(json.dumps(json.loads(text)))  # the same fields, laid out otherwise
+    read_manifest(copy)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000], ids=range(5))

@@ -29,6 +29,7 @@ from engines.tensorrt_llm.build import build, extend
 from engines.tensorrt_llm.engine import TensorRtLlmEngine
 from engines.tensorrt_llm.llm_api import sampling_arguments
 from engines.tensorrt_llm.version import ToolsMissingError
+from tests.engines.conftest import edit_manifest
 from tests.engines.tensorrt_llm.fake_llm import FakeLlm, install_fake
 from tests.engines.tensorrt_llm.helpers import mask_file
 from tests.engines.tensorrt_llm.standins import install
@@ -374,13 +375,12 @@ def test_what_cannot_be_opened(
         TensorRtLlmEngine(built, kv_gib=KV_GIB / 16)
     unbuilt = tmp_path / "unbuilt"
     shutil.copytree(built, unbuilt)
-    manifest = json.loads((unbuilt / "engine.json").read_text())
-    manifest["details"]["engines"]["general"]["built"] = False
-    (unbuilt / "engine.json").write_text(json.dumps(manifest))
+    details = json.loads((unbuilt / "engine.json").read_text())["details"]
+    details["engines"]["general"]["built"] = False
+    edit_manifest(unbuilt, details=details)
     with pytest.raises(EngineDirectoryError, match=r"no engine yet: run .*build\.sh"):
         TensorRtLlmEngine(unbuilt, kv_gib=KV_GIB)
-    manifest["details"] = {"engines": {}}
-    (unbuilt / "engine.json").write_text(json.dumps(manifest))
+    edit_manifest(unbuilt, details={"engines": {}})
     with pytest.raises(EngineDirectoryError, match=r"engine\.json: details: dtype: Field required"):
         TensorRtLlmEngine(unbuilt, kv_gib=KV_GIB)
     install(tmp_path / "newer", monkeypatch, version="1.3.0")
