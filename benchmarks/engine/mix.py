@@ -30,7 +30,7 @@ from engines.cpu.opening import open_cpu_directory
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import StorageRule
 from engines.directory.manifest import read_manifest
-from engines.native._native.decoder import Limits
+from engines.native._native import Limits
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 
 KEY = ("masks", "active", "changed_share", "mix", "mode")

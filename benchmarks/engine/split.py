@@ -13,7 +13,7 @@ import numpy as np
 from engines.cpu.model import PAGE_POSITIONS, CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.native import kernels, layout
-from engines.native._native.decoder import Limits, Step
+from engines.native._native import Limits, Step
 
 KEY = ("arm", "context")
 """What names a row."""

@@ -17,7 +17,7 @@ from engines.cpu.build import BF16
 from engines.directory.decoder_config import LINEARS, DecoderConfig
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.native._native.kernels import PatchArrays
+from engines.native._native import PatchArrays
 from engines.native.layout import PackedWeights, pack_sparse, unpack
 from engines.native.patch import Patch, apply_patch, make_patch
 from maskgen.format.mask_file import Mask

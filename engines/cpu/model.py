@@ -13,12 +13,11 @@ from engines.directory.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
 from engines.native import _native, kernels
-from engines.native._native.decoder import Decoder, Layer, Limits, Model, Step
-from engines.native._native.kernels import PackedLayer
+from engines.native._native import Decoder, Layer, Limits, Model, PackedLayer, Step
 from engines.native.layout import Layout, LayoutError, PackedWeights, validate
 from maskgen.format.model_directory import EMBEDDING
 
-PAGE_POSITIONS = _native.decoder.PAGE_POSITIONS
+PAGE_POSITIONS = _native.PAGE_POSITIONS
 """Positions of a sequence that one page of the key-value cache holds."""
 
 

@@ -12,7 +12,7 @@ from engines.cpu.model import PAGE_POSITIONS
 from engines.cpu.storage_rule import Storage
 from engines.directory.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
-from engines.native._native.decoder import Limits, page_bytes
+from engines.native._native import Limits, page_bytes
 
 PROMPT_ROWS = 64
 """Prompt positions whose logits one step computes; bounds the logits' memory."""

@@ -14,7 +14,7 @@ from engines.cpu.scheduler import Scheduled, Scheduler
 from engines.cpu.sequence import Sequence
 from engines.decoding.request_checks import scored
 from engines.decoding.sampler import Sampled, logprobs_of, sample
-from engines.native._native.decoder import Step
+from engines.native._native import Step
 
 Delivery = tuple[Sequence, GenerationChunk]
 

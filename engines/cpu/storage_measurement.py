@@ -19,7 +19,7 @@ import numpy as np
 from engines.cpu.mask_weights import LayerPatches, native_patches
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, native_layers
 from engines.cpu.storage_rule import StorageRule
-from engines.native._native.decoder import Decoder, Limits, Step
+from engines.native._native import Decoder, Limits, Step
 from engines.native.layout import BF16, Layout, PackedWeights
 from engines.native.patch import Patch
 

@@ -36,19 +36,19 @@ def isa() -> str:
         KernelError: TWOFOUR_ISA names none, or one that this machine or this build lacks.
     """
     try:
-        return _native.kernels.isa()
+        return _native.isa()
     except ValueError as error:
         raise KernelError(str(error)) from None
 
 
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that this build and this machine have, slowest first."""
-    return tuple(_native.kernels.supported_isas())
+    return tuple(_native.supported_isas())
 
 
 def kernel_name(layout: Layout, tokens: int, isa: str | None = None) -> str:
     """Which kernel multiplies `tokens` tokens, for reports."""
-    return _native.kernels.kernel_name(int(layout), tokens, isa)
+    return _native.kernel_name(int(layout), tokens, isa)
 
 
 def linear(
@@ -80,7 +80,7 @@ def linear(
             raise KernelError("add=True needs the array to add to (out=...)")
         out = np.empty((len(x), weights.n), np.float32)
     with native_errors():
-        _native.kernels.linear(
+        _native.linear(
             weights.native,
             matrix_bits(x, "x"),
             matrix_bits(out, "out"),
@@ -114,7 +114,7 @@ def gated(
     if out is None:
         out = np.empty((len(x), gate.n), np.float32)
     with native_errors():
-        _native.kernels.gated(
+        _native.gated(
             gate.native,
             up.native,
             matrix_bits(x, "x"),
@@ -128,7 +128,7 @@ def gated(
 def read(data: npt.NDArray[np.uint8], *, threads: int = 0, isa: str | None = None) -> None:
     """Reads `data` once with vector loads: what bandwidth shares are measured against."""
     with native_errors():
-        _native.kernels.read(data, threads, isa)
+        _native.read(data, threads, isa)
 
 
 def matrix_bits(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:

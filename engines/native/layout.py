@@ -20,7 +20,7 @@ import numpy.typing as npt
 from engines.errors import EngineError
 from engines.native import _native
 
-VERSION = _native.kernels.LAYOUT_VERSION
+VERSION = _native.LAYOUT_VERSION
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 _HUGE_PAGE = 2 << 20
@@ -69,9 +69,9 @@ class PackedWeights:
             raise LayoutError("packed weights must be contiguous")
 
     @cached_property
-    def native(self) -> _native.kernels.PackedLayer:
+    def native(self) -> _native.PackedLayer:
         """The same bytes as kernels and decoder take them."""
-        return _native.kernels.PackedLayer(int(self.layout), self.n, self.k, self.data)
+        return _native.PackedLayer(int(self.layout), self.n, self.k, self.data)
 
 
 def packed_bytes(layout: Layout, n: int, k: int) -> int:
@@ -84,7 +84,7 @@ def packed_bytes(layout: Layout, n: int, k: int) -> int:
         raise LayoutError(f"a layer of {n} x {k} is not possible; both must be 1 to 2^31 - 1")
     if layout is Layout.SPARSE24_BF16 and k % 4:
         raise LayoutError(f"a 2:4 layer's width must be a multiple of 4, not {k}; keep it dense")
-    return _native.kernels.packed_bytes(int(layout), n, k)
+    return _native.packed_bytes(int(layout), n, k)
 
 
 def empty(size: int) -> npt.NDArray[np.uint8]:
@@ -124,7 +124,7 @@ def pack_sparse(
             f"codes for weights of {n} x {k} are uint8 of {(n, k // 4)}, "
             f"not {codes.dtype} of {codes.shape}"
         )
-    good = _native.kernels.pack(
+    good = _native.pack(
         int(Layout.SPARSE24_BF16), dense, np.ascontiguousarray(codes), packed, threads
     )
     if not good:
@@ -141,7 +141,7 @@ def pack_dense(weights: npt.NDArray[Any], *, threads: int = 0) -> PackedWeights:
     dense = _bf16_bits(weights)
     n, k = dense.shape
     packed = empty(packed_bytes(Layout.DENSE_BF16, n, k))
-    _native.kernels.pack(int(Layout.DENSE_BF16), dense, None, packed, threads)
+    _native.pack(int(Layout.DENSE_BF16), dense, None, packed, threads)
     return PackedWeights(Layout.DENSE_BF16, n, k, packed)
 
 
@@ -158,7 +158,7 @@ def unpack(
     codes = None
     if packed.layout is Layout.SPARSE24_BF16:
         codes = np.empty((packed.n, packed.k // 4), np.uint8)
-    _native.kernels.unpack(packed.native, dense, codes, threads)
+    _native.unpack(packed.native, dense, codes, threads)
     return dense.view(BF16), codes
 
 
@@ -168,7 +168,7 @@ def validate(packed: PackedWeights, *, threads: int = 0) -> None:
     Raises:
         LayoutError: naming the first fault that a thread found.
     """
-    fault, row, group, value = _native.kernels.check(packed.native, threads)
+    fault, row, group, value = _native.check(packed.native, threads)
     if fault == _FAULT_CODE:
         raise LayoutError(
             f"packed weights hold code {value} at row {row}, group {group}; patterns are 0 to 5. "

@@ -56,16 +56,14 @@ class Patch:
         return len(self.group) / (self.n * self.k // 4)
 
     @cached_property
-    def native(self) -> _native.kernels.PatchArrays:
+    def native(self) -> _native.PatchArrays:
         """The same arrays as kernels and decoder take them.
 
         Raises:
             ValueError: they do not fit together.
         """
         delta = np.ascontiguousarray(self.delta).view(np.uint16)
-        return _native.kernels.PatchArrays(
-            self.n, self.k, self.row_start, self.group, self.codes, delta
-        )
+        return _native.PatchArrays(self.n, self.k, self.row_start, self.group, self.codes, delta)
 
     @property
     def nbytes(self) -> int:
@@ -211,7 +209,7 @@ def add_patch_product(
         KernelError: shapes do not fit, or a token is beyond the batch.
     """
     with native_errors():
-        _native.kernels.patch_add(
+        _native.patch_add(
             patch.native,
             matrix_bits(x, "x"),
             np.ascontiguousarray(tokens, np.uint32),
@@ -230,7 +228,7 @@ def _rewrite(patch: Patch, packed: PackedWeights, *, revert: bool, threads: int)
     if not packed.data.flags.writeable:
         raise PatchError("the packed weights are read-only; copy them to patch them in place")
     with native_errors():
-        fits = _native.kernels.patch_apply(patch.native, packed.data, revert, threads)
+        fits = _native.patch_apply(patch.native, packed.data, revert, threads)
     if not fits:
         expected = "the patch's mask" if revert else "the base mask"
         raise PatchError(f"the packed weights do not hold {expected}; nothing was changed")

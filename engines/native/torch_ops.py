@@ -37,7 +37,7 @@ def _linear(
         if bias.numel() != n:
             raise ValueError(f"the bias must have {n} values, not {bias.numel()}")
         bias = bias.float().contiguous()
-    _native.kernels.linear_at(
+    _native.linear_at(
         layout,
         n,
         k,

@@ -27,7 +27,7 @@ CONTEXT = 64
 SCORES = SamplingParams(max_tokens=0, prompt_logprobs=2)
 # One context is all that the cache holds, and several steps are needed for it.
 CPU_OPTIONS = {
-    "kv_bytes": CONTEXT // PAGE_POSITIONS * _native.decoder.page_bytes(2, 2, 16),
+    "kv_bytes": CONTEXT // PAGE_POSITIONS * _native.page_bytes(2, 2, 16),
     "max_sequences": 4,
     "step_tokens": 24,
 }

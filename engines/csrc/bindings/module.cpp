@@ -1,4 +1,5 @@
-// The native module `engines.native._native`. Each area of the engine binds a submodule.
+// The native module `engines.native._native`. One module without submodules, so that
+// its stub is one file: a folder of stubs would hide the module from editable installs.
 #include "bindings/arrays.h"
 
 NB_MODULE(_native, m) {
@@ -8,10 +9,7 @@ NB_MODULE(_native, m) {
   // thing the program prints.
   nb::set_leak_warnings(false);
   m.doc() = "Native kernels and decoder of the CPU engine.";
-  nb::module_ kernels =
-      m.def_submodule("kernels", "Packing and products of 2:4 sparse and dense weights.");
-  bind_arrays(kernels);
-  bind_kernels(kernels);
-  nb::module_ decoder = m.def_submodule("decoder", "One step of a decoder-only transformer.");
-  bind_decoder(decoder);
+  bind_arrays(m);
+  bind_kernels(m);
+  bind_decoder(m);
 }

@@ -28,7 +28,7 @@ import json, sys
 from pathlib import Path
 from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
-from engines.native._native.decoder import Limits
+from engines.native._native import Limits
 
 def memory(name):
     status = Path("/proc/self/status").read_text()

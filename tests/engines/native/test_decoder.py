@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.native._native.decoder import PAGE_POSITIONS, Decoder, Layer, Limits, Model, Step
-from engines.native._native.kernels import PackedLayer, PatchArrays
+from engines.native._native import (
+    PAGE_POSITIONS,
+    Decoder,
+    Layer,
+    Limits,
+    Model,
+    PackedLayer,
+    PatchArrays,
+    Step,
+)
 from engines.native.layout import BF16, pack_dense, pack_sparse
 from engines.native.patch import Patch, make_patch
 

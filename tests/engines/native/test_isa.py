@@ -16,8 +16,7 @@ ALL = ("portable", "avx2", "avx512", "avx512_bf16")
 
 def chosen(module: str, wish: str | None) -> str:
     """What a native module chooses under TWOFOUR_ISA, or `error: ` and why it chooses nothing."""
-    kernels = {"engines.native": "n.kernels", "maskgen": "n"}[module]
-    code = f"from {module} import _native as n\ntry: print({kernels}.isa())\n"
+    code = f"from {module} import _native as n\ntry: print(n.isa())\n"
     code += "except ValueError as e: print('error:', e)"
     environment = {k: v for k, v in os.environ.items() if k != "TWOFOUR_ISA"}
     done = subprocess.run(

@@ -1,0 +1,189 @@
+"""Native kernels and decoder of the CPU engine."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+class PackedLayer:
+    """
+    The native side of an `engines.native.layout.PackedWeights`; shares its bytes.
+    """
+
+    def __init__(self, layout: int, n: int, k: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+class PatchArrays:
+    """The native side of an `engines.native.patch.Patch`; shares its arrays."""
+
+    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], group: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], delta: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+
+LAYOUT_VERSION: int = 1
+
+def isa() -> str:
+    """The instruction set of this process; ValueError for a bad TWOFOUR_ISA."""
+
+def supported_isas() -> list[str]:
+    """What this build and this machine have, slowest first."""
+
+def packed_bytes(layout: int, n: int, k: int) -> int:
+    """Bytes of an n x k layer."""
+
+def kernel_name(layout: int, tokens: int, isa: str | None) -> str:
+    """Which kernel multiplies `tokens` tokens."""
+
+def linear(layer: PackedLayer, x: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu')], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, add: bool, threads: int, isa: str | None) -> None:
+    """y = x W^T (+ bias), or added to y."""
+
+def linear_at(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: bool, arg8: int, arg9: int, arg10: int, /) -> None:
+    """
+    `linear` by address, (layout, n, k, data, bytes, x, y, is_bf16, tokens, bias or 0,
+    threads): making arrays of torch's tensors takes longer than a small product. The caller
+    answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and the bias.
+    """
+
+def gated(gate: PackedLayer, up: PackedLayer, x: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu')], threads: int, isa: str | None) -> None:
+    """y = silu(x gate^T) * (x up^T)."""
+
+def pack(layout: int, dense: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int) -> bool:
+    """Packs (n, k) weights; False if a code is no pattern."""
+
+def unpack(layer: PackedLayer, dense: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, threads: int) -> None:
+    """The inverse of `pack`, into (n, k) weights and (n, k / 4) codes."""
+
+def check(layer: PackedLayer, threads: int) -> tuple[int, int, int, int]:
+    """
+    (fault, row, group, value): 0 none, 1 a code that is no pattern, 2 padding not zero.
+    """
+
+def patch_apply(patch: PatchArrays, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], revert: bool, threads: int) -> bool:
+    """
+    Rewrites packed weights; False, and nothing changed, if they hold another mask.
+    """
+
+def patch_add(patch: PatchArrays, x: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], which: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], threads: int, isa: str | None) -> None:
+    """Adds the patch's product to the rows `which` of y."""
+
+def read(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], threads: int, isa: str | None) -> int:
+    """Reads the bytes once; the result only keeps the loads alive."""
+
+PAGE_POSITIONS: int = 16
+
+def page_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes of one page of the key-value cache."""
+
+class Limits:
+    """
+    What one decoder is made for.
+
+    Attributes:
+        max_tokens: most tokens of one step.
+        max_logits: most rows of logits of one step.
+        context: most positions of a sequence.
+        pages: pages of the key-value cache.
+        threads: OpenMP threads.
+    """
+
+    def __init__(self, max_tokens: int, max_logits: int, context: int, pages: int, threads: int) -> None: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def max_logits(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def pages(self) -> int: ...
+
+    @property
+    def threads(self) -> int: ...
+
+class Layer:
+    """
+    A layer's vectors: norms (hidden,), norms over a head (head_dim,) or
+    None, the biases of its seven linear layers, each perhaps None, and how
+    many positions attention sees (0: all).
+    """
+
+    def __init__(self, *, input_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], post_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], window: int, q_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, k_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None]) -> None: ...
+
+class Model:
+    """
+    All of a model but its linear layers.
+
+    `inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16
+    bits, or None where the head, packed dense, is the embedding too.
+    """
+
+    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, eps: float, rope_factor: float, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], final_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, layers: Sequence[Layer]) -> None: ...
+
+class Step:
+    """
+    What one step computes.
+
+    Args:
+        tokens: (tokens,) ids of all sequences, one after the other.
+        token_begin: (sequences + 1,) where each sequence's tokens start.
+        start: (sequences,) position of each sequence's first token.
+        pages: (sequences, width) page numbers, the unused ones of any value.
+        masks: (sequences,) mask numbers; equal weights are best kept together.
+        logit_rows: (rows,) which tokens' logits are wanted.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    def __init__(self, *, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], token_begin: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], start: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], pages: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], masks: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logit_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    @property
+    def tokens(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]: ...
+
+    @property
+    def token_begin(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]: ...
+
+    @property
+    def start(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]: ...
+
+    @property
+    def pages(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)]: ...
+
+    @property
+    def masks(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]: ...
+
+    @property
+    def logit_rows(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]: ...
+
+class Decoder:
+    """
+    Sets of packed weights, masks over them, and a key-value cache.
+
+    A mask is a set of weights and what is added to its products. Sets and
+    masks have numbers, which are used again once they are removed.
+    """
+
+    def __init__(self, model: Model, limits: Limits, isa: str) -> None: ...
+
+    def add_weights(self, layers: Sequence[Sequence[PackedLayer]]) -> int:
+        """A set: by layer, its seven linear layers."""
+
+    def remove_weights(self, set: int) -> None: ...
+
+    def add_mask(self, set: int, patches: Sequence[Sequence[PatchArrays | None]]) -> int:
+        """
+        A mask: by layer, the seven patches, None where it agrees; no layers for none at all.
+        """
+
+    def remove_mask(self, mask: int) -> None: ...
+
+    def step(self, step: Step, logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> int:
+        """
+        Writes (rows, vocab) logits; how many rows. ValueError, and nothing computed, where a
+        number is out of range.
+        """
+
+    @property
+    def page_bytes(self) -> int: ...
