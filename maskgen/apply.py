@@ -23,7 +23,7 @@ from maskgen.format.coverage import decoder_weights
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.model_directory import stored_tensors, weight_files
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from maskgen.format.text_files import template_files
 
 Weight = npt.NDArray[Any]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskgen.format.patterns import Codes, keep_from_codes
+from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 from maskgen.selection import Selection, SelectionError, decoder_layers
 from maskgen.windows import Windows

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from maskgen.format.difference import conditional_entropy, transition_counts
 from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.patterns import GROUP, PATTERNS, keep_from_codes
+from maskgen.format.placements import GROUP, PLACEMENTS, keep_from_codes
 
-_OVERLAP = PATTERNS.astype(np.int64) @ PATTERNS.T.astype(np.int64)
+_OVERLAP = PLACEMENTS.astype(np.int64) @ PLACEMENTS.T.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,13 @@ class LayerSummary:
         name: the layer.
         shape: (N, K) of its weight.
         density: share of kept weights, counted on the expanded mask: 0.5 for any 2:4 mask.
-        patterns: share of each of the six patterns.
+        placements: share of each of the six placements.
     """
 
     name: str
     shape: tuple[int, int]
     density: float
-    patterns: tuple[float, ...]
+    placements: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Difference:
     Attributes:
         name: the layer, or `all`.
         groups: groups of four weights.
-        changed: groups whose pattern differs.
+        changed: groups whose placement differs.
         agreement: share of the weights kept by one that the other keeps too; two random masks
             agree in 0.5.
         entropy: bits that the mask's codes carry given the other's.

@@ -16,7 +16,7 @@ from maskgen.format.mask_file import Mask
 
 
 def graft(onto: Mask, learned: Mask, prior: Mask) -> Mask:
-    """`onto`, with `learned`'s pattern in each group in which `learned` differs from `prior`.
+    """`onto`, with `learned`'s placement in each group in which `learned` differs from `prior`.
 
     Args:
         onto: typically a one-shot mask of a domain's text; its facts are kept.

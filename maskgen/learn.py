@@ -75,7 +75,7 @@ class LearnResult:
 
     Attributes:
         mask: what was learned.
-        changed: share of groups whose pattern is not the prior's.
+        changed: share of groups whose placement is not the prior's.
         tokens: tokens learned from.
         seconds: wall time of all steps, without loading; those before a resumption included.
         state_bytes: bytes of training state per weight, by part.

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskgen.compare import Difference, LayerSummary
 from maskgen.format.coverage import decoder_position
-from maskgen.format.patterns import PATTERNS
+from maskgen.format.placements import PLACEMENTS
 
 _MAX_DRAWN = 10_000  # decoder layers; names come from files
 
@@ -31,8 +31,8 @@ def plot_difference(path: Path, rows: Sequence[Difference], title: str) -> None:
     save_figure(figure, path)
 
 
-def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
-    """Six grids, one per pattern: its share in every linear of every decoder layer.
+def plot_placements(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
+    """Six grids, one per placement: its share in every linear of every decoder layer.
 
     Raises:
         ValueError: matplotlib is not installed, or cannot write this kind of file.
@@ -40,12 +40,12 @@ def plot_patterns(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
     figure = new_figure(width=14, height=9)
     for code in range(6):
         axes = figure.add_subplot(2, 3, code + 1)
-        columns, grid = _grid({row.name: 100 * row.patterns[code] for row in rows})
+        columns, grid = _grid({row.name: 100 * row.placements[code] for row in rows})
         image = axes.imshow(grid, aspect="auto", cmap="RdBu", vmin=0, vmax=100 / 3)
-        text = "".join("1" if kept else "0" for kept in PATTERNS[code])
+        text = "".join("1" if kept else "0" for kept in PLACEMENTS[code])
         _label(axes, columns, text)
         figure.colorbar(image)
-    figure.suptitle(f"{title}: share of each pattern, % (even: 16.7)")
+    figure.suptitle(f"{title}: share of each placement, % (even: 16.7)")
     save_figure(figure, path)
 
 

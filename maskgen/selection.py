@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from maskgen.format.coverage import DenseWeight, grouped, together
-from maskgen.format.patterns import GROUP
+from maskgen.format.placements import GROUP
 
 
 class SelectionError(ValueError):
-    """The model has no layer that a mask could cover, or a pattern matches nothing."""
+    """The model has no layer that a mask could cover, or a glob matches nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class LayerChoice:
     """What the user asks for.
 
     Attributes:
-        include: glob patterns on module names; empty means all.
-        exclude: glob patterns that win over `include`.
+        include: globs on module names; empty means all.
+        exclude: globs that win over `include`.
         dense_first: decoder layers at the input that stay dense.
         dense_last: decoder layers at the output that stay dense.
     """
@@ -77,7 +77,7 @@ def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Select
     dimensions, and the Conv1D of GPT-2, which stores its weight the other way round.
 
     Raises:
-        SelectionError: nothing is chosen, or an include or exclude pattern matches no weight.
+        SelectionError: nothing is chosen, or an include or exclude glob matches no weight.
     """
     choice = choice or LayerChoice()
     prefix, stack = decoder_layers(model)
@@ -93,10 +93,10 @@ def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Select
                     selection.layers[name] = module
                 else:
                     selection.dense[name] = DenseWeight(reason, weight.numel())
-    for pattern in (*choice.include, *choice.exclude):
-        if not fnmatch.filter(names, pattern):
+    for glob in (*choice.include, *choice.exclude):
+        if not fnmatch.filter(names, glob):
             raise SelectionError(
-                f"the pattern {pattern!r} matches none of the decoder's {len(names)} weights"
+                f"the glob {glob!r} matches none of the decoder's {len(names)} weights"
             )
     if not selection.layers:
         raise SelectionError("no linear layer is left to mask: " + _summary(selection.dense))

@@ -23,7 +23,7 @@ from maskgen.format.model_directory import (
     refuse_other_weights,
     stored_tensors,
 )
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

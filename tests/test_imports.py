@@ -96,7 +96,7 @@ def test_no_module_takes_the_name_of_a_package() -> None:
         "import twofour.cli",
         "import twofour; assert 'engines' not in sys.modules; twofour.LLM, twofour.SamplingParams",
         "import engines.base, engines.registry, engines.cpu.engine",
-        "import maskgen.format.mask_file, maskgen.format.patterns, maskgen.format.model_directory",
+        "import maskgen.format.mask_file, maskgen.format.model_directory, maskgen.apply",
     ],
 )
 def test_the_core_imports_neither_torch_nor_transformers(statement: str) -> None:

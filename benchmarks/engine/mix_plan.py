@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import PATTERNS
+from maskgen.format.placements import PLACEMENTS
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class MixPlan:
 
 
 def synthetic_mask(base: Mask, share: float, seed: int) -> Mask:
-    """`base` with each group changed, with this probability, to another pattern.
+    """`base` with each group changed, with this probability, to another placement.
 
-    Patterns are drawn evenly; the same seed gives the same mask.
+    Placements are drawn evenly; the same seed gives the same mask.
     """
     rng = np.random.default_rng(seed)
     codes = {}
     for name, old in base.codes.items():
         changed = rng.random(old.shape, np.float32) < share
         new = old.copy()
-        shift = rng.integers(1, len(PATTERNS), int(changed.sum()), np.uint8)
-        new[changed] = (old[changed] + shift) % len(PATTERNS)
+        shift = rng.integers(1, len(PLACEMENTS), int(changed.sum()), np.uint8)
+        new[changed] = (old[changed] + shift) % len(PLACEMENTS)
         codes[name] = new
     return replace(
         base, codes=codes, method="synthetic", domain=f"seed-{seed}", seed=seed, parent_digest=None

@@ -72,7 +72,7 @@ def write_model(directory: Path, config: Mapping[str, Any]) -> Path:
 
 
 def write_random_mask(model: Path, out: Path) -> Path:
-    """A mask of every linear layer of the decoder, its patterns drawn at random."""
+    """A mask of every linear layer of the decoder, its placements drawn at random."""
     rng = np.random.default_rng(_SEED)
     codes = {
         name: rng.integers(0, 6, (n, k // 4), dtype=np.uint8)

@@ -21,7 +21,7 @@ import torch
 from benchmarks.common.machine import OtherCpu
 from engines.native import kernels, layout
 from engines.native.layout import Layout, PackedWeights
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 SHAPES = (
     (4096, 4096),

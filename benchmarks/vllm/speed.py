@@ -30,7 +30,7 @@ from engines.directory.build import BuildRequest
 from engines.directory.checkpoint import Checkpoint
 from engines.vllm_plugin.build import build
 from maskgen.format.mask_file import Mask, base_digest, write_mask
-from maskgen.format.patterns import project
+from maskgen.format.placements import project
 
 KEY = ("arm", "mode", "binding", "batch")
 """What names a row."""

@@ -24,7 +24,7 @@ from engines.errors import MaskError
 from engines.native import kernels
 from engines.native.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
 from maskgen.format.model_directory import EMBEDDING, HEAD
-from maskgen.format.patterns import PAIRS
+from maskgen.format.placements import PAIRS
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 PACKED_HEAD = "lm_head"
@@ -89,7 +89,7 @@ def as_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     """(n, k) weights and (n, k/4) codes -> (n, k/2): what the mask drops, by rising position."""
-    # The complement of pattern c is pattern 5 - c.
+    # The complement of placement c is placement 5 - c.
     positions = PAIRS[5 - codes].astype(np.intp)
     groups = dense.reshape(*codes.shape, 4)
     picked = np.take_along_axis(groups.view(np.uint16), positions, axis=-1)

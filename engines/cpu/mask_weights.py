@@ -21,7 +21,7 @@ from engines.native._native import PatchArrays
 from engines.native.layout import PackedWeights, pack_sparse, unpack
 from engines.native.patch import Patch, apply_patch, make_patch
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import PAIRS
+from maskgen.format.placements import PAIRS
 
 Codes = npt.NDArray[np.uint8]
 

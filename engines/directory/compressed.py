@@ -28,7 +28,7 @@ import numpy.typing as npt
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.tensor_file import TensorSpec
 from engines.errors import EngineDirectoryError
-from maskgen.format.patterns import GROUP, Codes, codes_from_keep
+from maskgen.format.placements import GROUP, Codes, codes_from_keep
 
 SPARSE_24, SPARSE_ANY, DENSE = "sparse-24-bitmask", "sparse-bitmask", "dense"
 

@@ -21,7 +21,7 @@ from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
 from maskgen.format.mask_file import Mask, MaskFileError, base_digest, write_mask
 from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
-from maskgen.format.patterns import GROUP, Codes, project
+from maskgen.format.placements import GROUP, Codes, project
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
 _NEVER_SPARSE = ("embed", "lm_head", "norm")

@@ -47,14 +47,14 @@ def gated(gate: PackedLayer, up: PackedLayer, x: Annotated[NDArray, dict(shape=(
     """y = silu(x gate^T) * (x up^T)."""
 
 def pack(layout: int, dense: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int) -> bool:
-    """Packs (n, k) weights; False if a code is no pattern."""
+    """Packs (n, k) weights; False if a code is no placement."""
 
 def unpack(layer: PackedLayer, dense: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')] | None, threads: int) -> None:
     """The inverse of `pack`, into (n, k) weights and (n, k / 4) codes."""
 
 def check(layer: PackedLayer, threads: int) -> tuple[int, int, int, int]:
     """
-    (fault, row, group, value): 0 none, 1 a code that is no pattern, 2 padding not zero.
+    (fault, row, group, value): 0 none, 1 a code that is no placement, 2 padding not zero.
     """
 
 def patch_apply(patch: PatchArrays, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], revert: bool, threads: int) -> bool:

@@ -110,7 +110,7 @@ def pack_sparse(
 
     Args:
         weights: (n, k) bf16, dense; what the mask drops is ignored. -0.0 is stored as 0.0.
-        codes: (n, k/4) pattern codes, 0 to 5.
+        codes: (n, k/4) placement codes, 0 to 5.
         threads: 0 uses OpenMP's own number.
 
     Raises:
@@ -128,7 +128,7 @@ def pack_sparse(
         int(Layout.SPARSE24_BF16), dense, np.ascontiguousarray(codes), packed, threads
     )
     if not good:
-        raise LayoutError(f"pattern codes are 0 to 5, but these go up to {codes.max()}")
+        raise LayoutError(f"placement codes are 0 to 5, but these go up to {codes.max()}")
     return PackedWeights(Layout.SPARSE24_BF16, n, k, packed)
 
 
@@ -163,7 +163,7 @@ def unpack(
 
 
 def validate(packed: PackedWeights, *, threads: int = 0) -> None:
-    """Checks what the kernels rely on: every code is a pattern, every byte of padding is zero.
+    """Checks what the kernels rely on: every code is a placement, every byte of padding is zero.
 
     Raises:
         LayoutError: naming the first fault that a thread found.
@@ -171,7 +171,7 @@ def validate(packed: PackedWeights, *, threads: int = 0) -> None:
     fault, row, group, value = _native.check(packed.native, threads)
     if fault == _FAULT_CODE:
         raise LayoutError(
-            f"packed weights hold code {value} at row {row}, group {group}; patterns are 0 to 5. "
+            f"packed weights hold code {value} at row {row}, group {group}; placements are 0 to 5. "
             "The file is damaged or was packed for another layout: build the engine again."
         )
     if fault == _FAULT_PADDING:

@@ -20,7 +20,7 @@ from engines.errors import EngineError
 from engines.native import _native
 from engines.native.kernels import matrix_bits, native_errors
 from engines.native.layout import BF16, Layout, PackedWeights
-from maskgen.format.patterns import PATTERNS
+from maskgen.format.placements import PLACEMENTS
 
 _SIGN = 0x8000
 
@@ -97,12 +97,12 @@ def make_patch(
             raise PatchError(
                 f"{name} codes are uint8 of {(n, k // 4)}, not {codes.dtype} of {codes.shape}"
             )
-        if codes.max() >= len(PATTERNS):
-            raise PatchError(f"{name} codes go up to {codes.max()}; patterns are 0 to 5")
+        if codes.max() >= len(PLACEMENTS):
+            raise PatchError(f"{name} codes go up to {codes.max()}; placements are 0 to 5")
     rows, groups = np.nonzero(base_codes != new_codes)
     base, new = base_codes[rows, groups], new_codes[rows, groups]
     changed = weights.reshape(n, k // 4, 4)[rows, groups].view(np.uint16)
-    kept_before, kept_after = PATTERNS[base], PATTERNS[new]
+    kept_before, kept_after = PLACEMENTS[base], PLACEMENTS[new]
     negated = changed ^ np.uint16(_SIGN)
     delta = np.where(kept_after & ~kept_before, changed, np.uint16(0))
     delta = np.where(kept_before & ~kept_after, negated, delta)

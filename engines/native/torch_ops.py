@@ -71,13 +71,13 @@ linear: Callable[..., torch.Tensor] = torch.ops.twofour.linear.default
 """x (..., k) bf16 or float32; packed uint8, `engines.native.layout.packed_bytes` of them; layout an
 `engines.native.layout.Layout`; n outputs; bias (n,) of any floating dtype, or None.
 
-Raises ValueError where shapes or dtypes do not fit. Pattern codes are not looked at here:
+Raises ValueError where shapes or dtypes do not fit. Placement codes are not looked at here:
 `engines.native.layout.validate` does that once.
 """
 
 
 def pack_tensor(weights: torch.Tensor, codes: torch.Tensor | None) -> torch.Tensor:
-    """Packed bytes of a layer: sparse by its pattern codes, dense without.
+    """Packed bytes of a layer: sparse by its placement codes, dense without.
 
     Args:
         weights: (n, k), bfloat16.

@@ -65,7 +65,7 @@ from maskgen.format.model_directory import (
     stored_tensors,
     weight_files,
 )
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 
 def build(request: BuildRequest) -> Manifest:

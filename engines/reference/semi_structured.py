@@ -26,7 +26,7 @@ from torch.sparse._semi_structured_conversions import (
 
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 DTYPES = (torch.bfloat16, torch.float16)
 

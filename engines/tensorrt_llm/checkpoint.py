@@ -34,7 +34,7 @@ from engines.tensorrt_llm.tensors import (
     stage_targets,
 )
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

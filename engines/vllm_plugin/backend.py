@@ -45,7 +45,7 @@ class Backend(Protocol):
         """(n, k/2) bf16 and (n, k/8) uint8 -> a run.
 
         Raises:
-            EngineDirectoryError: a code is no pattern.
+            EngineDirectoryError: a code is no placement.
         """
 
     def pack_dense(self, weight: torch.Tensor) -> Run:

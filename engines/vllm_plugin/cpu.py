@@ -27,7 +27,7 @@ class CpuBackend:
         unpacked = unpack_nibbles(codes.numpy(), k // 4)
         if unpacked.max(initial=0) > 5:
             raise EngineDirectoryError(
-                f"a pattern code is {unpacked.max()}, expected 0 to 5: the checkpoint is damaged"
+                f"a placement code is {unpacked.max()}, expected 0 to 5: the checkpoint is damaged"
             )
         dense = dense_values(_bf16(kept), None, unpacked)
         return _run(layout.pack_sparse(dense, unpacked))

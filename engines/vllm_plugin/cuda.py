@@ -29,13 +29,13 @@ def unpack(kept: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """(n, k/2) kept values and (n, k/8) bytes of codes -> (n, k), on any device.
 
     Raises:
-        EngineDirectoryError: a code is no pattern.
+        EngineDirectoryError: a code is no placement.
     """
     n = len(codes)
     nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).reshape(n, -1)
     if bool((nibbles > 5).any()):
         raise EngineDirectoryError(
-            f"a pattern code is {int(nibbles.max())}, expected 0 to 5: the checkpoint is damaged"
+            f"a placement code is {int(nibbles.max())}, expected 0 to 5: the checkpoint is damaged"
         )
     places = torch.tensor(_PAIRS, device=codes.device)[nibbles.long()]
     dense = kept.new_zeros(n, nibbles.shape[1], 4)

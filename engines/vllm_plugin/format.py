@@ -4,7 +4,7 @@ A sparse layer `L` of N outputs and K inputs is stored as two tensors, both row-
 can cut them by row, and by column at any multiple of eight inputs:
 
     L.kept   bf16  (N, K/2)  the two kept weights of every group, by rising position
-    L.codes  uint8 (N, K/8)  pattern codes of two groups a byte, the first in the low nibble
+    L.codes  uint8 (N, K/8)  placement codes of two groups a byte, the first in the low nibble
 
 What the default mask drops lies in `complement.safetensors` as `L.dropped`, bf16 (N, K/2). All
 other tensors are the model's own. docs/vllm.md has the fields of `quantization_config`.
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from engines.directory.manifest import first_fault
 from engines.errors import EngineDirectoryError
-from maskgen.format.patterns import PAIRS, Codes
+from maskgen.format.placements import PAIRS, Codes
 
 QUANT_METHOD = "twofour"
 FORMAT_VERSION = 1
@@ -102,7 +102,7 @@ def kept_values(dense: Array, codes: Codes) -> Array:
 
 def dropped_values(dense: Array, codes: Codes) -> Array:
     """As `kept_values`, for what the mask drops."""
-    # The complement of pattern c is pattern 5 - c.
+    # The complement of placement c is placement 5 - c.
     return kept_values(dense, (5 - codes).astype(np.uint8))
 
 

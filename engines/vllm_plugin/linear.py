@@ -25,7 +25,7 @@ from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT
 logger = init_logger("vllm.twofour")
 
 UNLOADED_CODE = 0xFF
-"""No pair of pattern codes: what a byte of codes holds until it is loaded."""
+"""No pair of placement codes: what a byte of codes holds until it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class TwofourLinearMethod(LinearMethodBase):
         # vLLM does not notice when a part of a fused parameter is missing in the checkpoint.
         where = " + ".join(dict.fromkeys(names))
         if sparse and bool((layer.codes.data[begin:end] == UNLOADED_CODE).any()):
-            raise EngineDirectoryError(f"{where}: pattern codes are missing in the checkpoint")
+            raise EngineDirectoryError(f"{where}: placement codes are missing in the checkpoint")
         values = (layer.kept if sparse else layer.weight).data[begin:end]
         if bool(values.isnan().any()):
             raise EngineDirectoryError(f"{where}: weights are missing in the checkpoint, or NaN")

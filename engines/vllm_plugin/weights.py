@@ -23,7 +23,7 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
     unpack_nibbles,
 )
-from maskgen.format.patterns import Codes, check_codes
+from maskgen.format.placements import Codes, check_codes
 
 
 class MaskedWeights:

@@ -135,7 +135,7 @@ std::tuple<std::int64_t, double> decide(const Logits& logits, const Codes& codes
   {
     nb::gil_scoped_release released;
     if (planes == 6) {
-      kernels().decide_patterns(view, scale, decision);
+      kernels().decide_placements(view, scale, decision);
     } else {
       kernels().decide_weights(view, scale, decision);
     }

@@ -1,23 +1,24 @@
-// MaskLLM's relaxation (arXiv 2409.17481, equations 4-6): a Gumbel-softmax over the six patterns.
+// MaskLLM's relaxation (arXiv 2409.17481, equations 4-6): a Gumbel-softmax over the six placements.
 #pragma once
 
-#include "common/patterns.h"
+#include "common/placements.h"
 #include "noise.h"
 #include "quads.h"
 
 namespace twofour::learning {
 namespace {
 
-struct Patterns {
-  Floats y[6];     // probability of each pattern, noise included
+struct Placements {
+  Floats y[6];     // probability of each placement, noise included
   Floats keep[4];  // expected keep of each position
 };
 
-inline Patterns sample_patterns(const float* logits, std::int64_t groups, int count, float kappa,
-                                float tau, const NoiseKey& key, std::uint32_t first_group) {
+inline Placements sample_placements(const float* logits, std::int64_t groups, int count,
+                                    float kappa, float tau, const NoiseKey& key,
+                                    std::uint32_t first_group) {
   Floats e[6];
   six_log_exponentials(philox(key, first_group), e);
-  Patterns s;
+  Placements s;
   Floats top = splat(-3.0e38f);
   const float inverse_tau = 1.0f / tau;
   for (int i = 0; i < 6; ++i) {
@@ -43,8 +44,8 @@ void gumbel_forward_row(const Weight* weight, const float* logits, std::int64_t 
                         float tau, const NoiseKey& key, std::uint32_t first_group, Weight* masked) {
   for (std::int64_t g = 0; g < groups; g += lanes) {
     const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
-    const Patterns s = sample_patterns(logits + g, groups, count, kappa, tau, key,
-                                       first_group + static_cast<std::uint32_t>(g));
+    const Placements s = sample_placements(logits + g, groups, count, kappa, tau, key,
+                                           first_group + static_cast<std::uint32_t>(g));
     Quad w = load_quad(weight + 4 * g, count);
     for (int j = 0; j < 4; ++j) w.v[j] *= s.keep[j];
     store_quad(masked + 4 * g, w, count);
@@ -58,32 +59,33 @@ void gumbel_backward_row(const Weight* weight, const float* logits, const Weight
   const float slope = kappa / tau;
   for (std::int64_t g = 0; g < groups; g += lanes) {
     const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
-    const Patterns s = sample_patterns(logits + g, groups, count, kappa, tau, key,
-                                       first_group + static_cast<std::uint32_t>(g));
+    const Placements s = sample_placements(logits + g, groups, count, kappa, tau, key,
+                                           first_group + static_cast<std::uint32_t>(g));
     const Quad w = load_quad(weight + 4 * g, count);
     const Quad dw = load_quad(gradient + 4 * g, count);
     Floats keep_gradient[4];
     for (int j = 0; j < 4; ++j) {
       keep_gradient[j] = w.v[j] * (dw.v[j] - (2.0f * regularisation) * (w.v[j] * s.keep[j]));
     }
-    Floats pattern_gradient[6];
+    Floats placement_gradient[6];
     Floats mean{};
     for (int i = 0; i < 6; ++i) {
-      pattern_gradient[i] = keep_gradient[pattern_pairs[i][0]] + keep_gradient[pattern_pairs[i][1]];
-      mean += s.y[i] * pattern_gradient[i];
+      placement_gradient[i] =
+          keep_gradient[placement_pairs[i][0]] + keep_gradient[placement_pairs[i][1]];
+      mean += s.y[i] * placement_gradient[i];
     }
     for (int i = 0; i < 6; ++i) {
       float* plane = out + i * groups + g;
-      store(plane, load(plane, count) + (s.y[i] * slope) * (pattern_gradient[i] - mean), count);
+      store(plane, load(plane, count) + (s.y[i] * slope) * (placement_gradient[i] - mean), count);
     }
   }
 }
 
 // Arg-max (the lowest index wins a tie), how many differ from `compare`, and the sum over groups of
 // the largest probability of softmax(kappa * logits).
-inline void decide_patterns_row(const float* logits, std::int64_t groups, float kappa,
-                                std::uint8_t* codes, const std::uint8_t* compare,
-                                std::int64_t& changed, double& sharpness) {
+inline void decide_placements_row(const float* logits, std::int64_t groups, float kappa,
+                                  std::uint8_t* codes, const std::uint8_t* compare,
+                                  std::int64_t& changed, double& sharpness) {
   for (std::int64_t g = 0; g < groups; g += lanes) {
     const int count = groups - g < lanes ? static_cast<int>(groups - g) : lanes;
     Floats value[6];

@@ -1,7 +1,7 @@
 // The learning kernels' interface, one table of functions per instruction set.
 //
 // A layer has `rows` outputs and 4 * `groups` inputs. Weights, masked weights and their gradients
-// are (rows, 4 * groups); logits are planes per row, (rows, 6, groups) for pattern logits and
+// are (rows, 4 * groups); logits are planes per row, (rows, 6, groups) for placement logits and
 // (rows, 4, groups) for weight logits, so that neighbouring groups lie in neighbouring lanes.
 #pragma once
 
@@ -34,12 +34,13 @@ struct Decision {
   std::uint8_t* codes;          // (rows, groups)
   const std::uint8_t* compare;  // the prior's codes
   std::int64_t changed;         // groups whose code is not the prior's
-  double sharpness;             // summed over groups: probability of the chosen pattern or pair
+  double sharpness;             // summed over groups: probability of the chosen placement or pair
 };
 
 struct Kernels {
   const char* name;
-  // y = softmax((kappa * logits + gumbel) / tau) over six patterns; masked = w * sum(y * pattern)
+  // y = softmax((kappa * logits + gumbel) / tau) over six placements; masked = w * sum(y *
+  // placement)
   void (*gumbel_forward)(const Layer&, float kappa, float tau, const NoiseKey&, void* masked);
   void (*gumbel_backward)(const Layer&, float kappa, float tau, const NoiseKey&, const Gradient&);
   // relaxed Gumbel top-2 of logits / lambda, temperature tau
@@ -49,7 +50,7 @@ struct Kernels {
   // rate * d(log p(sample)) / d(logits) for the very sample that the same key draws
   void (*sample_forward)(const Layer&, const NoiseKey&, void* masked);
   void (*sample_update)(const Layer&, const NoiseKey&, float rate, float* logits);
-  void (*decide_patterns)(const Layer&, float kappa, Decision&);
+  void (*decide_placements)(const Layer&, float kappa, Decision&);
   void (*decide_weights)(const Layer&, float lambda, Decision&);
 };
 

@@ -89,14 +89,14 @@ inline void sample_update(const Layer& layer, const NoiseKey& key, float rate, f
   }
 }
 
-inline void decide_patterns(const Layer& layer, float kappa, Decision& decision) {
+inline void decide_placements(const Layer& layer, float kappa, Decision& decision) {
   std::int64_t changed = 0;
   double sharpness = 0.0;
 #pragma omp parallel for schedule(static) reduction(+ : changed, sharpness)
   for (std::int64_t row = 0; row < layer.rows; ++row) {
     const std::int64_t at = row * layer.groups;
-    decide_patterns_row(logits_of<6>(layer, row), layer.groups, kappa, decision.codes + at,
-                        decision.compare + at, changed, sharpness);
+    decide_placements_row(logits_of<6>(layer, row), layer.groups, kappa, decision.codes + at,
+                          decision.compare + at, changed, sharpness);
   }
   decision.changed = changed;
   decision.sharpness = sharpness;
@@ -135,7 +135,7 @@ inline Kernels make_table(const char* name) {
         l.is_bf16 ? sample_forward<Bf16>(l, k, out) : sample_forward<float>(l, k, out);
       },
       sample_update,
-      decide_patterns,
+      decide_placements,
       decide_weights};
 }
 

@@ -17,7 +17,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 
 PRECISION_BITS = 24
 TABLE_SHAPE = (6, 6)

@@ -1,6 +1,6 @@
 """Mask files: what they hold, how they are read and written, and the digests that tie them.
 
-A mask file is a safetensors file that stores, for each listed linear layer, the packed pattern
+A mask file is a safetensors file that stores, for each listed linear layer, the packed placement
 codes, or, when the mask has a parent, only the entropy-coded difference to it. docs/formats.md
 has the exact layout. Nothing here needs torch.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskgen.format import difference as delta
-from maskgen.format import patterns
+from maskgen.format import placements
 from maskgen.format.container import (
     ContainerError,
     Header,
@@ -31,7 +31,7 @@ from maskgen.format.container import (
     write_container,
 )
 from maskgen.format.digests import base_digest as base_digest
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 
 FORMAT = "twofour-mask"
 FORMAT_VERSION = 1
@@ -55,7 +55,7 @@ class Mask:
 
     Attributes:
         codes: layer name (a Hugging Face module name such as `model.layers.0.mlp.up_proj`) ->
-            uint8 (N, K/4) pattern codes of its (N, K) weight. Held sorted by name, read-only.
+            uint8 (N, K/4) placement codes of its (N, K) weight. Held sorted by name, read-only.
         base_digest: digest of the base model's tensors (`base_digest()`).
         method: what made the mask, as the registry names it.
         domain: what kind of text it was made for.
@@ -106,14 +106,14 @@ class Mask:
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Layer name -> (N, K) of its weight."""
         return {
-            name: (codes.shape[0], codes.shape[1] * patterns.GROUP)
+            name: (codes.shape[0], codes.shape[1] * placements.GROUP)
             for name, codes in self.codes.items()
         }
 
     @property
     def weights(self) -> int:
         """Weights that the mask covers, kept and dropped."""
-        return sum(codes.size for codes in self.codes.values()) * patterns.GROUP
+        return sum(codes.size for codes in self.codes.values()) * placements.GROUP
 
     @cached_property
     def digest(self) -> str:
@@ -160,7 +160,7 @@ def write_mask(path: Path, mask: Mask, parent: Mask | None = None) -> None:
     if parent is None:
         metadata["required_features"] = "[]"
         metadata["shapes"] = json.dumps(mask.shapes, separators=(",", ":"))
-        tensors = {name: patterns.pack_codes(codes) for name, codes in mask.codes.items()}
+        tensors = {name: placements.pack_codes(codes) for name, codes in mask.codes.items()}
         write_container(path, metadata, tensors)
         return
     if mask.parent_digest not in (None, parent.digest):
@@ -253,14 +253,14 @@ def _read_alone(file: IO[bytes], header: Header) -> dict[str, Codes]:
         _check_name(name)
         n, k = _check_shape(name, shape)
         entry = header.tensors[name]
-        size = patterns.packed_size(n * k // patterns.GROUP)
+        size = placements.packed_size(n * k // placements.GROUP)
         if (entry.dtype, entry.shape) != ("U8", (size,)):
             raise MaskFileError(
                 f"layer {name}: {n}x{k} weights take {size} packed bytes, "
                 f"but the file has {entry.dtype} {list(entry.shape)}"
             )
         packed = _read_tensor(file, entry, np.uint8)
-        codes[name] = patterns.unpack_codes(packed, (n, k // patterns.GROUP))
+        codes[name] = placements.unpack_codes(packed, (n, k // placements.GROUP))
     return codes
 
 
@@ -350,8 +350,8 @@ def _check_shape(name: str, shape: Any) -> tuple[int, int]:
     n, k = shape
     if n < 1 or k < 1 or n * k >= 1 << 48:
         raise MaskFileError(f"layer {name}: {n}x{k} is no possible weight")
-    if k % patterns.GROUP:
-        raise MaskFileError(f"layer {name}: width {k} is not a multiple of {patterns.GROUP}")
+    if k % placements.GROUP:
+        raise MaskFileError(f"layer {name}: width {k} is not a multiple of {placements.GROUP}")
     return n, k
 
 
@@ -365,7 +365,7 @@ def _checked(name: str, codes: Codes) -> Codes:
     if codes.ndim != 2 or not codes.size:
         raise MaskFileError(f"layer {name}: codes of shape {codes.shape}, expected (N, K/4)")
     try:
-        patterns.check_codes(codes)
+        placements.check_codes(codes)
     except ValueError as error:
         raise MaskFileError(f"layer {name}: {error}") from None
     fixed = np.ascontiguousarray(codes).view()

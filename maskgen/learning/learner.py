@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig
 from maskgen.learning.distributed import (
@@ -46,7 +46,7 @@ class Movement:
     """How far the masks are from the prior, and from a decision.
 
     Attributes:
-        changed: share of groups whose pattern is not the prior's.
+        changed: share of groups whose placement is not the prior's.
         sharpness: mean probability, without noise, of what would be decided now.
     """
 

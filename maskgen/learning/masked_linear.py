@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgen.learning.gumbel import patterns_like
+from maskgen.learning.gumbel import placements_like
 from maskgen.learning.noise import NoiseKey, layer_number
 from maskgen.learning.relaxation import Relaxation, Softness
 
@@ -115,8 +115,8 @@ class MaskedLinear(nn.Module):
         return product
 
     def _keep(self) -> Tensor:
-        pattern = patterns_like(self.weight)[self.decide()[0].long()]
-        return pattern.view_as(self.weight)
+        placement = placements_like(self.weight)[self.decide()[0].long()]
+        return placement.view_as(self.weight)
 
     def decide(self) -> tuple[Tensor, int, float]:
         """Codes now, groups that differ from the prior, summed sharpness."""

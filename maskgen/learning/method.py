@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import LearnConfig
 from maskgen.learning.distributed import World

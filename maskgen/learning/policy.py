@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskgen.format.patterns import Codes, keep_from_codes
+from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.learning import sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.learner import Movement, StepReport, prepare_model

@@ -1,8 +1,8 @@
 """Initial logits from a prior mask.
 
-Pattern logits follow MaskLLM (arXiv 2409.17481, section 3.3): pi ~ N(0, sigma), then
+Placement logits follow MaskLLM (arXiv 2409.17481, section 3.3): pi ~ N(0, sigma), then
 pi' = pi + std(pi) * sim * alpha with sim(M0, Mi) = <M0, Mi> - N/2, which is +1 for the prior's own
-pattern, 0 for the four that share one weight with it, and -1 for its complement.
+placement, 0 for the four that share one weight with it, and -1 for its complement.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.patterns import PAIRS
-from maskgen.learning.gumbel import patterns_like
+from maskgen.format.placements import PAIRS
+from maskgen.learning.gumbel import placements_like
 
 
 def gaussian(shape: tuple[int, ...], sigma: float, seed: int, layer: int) -> Tensor:
@@ -22,22 +22,22 @@ def gaussian(shape: tuple[int, ...], sigma: float, seed: int, layer: int) -> Ten
 
 def similarity(device: torch.device) -> Tensor:
     """(6, 6): sim(M0, Mi) = <M0, Mi> - 1."""
-    patterns = patterns_like(torch.empty(0, device=device))
-    return patterns @ patterns.T - 1.0
+    placements = placements_like(torch.empty(0, device=device))
+    return placements @ placements.T - 1.0
 
 
-def add_pattern_prior(pattern_logits: Tensor, codes: Tensor, alpha: float) -> None:
+def add_placement_prior(placement_logits: Tensor, codes: Tensor, alpha: float) -> None:
     """Bias the logits towards the prior, in place.
 
     Args:
-        pattern_logits: (rows, 6, groups).
-        codes: (rows, groups), the prior's pattern codes.
+        placement_logits: (rows, 6, groups).
+        codes: (rows, groups), the prior's placement codes.
         alpha: strength in standard deviations of this layer's logits.
     """
-    sigma = pattern_logits.std().item()
-    sim = similarity(pattern_logits.device) * (sigma * alpha)
-    for pattern in range(6):
-        pattern_logits[:, pattern] += sim[pattern][codes.long()]
+    sigma = placement_logits.std().item()
+    sim = similarity(placement_logits.device) * (sigma * alpha)
+    for placement in range(6):
+        placement_logits[:, placement] += sim[placement][codes.long()]
 
 
 def add_weight_prior(weight_logits: Tensor, codes: Tensor, margin: float) -> None:

@@ -25,7 +25,7 @@ class Softness:
     """Where in its schedule a relaxation stands.
 
     Attributes:
-        scale: kappa (multiplies pattern logits) or lambda (divides weight logits).
+        scale: kappa (multiplies placement logits) or lambda (divides weight logits).
         tau: temperature.
         regularisation: lambda of -lambda * sum((weight * mask)^2), already divided by the number
             of micro-batches in a step.
@@ -63,7 +63,7 @@ class Relaxation(ABC):
     def decide(self, logits: Tensor, prior: Tensor, scale: float) -> tuple[Tensor, int, float]:
         """Final codes, how many differ from the prior's, and the summed sharpness.
 
-        Sharpness of a group is the probability, without noise, of the pattern that is decided on,
+        Sharpness of a group is the probability, without noise, of the placement that is decided on,
         or of the two weights.
         """
         if self.native is not None:
@@ -89,8 +89,8 @@ def _keep_gradient(
     return w * (masked_gradient.float() - 2.0 * regularisation * w * keep)
 
 
-class GumbelPatterns(Relaxation):
-    """MaskLLM: Gumbel-softmax over six pattern logits per group; `scale` is kappa."""
+class GumbelPlacements(Relaxation):
+    """MaskLLM: Gumbel-softmax over six placement logits per group; `scale` is kappa."""
 
     planes = 6
 
@@ -102,7 +102,7 @@ class GumbelPatterns(Relaxation):
                 key.layer,
             )  # fmt: skip
             return masked
-        keep = gumbel.keep_from_patterns(self._probabilities(logits, at, key))
+        keep = gumbel.keep_from_placements(self._probabilities(logits, at, key))
         return (weight.float() * keep).to(weight.dtype)
 
     def add_gradient(
@@ -121,14 +121,14 @@ class GumbelPatterns(Relaxation):
             )  # fmt: skip
             return
         probabilities = self._probabilities(logits, at, key)
-        keep = gumbel.keep_from_patterns(probabilities)
+        keep = gumbel.keep_from_placements(probabilities)
         gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
-        out += gumbel.pattern_gradient(probabilities, gradient, at.scale / at.tau)
+        out += gumbel.placement_gradient(probabilities, gradient, at.scale / at.tau)
 
     def _probabilities(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         rows, _, groups = logits.shape
         noise = six_gumbels(rows, groups, key, logits.device)
-        return gumbel.pattern_probabilities(logits, at.scale, at.tau, noise)
+        return gumbel.placement_probabilities(logits, at.scale, at.tau, noise)
 
     def _codes(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=1)

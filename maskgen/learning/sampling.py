@@ -29,7 +29,7 @@ def sample_two(weight_logits: Tensor, noise: Tensor) -> Tensor:
 
 
 def pair_codes(kept: Tensor) -> Tensor:
-    """(rows, 4, groups) bool, two of four -> (rows, groups) pattern codes, uint8."""
+    """(rows, 4, groups) bool, two of four -> (rows, groups) placement codes, uint8."""
     k0, k1, k2 = (kept[:, j] for j in range(3))
     with_first = torch.where(k1, 0, torch.where(k2, 1, 2))
     without_first = torch.where(k1, torch.where(k2, 3, 4), 5)

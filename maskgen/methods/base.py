@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 
 StatisticT = TypeVar("StatisticT", bound="Statistic")
 
@@ -57,7 +57,7 @@ class PrunedLayer:
     """What a method decides for one layer.
 
     Attributes:
-        codes: (N, K/4) pattern codes.
+        codes: (N, K/4) placement codes.
         weight: (N, K) fp32, the changed weight with zeros where the mask drops; None when the
             method only selects weights.
     """

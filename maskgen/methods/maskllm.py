@@ -1,7 +1,7 @@
-"""MaskLLM (arXiv 2409.17481, NeurIPS 2024): six pattern logits per group, learned by gradient.
+"""MaskLLM (arXiv 2409.17481, NeurIPS 2024): six placement logits per group, learned by gradient.
 
-    pi ~ N(0, sigma) + std(pi) * sim(prior, pattern) * alpha          (prior.py)
-    y = softmax((kappa * pi + gumbel) / tau), mask = y @ patterns     (gumbel.py)
+    pi ~ N(0, sigma) + std(pi) * sim(prior, placement) * alpha          (prior.py)
+    y = softmax((kappa * pi + gumbel) / tau), mask = y @ placements     (gumbel.py)
     minimise  L(weight * mask) - lambda_t * sum((weight * mask)^2)
 
 kappa rises and tau falls linearly over the run, lambda_t falls linearly to 0, every micro-batch
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
@@ -25,8 +25,8 @@ from maskgen.learning.learner import GradientLearner, Schedule
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.noise import layer_number
-from maskgen.learning.prior import add_pattern_prior, gaussian
-from maskgen.learning.relaxation import GumbelPatterns, Softness
+from maskgen.learning.prior import add_placement_prior, gaussian
+from maskgen.learning.relaxation import GumbelPlacements, Softness
 from maskgen.learning.schedules import linear
 
 
@@ -46,7 +46,7 @@ class MaskLLMConfig(GradientConfig):
 
 
 class MaskLLM(LearnMethod[MaskLLMConfig]):
-    """Gumbel-softmax over patterns."""
+    """Gumbel-softmax over placements."""
 
     config: ClassVar[type[LearnConfig]] = MaskLLMConfig
 
@@ -60,7 +60,7 @@ class MaskLLM(LearnMethod[MaskLLMConfig]):
     ) -> GradientLearner:
         """See `LearnMethod.learner`."""
         first = next(model.parameters())
-        relaxation = GumbelPatterns(choose_kernels(config.kernels, first.device, first.dtype))
+        relaxation = GumbelPlacements(choose_kernels(config.kernels, first.device, first.dtype))
 
         def softness(step: int) -> Softness:
             progress = step / config.steps
@@ -74,7 +74,7 @@ class MaskLLM(LearnMethod[MaskLLMConfig]):
             rows, groups = codes.shape
             shape = (rows, relaxation.planes, groups)
             logits = gaussian(shape, config.sigma, config.seed, layer_number(name))
-            add_pattern_prior(logits, codes.cpu(), config.alpha)
+            add_placement_prior(logits, codes.cpu(), config.alpha)
             return logits
 
         return GradientLearner(

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import Count, LearnConfig, Positive
 from maskgen.learning.distributed import World

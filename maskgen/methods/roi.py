@@ -16,7 +16,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskgen.format.patterns import Codes
+from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskgen.format.patterns import GROUP, Codes, keep_from_codes, project
+from maskgen.format.placements import GROUP, Codes, keep_from_codes, project
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 
 DAMPING = 0.01

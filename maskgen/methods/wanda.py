@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.patterns import project
+from maskgen.format.placements import project
 from maskgen.methods.base import PrunedLayer, PruneMethod, SquaredNorms
 
 

@@ -13,7 +13,7 @@ import pytest
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import identity_of
 from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
-from maskgen.format.patterns import project
+from maskgen.format.placements import project
 from tests.tiny_model import make_tiny_llama
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -14,7 +14,7 @@ import transformers
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 
 @dataclass

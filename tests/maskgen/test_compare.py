@@ -9,8 +9,8 @@ import pytest
 
 from maskgen.compare import compare, ordered, summarise
 from maskgen.format.mask_file import MaskFileError
-from maskgen.format.patterns import keep_from_codes
-from maskgen.plots import plot_difference, plot_patterns
+from maskgen.format.placements import keep_from_codes
+from maskgen.plots import plot_difference, plot_placements
 from tests.maskgen.masks import changed_mask, random_mask, sha
 
 
@@ -49,12 +49,12 @@ def test_masks_that_cannot_be_compared() -> None:
         compare(mask, random_mask(0, dict.fromkeys(mask.codes, (4, 4))))
 
 
-def test_a_summary_counts_patterns() -> None:
+def test_a_summary_counts_placements() -> None:
     mask = random_mask(0)
     for row in summarise(mask):
         codes = mask.codes[row.name]
         assert row.density == 0.5
-        assert row.patterns == tuple((codes == code).mean() for code in range(6))
+        assert row.placements == tuple((codes == code).mean() for code in range(6))
 
 
 def test_layers_are_ordered_as_numbers() -> None:
@@ -67,7 +67,7 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     other = random_mask(0)
     mask = changed_mask(other, 0.5)
     plot_difference(tmp_path / "d.png", compare(mask, other)[0], "difference")
-    plot_patterns(tmp_path / "p.svg", summarise(mask), "patterns")
+    plot_placements(tmp_path / "p.svg", summarise(mask), "placements")
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "p.svg").read_bytes()
     with pytest.raises(ValueError, match="xyz"):

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.format.patterns import codes_from_keep
+from maskgen.format.placements import codes_from_keep
 from maskgen.learning import gumbel, sampling
 from maskgen.learning.native import choose_kernels, native_module
 from maskgen.learning.noise import NoiseKey, four_gumbels, philox, six_gumbels
-from maskgen.learning.relaxation import GumbelPatterns, RelaxedTopTwo, Softness
+from maskgen.learning.relaxation import GumbelPlacements, RelaxedTopTwo, Softness
 
 CPU = torch.device("cpu")
 KEY = NoiseKey(seed=2**40 + 7, step=3, micro_batch=2, layer=0xDEADBEEF)
 RELAXATIONS = {
-    "gumbel": (GumbelPatterns, Softness(120.0, 1.3, 0.02)),
+    "gumbel": (GumbelPlacements, Softness(120.0, 1.3, 0.02)),
     "topk": (RelaxedTopTwo, Softness(0.4, 0.7, 0.02)),
 }
 
@@ -157,7 +157,7 @@ def test_ties_keep_the_lowest_index():
     prior = torch.zeros(1, 20, dtype=torch.uint8)
     for relaxation in (RelaxedTopTwo(None), RelaxedTopTwo(native_module())):
         assert torch.equal(relaxation.decide(logits, prior, 1.0)[0], prior)
-    logits[0, 3] = 1.0  # the last wins, then the lowest of the tied rest: pattern 1001
+    logits[0, 3] = 1.0  # the last wins, then the lowest of the tied rest: placement 1001
     for relaxation in (RelaxedTopTwo(None), RelaxedTopTwo(native_module())):
         assert (relaxation.decide(logits, prior, 1.0)[0] == 2).all()
 
@@ -212,15 +212,15 @@ def test_log_probabilities_of_all_pairs_sum_to_one_and_match_the_sampler():
     seen = np.bincount(sampling.pair_codes(kept).numpy().ravel(), minlength=6) / 40000
     one = logits[:, :, :1].double()
     probabilities = []
-    for pattern in gumbel.patterns_like(one):
+    for placement in gumbel.placements_like(one):
         probabilities.append(
-            float(sampling.log_probability(one, pattern.bool().view(1, 4, 1)).exp())
+            float(sampling.log_probability(one, placement.bool().view(1, 4, 1)).exp())
         )
     assert sum(probabilities) == pytest.approx(1.0)
     np.testing.assert_allclose(seen, probabilities, atol=0.01)
 
 
-def test_pair_codes_are_the_patterns_of_maskgen():
+def test_pair_codes_are_the_placements_of_maskgen():
     generator = torch.Generator().manual_seed(4)
     kept = sampling.top_two(torch.randn(7, 4, 30, generator=generator))
     keep = sampling.keep_from_planes(kept).numpy()

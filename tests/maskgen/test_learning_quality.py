@@ -12,7 +12,7 @@ from rich.console import Console
 
 from maskgen.data import TextSet
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.prune import PruneSettings, prune

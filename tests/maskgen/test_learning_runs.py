@@ -20,7 +20,7 @@ from maskgen.learning.batches import Batches
 from maskgen.learning.checkpoint import CheckpointError
 from maskgen.learning.distributed import World
 from maskgen.learning.loop import LearningStoppedError
-from maskgen.learning.prior import add_pattern_prior
+from maskgen.learning.prior import add_placement_prior
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
 from maskgen.methods.roi import RoI, RoIConfig
 from maskgen.torch_model import load_model
@@ -74,7 +74,7 @@ def test_prior_probability_at_the_papers_constants():
     codes = torch.arange(6, dtype=torch.uint8).repeat(1000).view(1, -1)
     logits = torch.tensor([-0.01, 0.01]).repeat(18000).view(1, 6, 6000)
     moved = logits.clone()
-    add_pattern_prior(moved, codes, alpha=3.0)
+    add_placement_prior(moved, codes, alpha=3.0)
     probabilities = torch.softmax(100.0 * (moved - logits), dim=1)
     prior = probabilities.gather(1, codes.long()[:, None])
     exact = np.exp(3) / (np.exp(3) + 4 + np.exp(-3))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.format.patterns import PAIRS, keep_from_codes
+from maskgen.format.placements import PAIRS, keep_from_codes
 from maskgen.methods.base import NoStatistic, SquaredNorms
 from maskgen.methods.magnitude import Magnitude
 from maskgen.methods.ria import Ria

@@ -16,7 +16,7 @@ from maskgen.format.coverage import DenseWeight, dense_lines, share
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError
-from maskgen.format.patterns import keep_from_codes, project
+from maskgen.format.placements import keep_from_codes, project
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.prune import PruneSettings, prune
 from maskgen.registry import METHODS, UnknownMethodError, load_method, method_names

@@ -120,7 +120,7 @@ def inspect(
     from maskgen.compare import summarise
     from maskgen.format.coverage import coverage
     from maskgen.format.mask_file import read_mask
-    from maskgen.format.patterns import PATTERNS
+    from maskgen.format.placements import PLACEMENTS
 
     mask = read_mask(file, parent)
     rows = summarise(mask)
@@ -133,24 +133,24 @@ def inspect(
         "decoder_weights": mask.decoder_weights,
     }
     if plot is not None:
-        from maskgen.plots import plot_patterns
+        from maskgen.plots import plot_placements
 
-        plot_patterns(plot, rows, f"{mask.method} for {mask.domain}")
+        plot_placements(plot, rows, f"{mask.method} for {mask.domain}")
     if as_json:
         layers = [
-            {"name": r.name, "shape": r.shape, "density": r.density, "patterns": r.patterns}
+            {"name": r.name, "shape": r.shape, "density": r.density, "placements": r.placements}
             for r in rows
         ]
         typer.echo(json.dumps({**facts, "per_layer": layers}))
         return
     console = Console()
-    names = ["".join("1" if kept else "0" for kept in row) for row in PATTERNS]
-    table = Table(title=str(file), caption="kept: weights, patterns: groups, in %")
+    names = ["".join("1" if kept else "0" for kept in row) for row in PLACEMENTS]
+    table = Table(title=str(file), caption="kept: weights, placements: groups, in %")
     table.add_column("layer", no_wrap=True)
     for heading in ("weight", "kept", *names):
         table.add_column(heading, justify="right")
     for row in rows:
-        shares = [f"{100 * share:.1f}" for share in (row.density, *row.patterns)]
+        shares = [f"{100 * share:.1f}" for share in (row.density, *row.placements)]
         table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
     console.print(table)
     _print_facts(console, facts)

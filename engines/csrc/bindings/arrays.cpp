@@ -44,17 +44,18 @@ PatchArrays::PatchArrays(std::size_t n, std::size_t k, Array<const std::uint32_t
   require(patch.row_start[0] == 0 && patch.row_start[n] == count,
           "the patch's rows do not cover its groups");
   // By flags, without a branch in the loops: a patch has millions of groups.
-  bool rising = true, inside = true, patterns = true;
+  bool rising = true, inside = true, placements = true;
   for (std::size_t row = 0; row < n; ++row) {
     rising &= patch.row_start[row] <= patch.row_start[row + 1];
   }
   for (std::size_t i = 0; i < count; ++i) {
     inside &= patch.group[i] < k / 4;
-    patterns &= (patch.codes[i] & 15u) < pattern_count && (patch.codes[i] >> 4) < pattern_count;
+    placements &=
+        (patch.codes[i] & 15u) < placement_count && (patch.codes[i] >> 4) < placement_count;
   }
   require(rising, "the patch's rows do not rise");
   require(inside, "the patch names a group beyond the layer's width");
-  require(patterns, "the patch holds a code that is no pattern");
+  require(placements, "the patch holds a code that is no placement");
 }
 
 void bind_arrays(nb::module_& m) {

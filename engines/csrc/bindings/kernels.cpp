@@ -191,11 +191,11 @@ void bind_kernels(nb::module_& m) {
         "isa"_a.none(), "y = silu(x gate^T) * (x up^T).");
   m.def("pack", pack, "layout"_a, "dense"_a.noconvert(), "codes"_a.none().noconvert(),
         "packed"_a.noconvert(), "threads"_a,
-        "Packs (n, k) weights; False if a code is no pattern.");
+        "Packs (n, k) weights; False if a code is no placement.");
   m.def("unpack", unpack, "layer"_a, "dense"_a.noconvert(), "codes"_a.none().noconvert(),
         "threads"_a, "The inverse of `pack`, into (n, k) weights and (n, k / 4) codes.");
   m.def("check", check, "layer"_a, "threads"_a,
-        "(fault, row, group, value): 0 none, 1 a code that is no pattern, 2 padding not zero.");
+        "(fault, row, group, value): 0 none, 1 a code that is no placement, 2 padding not zero.");
   m.def("patch_apply", patch_apply, "patch"_a, "packed"_a.noconvert(), "revert"_a, "threads"_a,
         "Rewrites packed weights; False, and nothing changed, if they hold another mask.");
   m.def("patch_add", patch_add, "patch"_a, "x"_a.noconvert(), "which"_a.noconvert(),

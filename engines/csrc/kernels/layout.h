@@ -8,13 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/patterns.h"
+#include "common/placements.h"
 
 namespace twofour {
 
 // The value is stored in engine directories: never renumber.
 enum class Layout : std::uint32_t {
-  sparse24_bf16 = 1,  // tile: 64 bytes of pattern codes, then 8 x 64 bytes of kept pairs
+  sparse24_bf16 = 1,  // tile: 64 bytes of placement codes, then 8 x 64 bytes of kept pairs
   dense_bf16 = 2,     // tile: 16 x 64 bytes, each the 16 rows' weights for one pair of inputs
 };
 inline constexpr std::uint32_t layout_version = 1;

@@ -41,17 +41,17 @@ bool pack_sparse(const std::uint16_t* dense, std::size_t stride, const std::uint
   unsigned bad = 0;
   for (std::size_t row = begin * tile_rows; row < std::min(end * tile_rows, n); ++row) {
     const std::uint16_t* weights = dense + row * stride;
-    const std::uint8_t* patterns = codes + row * groups;
+    const std::uint8_t* placements = codes + row * groups;
     for (std::size_t group = 0; group < groups; ++group, weights += 4) {
-      const unsigned code = patterns[group];
-      if (code >= pattern_count) {
+      const unsigned code = placements[group];
+      if (code >= placement_count) {
         bad = 1;
         continue;
       }
       const GroupPlace place = group_place(k, row, group);
       packed[place.code_byte] |= static_cast<std::byte>(code << place.code_shift);
-      put(packed + place.values, canonical(weights[pattern_pairs[code][0]]));
-      put(packed + place.values + 2, canonical(weights[pattern_pairs[code][1]]));
+      put(packed + place.values, canonical(weights[placement_pairs[code][0]]));
+      put(packed + place.values + 2, canonical(weights[placement_pairs[code][1]]));
     }
   }
   return bad == 0;
@@ -83,8 +83,8 @@ void unpack(const Weights& w, std::uint16_t* dense, std::size_t stride, std::uin
       const GroupPlace place = group_place(w.k, row, group);
       const unsigned code = code_at(w.data, place);
       std::fill_n(weights, 4, std::uint16_t{0});
-      weights[pattern_pairs[code][0]] = get(w.data + place.values);
-      weights[pattern_pairs[code][1]] = get(w.data + place.values + 2);
+      weights[placement_pairs[code][0]] = get(w.data + place.values);
+      weights[placement_pairs[code][1]] = get(w.data + place.values + 2);
       if (codes) codes[row * groups + group] = static_cast<std::uint8_t>(code);
     }
   }
@@ -156,13 +156,13 @@ void patch_apply(const Patch& patch, std::byte* packed, bool revert, std::size_t
         const std::uint16_t value = patch.delta[4 * std::size_t{i} + j];
         weights[j] = canonical(revert ? static_cast<std::uint16_t>(value ^ 0x8000u) : value);
       }
-      weights[pattern_pairs[from][0]] = get(packed + place.values);
-      weights[pattern_pairs[from][1]] = get(packed + place.values + 2);
+      weights[placement_pairs[from][0]] = get(packed + place.values);
+      weights[placement_pairs[from][1]] = get(packed + place.values + 2);
       const std::byte mask = static_cast<std::byte>(0xf0u >> place.code_shift);
       packed[place.code_byte] =
           (packed[place.code_byte] & mask) | static_cast<std::byte>(to << place.code_shift);
-      put(packed + place.values, weights[pattern_pairs[to][0]]);
-      put(packed + place.values + 2, weights[pattern_pairs[to][1]]);
+      put(packed + place.values, weights[placement_pairs[to][0]]);
+      put(packed + place.values + 2, weights[placement_pairs[to][1]]);
     }
   }
 }

@@ -40,7 +40,7 @@ struct PortableOps {
     for (std::size_t group = 0; group < tile_groups; ++group) {
       for (std::size_t lane = 0; lane < tile_rows; ++lane) {
         const unsigned byte = std::to_integer<unsigned>(from[4 * lane + group / 2]);
-        const std::uint8_t* pair = pattern_pairs[(byte >> (4 * (group % 2))) & 15u];
+        const std::uint8_t* pair = placement_pairs[(byte >> (4 * (group % 2))) & 15u];
         const std::byte* values = from + vector_bytes * (1 + group) + 4 * lane;
         out[lane] += load(values) * bf16_to_float(in[4 * group + pair[0]]);
         out[lane] += load(values + 2) * bf16_to_float(in[4 * group + pair[1]]);

@@ -1,4 +1,4 @@
-// Tables from pattern codes to the places of the two kept inputs, for a lane permute to look up.
+// Tables from placement codes to the places of the two kept inputs, for a lane permute to look up.
 #pragma once
 
 #include "kernels/layout.h"
@@ -16,10 +16,10 @@ struct alignas(64) Positions {
 constexpr Positions make_positions(std::size_t inputs, unsigned shift) {
   Positions table{};
   for (std::size_t group = 0; group < tile_groups; ++group) {
-    for (std::size_t code = 0; code < pattern_count; ++code) {
+    for (std::size_t code = 0; code < placement_count; ++code) {
       const std::size_t base = 4 * group % inputs;
-      const auto first = static_cast<std::uint32_t>(base + pattern_pairs[code][0]);
-      const auto second = static_cast<std::uint32_t>(base + pattern_pairs[code][1]);
+      const auto first = static_cast<std::uint32_t>(base + placement_pairs[code][0]);
+      const auto second = static_cast<std::uint32_t>(base + placement_pairs[code][1]);
       table.entry[group][code] = first | second << shift;
     }
   }

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.compressed import DenseView
 from engines.errors import EngineDirectoryError
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 BF16 = ml_dtypes.bfloat16
 LAYER = "model.layers.0.mlp.up_proj"

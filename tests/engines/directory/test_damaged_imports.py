@@ -13,7 +13,7 @@ from engines.directory.checkpoint import Checkpoint
 from engines.directory.import_checkpoint import import_checkpoint
 from engines.errors import EngineDirectoryError
 from maskgen.format.mask_file import base_digest, read_mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from tests.damage import check_error, damaged, memory_limit
 from tests.engines.directory.test_import_checkpoint import (
     bitmask_model,

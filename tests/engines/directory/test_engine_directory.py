@@ -23,7 +23,7 @@ from engines.native.layout import Layout, PackedWeights, unpack
 from engines.registry import open_engine
 from engines.text import TextCodec
 from maskgen.format.mask_file import read_mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import as_version_1, edit_manifest
 from tests.tiny_model import make_tiny_llama
 

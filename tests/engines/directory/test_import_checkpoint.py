@@ -20,7 +20,7 @@ from engines.reference.engine import ReferenceEngine
 from engines.registry import run_builder
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.mask_file import base_digest, read_mask
-from maskgen.format.patterns import keep_from_codes, project
+from maskgen.format.placements import keep_from_codes, project
 from tests.engines.conftest import LINEARS
 from twofour.cli import app
 

@@ -182,7 +182,7 @@ def test_arrays_of_another_type_or_rank_are_refused(wrong: np.ndarray) -> None:
     ("change", "message"),
     [
         ({"group": np.array([9], np.uint32)}, "beyond the layer's width"),
-        ({"codes": np.array([0x60], np.uint8)}, "no pattern"),
+        ({"codes": np.array([0x60], np.uint8)}, "no placement"),
         ({"row_start": np.array([0, 1, 0, 1], np.uint32)}, "do not rise"),
         ({"row_start": np.array([0, 0, 0, 0], np.uint32)}, "do not cover"),
         ({"delta": np.zeros((2, 4), BF16)}, "do not fit together"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engines.native import kernels, layout
 from engines.native.kernels import KernelError
 from engines.native.layout import BF16, PackedWeights
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 ISAS = kernels.supported_isas()
 # Around every kernel's panel size (4 and 8 tokens), one pass over the weights (64), several passes.

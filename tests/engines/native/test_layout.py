@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.native import layout
 from engines.native.layout import BF16, Layout, LayoutError, PackedWeights
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 40))  # rows, groups
 

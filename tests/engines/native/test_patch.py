@@ -146,7 +146,7 @@ def test_misfits_are_refused() -> None:
     [
         ("row_start", np.array([0, 5], np.uint32), "do not cover"),
         ("group", np.array([8, 9], np.uint32), "beyond the layer's width"),
-        ("codes", np.array([0x60, 0x10], np.uint8), "no pattern"),
+        ("codes", np.array([0x60, 0x10], np.uint8), "no placement"),
         ("delta", np.zeros((1, 4), BF16), "do not fit together"),
     ],
 )

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from engines.native.layout import Layout  # noqa: E402
 from engines.native.torch_ops import linear, pack_tensor  # noqa: E402
-from maskgen.format.patterns import keep_from_codes  # noqa: E402
+from maskgen.format.placements import keep_from_codes  # noqa: E402
 
 
 def layer(n: int = 48, k: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

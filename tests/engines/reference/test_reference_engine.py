@@ -19,7 +19,7 @@ from engines.reference.engine import ReferenceEngine, build
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import mask_of_experts
 from tests.tiny_model import make_tiny_llama
 

@@ -24,7 +24,7 @@ from engines.reference.semi_structured import (
 )
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import Mask
-from maskgen.format.patterns import keep_from_codes, project
+from maskgen.format.placements import keep_from_codes, project
 from tests.engines.tensorrt_llm.helpers import mask_file, masked_state, random_mask
 from tests.tiny_model import make_tiny_llama
 
@@ -58,7 +58,7 @@ def test_packing_is_exact_and_small(shape: tuple[int, int], dtype: torch.dtype) 
     assert packed.nbytes / weight.nbytes == 9 / 16
 
 
-def test_every_pattern_and_zeros_inside_kept_pairs() -> None:
+def test_every_placement_and_zeros_inside_kept_pairs() -> None:
     pairs = torch.tensor(
         [(1, 2, 0, 0), (1, 0, 2, 0), (1, 0, 0, 2), (0, 1, 2, 0), (0, 1, 0, 2), (0, 0, 1, 2)]
     )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from maskgen.format.mask_file import Mask, base_digest, write_mask
-from maskgen.format.patterns import keep_from_codes, project
+from maskgen.format.placements import keep_from_codes, project
 from tests.tiny_model import make_tiny_llama
 
 LINEAR = (

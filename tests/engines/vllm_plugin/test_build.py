@@ -21,7 +21,7 @@ from engines.vllm_plugin.catalog import MaskCatalog
 from engines.vllm_plugin.format import BF16, dense_values, parse_spec, unpack_nibbles
 from engines.vllm_plugin.weights import MaskedWeights
 from maskgen.format.mask_file import read_mask
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import mask_of_experts, random_mask
 from tests.tiny_model import make_tiny_llama
 

@@ -20,7 +20,7 @@ from engines.vllm_plugin.format import (
     parse_spec,
     unpack_nibbles,
 )
-from maskgen.format.patterns import keep_from_codes
+from maskgen.format.placements import keep_from_codes
 
 
 @st.composite

@@ -1,7 +1,7 @@
-"""N:M patterns: which weights of a group are kept, and how 2:4 patterns are coded and packed.
+"""N:M patterns: which weights of a group are kept, and how 2:4 placements are coded and packed.
 
 A *group* is M consecutive weights along a linear layer's input dimension; an N:M mask keeps N of
-each. For 2:4 there are six patterns, and a group's *code* (0-5) is its place in `PATTERNS`.
+each. For 2:4 there are six placements, and a group's *code* (0-5) is its place in `PLACEMENTS`.
 
 When scores tie, the lowest index is kept. Every implementation in twofour follows this rule, so
 that the same scores give the same mask everywhere.
@@ -23,7 +23,7 @@ Keep = npt.NDArray[np.bool_]
 GROUP = 4
 """Weights in a group of the 2:4 pattern."""
 
-PATTERNS: Keep = np.array(
+PLACEMENTS: Keep = np.array(
     [
         [1, 1, 0, 0],
         [1, 0, 1, 0],
@@ -36,7 +36,7 @@ PATTERNS: Keep = np.array(
 )
 """(6, 4): row = code, True = kept."""
 
-PAIRS: npt.NDArray[np.uint8] = np.array([np.flatnonzero(row) for row in PATTERNS], dtype=np.uint8)
+PAIRS: npt.NDArray[np.uint8] = np.array([np.flatnonzero(row) for row in PLACEMENTS], dtype=np.uint8)
 """(6, 2): the two kept positions of each code, ascending."""
 
 GROUPS_PER_WORD = 24
@@ -44,7 +44,7 @@ GROUPS_PER_WORD = 24
 
 _WORD_LIMIT = 6**GROUPS_PER_WORD
 _DIGIT = 6**4  # four codes make one digit; six digits make one word
-_PATTERN_BITS: npt.NDArray[np.uint8] = (PATTERNS @ (1 << np.arange(GROUP))).astype(np.uint8)
+_PLACEMENT_BITS: npt.NDArray[np.uint8] = (PLACEMENTS @ (1 << np.arange(GROUP))).astype(np.uint8)
 _CHUNK = 1 << 18  # groups handled at a time, so that temporaries stay in cache
 
 
@@ -65,7 +65,7 @@ def project(scores: npt.NDArray[np.floating]) -> Codes:
     for start in range(0, len(codes), _CHUNK):
         column = np.ascontiguousarray(groups[start : start + _CHUNK].T)
         if np.isnan(column).any():
-            raise ValueError("a score is not a number (NaN); the patterns cannot be chosen")
+            raise ValueError("a score is not a number (NaN); no placement can be chosen")
         outcome = np.zeros(column.shape[1], dtype=np.uint8)
         for bit, (i, j) in enumerate(itertools.combinations(range(GROUP), 2)):
             outcome |= (column[i] >= column[j]).view(np.uint8) << np.uint8(bit)
@@ -89,7 +89,7 @@ def project_nm(scores: npt.NDArray[np.floating], n: int, m: int) -> Keep:
         raise ValueError(f"{n}:{m} is not a pattern: it takes 0 <= N <= M and M >= 1")
     groups = _split(scores, m)
     if np.isnan(groups).any():
-        raise ValueError("a score is not a number (NaN); the patterns cannot be chosen")
+        raise ValueError("a score is not a number (NaN); no placement can be chosen")
     # Negating an integer or -0.0 could reorder ties; a stable sort of the reversed group cannot.
     order = m - 1 - np.argsort(groups[..., ::-1], axis=-1, kind="stable")
     keep = np.zeros(groups.shape, dtype=np.bool_)
@@ -134,7 +134,7 @@ def check_codes(codes: Codes) -> None:
     if codes.dtype != np.uint8:
         raise ValueError(f"codes are {codes.dtype}, expected uint8")
     if codes.size and int(codes.max()) > 5:
-        raise ValueError(f"code {int(codes.max())} is not a 2:4 pattern, expected 0 to 5")
+        raise ValueError(f"code {int(codes.max())} is no placement of 2:4, expected 0 to 5")
 
 
 def packed_size(groups: int) -> int:
@@ -205,7 +205,7 @@ def _split(values: npt.NDArray[_T], m: int) -> npt.NDArray[_T]:
 
 def _code_of_bits() -> npt.NDArray[np.uint8]:
     table = np.full(1 << GROUP, 255, dtype=np.uint8)
-    table[_PATTERN_BITS] = np.arange(6, dtype=np.uint8)
+    table[_PLACEMENT_BITS] = np.arange(6, dtype=np.uint8)
     return table
 
 
@@ -228,7 +228,7 @@ def _quad_of_digit() -> npt.NDArray[np.uint32]:
     return quads.view(np.uint32).reshape(-1)
 
 
-_KEEP_OF_CODE = PATTERNS.view(np.uint32).reshape(-1)
+_KEEP_OF_CODE = PLACEMENTS.view(np.uint32).reshape(-1)
 _CODE_OF_BITS = _code_of_bits()
 _CODE_OF_OUTCOME = _code_of_outcome()
 _QUAD_OF_DIGIT = _quad_of_digit()
