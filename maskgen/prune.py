@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from maskgen.apply import Weight, rewrite_weights
+from maskgen.apply import Change, Weight, rewrite_weights
 from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.data import TextSet
 from maskgen.format.coverage import DenseWeight
@@ -138,11 +138,12 @@ def _check(method: PruneMethod[Any], texts: TextSet | None, settings: PruneSetti
 def _write_checkpoint(
     model_dir: Path, out: Path, selection: Selection, outcome: PruneOutcome
 ) -> str:
-    shapes = {
-        name: (linear.out_features, linear.in_features) for name, linear in selection.layers.items()
-    }
-    changes = {f"{name}.weight": _store(weight) for name, weight in outcome.weights.items()}
-    return rewrite_weights(model_dir, out, shapes, changes)
+    changes = {}
+    for name, weight in outcome.weights.items():
+        linear = selection.layers[name]
+        shape = (linear.out_features, linear.in_features)
+        changes[f"{name}.weight"] = Change(shape, _store(weight))
+    return rewrite_weights(model_dir, out, changes)
 
 
 def _store(weight: Tensor) -> Callable[[Weight], None]:

@@ -120,5 +120,5 @@ def test_help_lists_the_commands() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "data", "mask", "eval", "build", "serve", "info", "bench"):
+    for command in ("demo", "data", "mask", "eval", "build", "serve", "info", "bench", "transform"):
         assert command in done.stdout

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from twofour.commands import bench, build, data, demo, eval, import_, info, mask, serve
+from twofour.commands import bench, build, data, demo, eval, import_, info, mask, serve, transform
 from twofour.extras import missing_extra
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(mask.app, name="mask")
+app.add_typer(transform.app, name="transform")
 app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
 app.command("import")(import_.import_checkpoint)

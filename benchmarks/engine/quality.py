@@ -57,7 +57,7 @@ def _by_engine(directory: Path, texts: TextSet, windows: int) -> Row:
 
 
 def _by_torch(model: str, mask: Path | None, texts: TextSet, windows: int) -> Row:
-    return _row(torch_subject(model, mask, None, "fp32"), texts, windows)
+    return _row(torch_subject(model, None, mask, None, "fp32"), texts, windows)
 
 
 def _by_gguf(gguf: Path, model: str, texts: TextSet, windows: int) -> Row:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
+from maskgen.format.container import TensorEntry
 from maskgen.format.model_directory import stored_tensors
 
 
@@ -19,10 +21,16 @@ def base_digest(model_dir: Path) -> str:
     Raises:
         ModelDirectoryError: see `maskgen.format.model_directory.stored_tensors`.
     """
+    stored = stored_tensors(model_dir)
+    return tensors_digest((name, item.entry, item.chunks()) for name, item in stored.items())
+
+
+def tensors_digest(tensors: Iterable[tuple[str, TensorEntry, Iterable[bytes | memoryview]]]) -> str:
+    """The digest of a model with these tensors: name, type and shape, raw bytes."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(stored_tensors(model_dir).items()):
-        shape = ",".join(str(size) for size in tensor.entry.shape)
-        sha.update(f"{name}\n{tensor.entry.dtype}\n{shape}\n".encode())
-        for chunk in tensor.chunks():
+    for name, entry, chunks in sorted(tensors, key=lambda tensor: tensor[0]):
+        shape = ",".join(str(size) for size in entry.shape)
+        sha.update(f"{name}\n{entry.dtype}\n{shape}\n".encode())
+        for chunk in chunks:
             sha.update(chunk)
     return sha.hexdigest()

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from twofour.commands.option_values import named_masks
+from twofour.commands.option_values import Transform, named_masks
 
 
 def build(
     model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
     out: Annotated[Path, typer.Option(help="The engine directory to make.")],
+    transform: Transform = None,
     mask: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,7 +47,7 @@ def build(
         manifest = run_builder(
             target,
             BuildRequest(
-                model=resolve_model(model),
+                model=resolve_model(model, transform),
                 model_name=name or model_name(model),
                 masks=named_masks(mask or []),
                 out=out,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands.option_values import Transform
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -44,6 +46,7 @@ def evaluate(
         str | None,
         typer.Option(help="Alias, directory or Hugging Face id; with a URL, the served name."),
     ] = None,
+    transform: Transform = None,
     mask: Annotated[
         str | None,
         typer.Option(help="With a model, a mask file; else the name of a mask of the engine."),
@@ -74,7 +77,7 @@ def evaluate(
     console = Console(stderr=as_json)
     result: dict[str, Any] = {}
     with console.status("loading"):
-        opened = _open(target, model, mask, parent, dtype, api_key)
+        opened = _open(target, model, transform, mask, parent, dtype, api_key)
     with opened as subject:
         if data is not None:
             result = _perplexity(subject, data, window, windows, console)
@@ -170,6 +173,7 @@ def _progress(console: Console) -> Progress:
 def _open(
     target: str | None,
     model: str | None,
+    transform: Path | None,
     mask: str | None,
     parent: Path | None,
     dtype: str,
@@ -180,7 +184,10 @@ def _open(
     if target is None:
         if model is None:
             raise ValueError("give --model, an engine directory, or a server's URL")
-        return nullcontext(torch_subject(model, Path(mask) if mask else None, parent, dtype))
+        masked = Path(mask) if mask else None
+        return nullcontext(torch_subject(model, transform, masked, parent, dtype))
+    if transform is not None:
+        raise ValueError("a transform goes with --model; engines are built from what it makes")
     if target.startswith(("http://", "https://")):
         return server_subject(target, model, mask, api_key)
     if model is not None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from twofour.commands import mask_learn
+from twofour.commands.option_values import Transform
 
 if TYPE_CHECKING:
     from maskgen.format.mask_file import Mask
@@ -33,6 +34,7 @@ def prune(
     method: Annotated[
         str, typer.Option(help="magnitude, wanda, ria, sparsegpt or sparsegpt-update.")
     ] = "wanda",
+    transform: Transform = None,
     data: Annotated[
         str | None,
         typer.Option(help="Calibration text: a named set, file, folder, hub:NAME, or self."),
@@ -84,7 +86,7 @@ def prune(
         checkpoint=checkpoint,
     )
     console = Console()
-    directory = resolve_model(model)
+    directory = resolve_model(model, transform)
     base = None if parent is None else read_mask(parent)
     if base is not None and checkpoint is None:
         check_base(base, base_digest(directory), model)  # before minutes of work, not after
@@ -239,6 +241,7 @@ def apply(
     model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
     mask: Annotated[Path, typer.Option(help="The mask file.")],
     out: Annotated[Path, typer.Option(help="The model directory to make.")],
+    transform: Transform = None,
     parent: Parent = None,
 ) -> None:
     """Write a model directory in which the dropped weights are zero, for other tools."""
@@ -248,7 +251,7 @@ def apply(
     from maskgen.models import resolve_model
 
     loaded = read_mask(mask, parent)
-    directory = resolve_model(model)
+    directory = resolve_model(model, transform)
     console = Console()
     with console.status("writing weights"):
         digest = apply_mask(directory, loaded, out)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from twofour.commands.option_values import method_settings
+from twofour.commands.option_values import Transform, method_settings
 
 if TYPE_CHECKING:
     from maskgen.data import TextSet
@@ -24,6 +24,7 @@ def learn(
         list[str], _Option(help="Text to learn on: named set, file, folder or hub:NAME (repeat).")
     ],
     out: Annotated[Path, _Option(help="The mask file to write.")],
+    transform: Transform = None,
     prior: Annotated[
         str, _Option(help="Where to start: a mask file, or a one-shot method to run first.")
     ] = "sparsegpt",
@@ -94,7 +95,7 @@ def learn(
     config = parse_config(method, {**chosen, "seed": seed, **method_settings(settings or [])})
     console = Console()
     base = None if parent is None else read_mask(parent)
-    directory = resolve_model(model)
+    directory = resolve_model(model, transform)
     texts = TextSet.of("+".join(data), [text for name in data for text in load_texts(name).texts])
     request = LearnRequest(
         method=method,

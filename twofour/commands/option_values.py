@@ -1,11 +1,18 @@
-"""What the values of options mean that several commands take."""
+"""Options that several commands take, and what their values mean."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+Transform = Annotated[
+    Path | None,
+    typer.Option(help="Apply this transform file to the model first (kept in the cache)."),
+]
 
 
 def named_masks(specs: Sequence[str]) -> dict[str, Path]:
