@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.common.result_file import RESULTS, Result, read_result
+from benchmarks.common.result_file import RESULTS, ResultData, read_result
 from benchmarks.engine.pages import quality_table, speed_table
 from benchmarks.kernels.page import speedup_table
 from benchmarks.masks.pages import cost_table, domains_table, league_table
@@ -26,7 +26,7 @@ _MARKED = re.compile(
 )
 
 
-def _engine(result: Result) -> str:
+def _engine(result: ResultData) -> str:
     """The first of its lengths."""
     first = result["rows"][0]
     lengths = (first["prompt_tokens"], first["output_tokens"])
@@ -34,7 +34,7 @@ def _engine(result: Result) -> str:
     return speed_table(rows)
 
 
-def _kernels(result: Result) -> str:
+def _kernels(result: ResultData) -> str:
     """The best instruction set on all cores, for layers that do not fit a cache."""
     threads = max(row["threads"] for row in result["rows"])
     rows = [r for r in result["rows"] if r["threads"] == threads]
@@ -43,7 +43,7 @@ def _kernels(result: Result) -> str:
     )
 
 
-TABLES: Mapping[str, Callable[[Result], str]] = {
+TABLES: Mapping[str, Callable[[ResultData], str]] = {
     "bench-engine": _engine,
     "bench-vllm": lambda result: summary_table(result["summary"]),
     "domains": lambda result: domains_table(result["rows"]),

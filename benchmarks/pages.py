@@ -13,8 +13,7 @@ from benchmarks.kernels.page import kernels_page
 from benchmarks.masks.pages import ablations_page, cost_page, domains_page, league_page
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
-from benchmarks.vllm.pages import agreement_page
-from benchmarks.vllm.pages import speed_page as vllm_speed_page
+from benchmarks.vllm.pages import agreement_page, vllm_speed_page
 
 _ABOUT = """
 Everything that was measured. Each page is written by the command at its end, from the JSON file of

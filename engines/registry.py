@@ -12,7 +12,7 @@ from typing import Any
 from engines.base import Engine
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import Manifest, Target, read_manifest
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def run_builder(
     return manifest
 
 
-def open_engine(directory: Path, progress: Progress = silent, /, **options: Any) -> Engine:
+def open_engine(directory: Path, progress: BuildProgress = silent, /, **options: Any) -> Engine:
     """Open an engine directory with the engine of its target.
 
     Args:

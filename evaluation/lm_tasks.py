@@ -22,7 +22,7 @@ DEFINITIONS = Path(__file__).with_name("tasks")
 
 SCORED = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 
-Progress = Callable[[int, int], None]
+TaskProgress = Callable[[int, int], None]
 """Called with (requests scored, requests in all)."""
 
 
@@ -37,7 +37,7 @@ def run_tasks(
     limit: int | None = None,
     fewshot: int | None = None,
     folder: Path | None = None,
-    progress: Progress = lambda done, count: None,
+    progress: TaskProgress = lambda done, count: None,
 ) -> dict[str, dict[str, Any]]:
     """Measure tasks.
 

@@ -25,7 +25,7 @@ SEPARATOR = "\n\n"
 Scorer = Callable[[Sequence[int]], float]
 """Sum over t >= 1 of log p(token t | tokens before it), natural logarithm, for one window."""
 
-Progress = Callable[[int, int, float], None]
+WindowProgress = Callable[[int, int, float], None]
 """Called after every window with (windows done, windows in all, perplexity so far)."""
 
 
@@ -87,7 +87,7 @@ def measure_perplexity(
     *,
     window: int = WINDOW,
     windows: int | None = None,
-    progress: Progress = lambda done, count, value: None,
+    progress: WindowProgress = lambda done, count, value: None,
 ) -> tuple[float, int, int]:
     """Perplexity of the first `windows` windows of a token sequence.
 
@@ -96,7 +96,7 @@ def measure_perplexity(
         tokens: the whole text.
         window: tokens in a window, at least 2.
         windows: how many to score; None for all.
-        progress: see `Progress`.
+        progress: see `WindowProgress`.
 
     Returns:
         (perplexity, windows scored, windows available).
@@ -137,7 +137,7 @@ def evaluate(
     bos_token_id: int | None,
     window: int = WINDOW,
     windows: int | None = None,
-    progress: Progress = lambda done, count, value: None,
+    progress: WindowProgress = lambda done, count, value: None,
 ) -> Perplexity:
     """`measure_perplexity` on texts, with everything that makes the number comparable.
 

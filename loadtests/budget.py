@@ -6,7 +6,7 @@ import threading
 import time
 
 
-class Budget:
+class RequestBudget:
     """Numbers for the requests of a run.
 
     Requests 0 to `warmup` - 1 are warm-up. No measured request starts before the last of them has

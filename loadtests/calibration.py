@@ -27,7 +27,7 @@ import numpy as np
 from loadtests.client import Load, run_load
 from loadtests.samples import RequestSample
 
-TOKENS = 30
+STREAMED_TOKENS = 30
 GAP_MS = 30.0
 LIMIT_MS = 5.0
 _START_TIMEOUT_S = 30.0
@@ -116,7 +116,7 @@ def calibrate(folder: Path, concurrency: int = 1, *, rounds: int = 2) -> Bias:
             concurrency=concurrency,
             warmup=concurrency,
             requests=rounds * concurrency,
-            max_tokens=TOKENS,
+            max_tokens=STREAMED_TOKENS,
         )
         result = run_load(load, folder, "calibration", timeout_s=120.0)
         sent: dict[str, list[float]] = _get_json(f"{host}/sent")

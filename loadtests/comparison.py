@@ -45,7 +45,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One arm at one concurrency; latencies in milliseconds, medians over the repeats.
 
     `ratio` is this arm's throughput over the baseline's; the baseline's own is 1. Token counts are
@@ -103,7 +103,7 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
-def rows(blocks: Sequence[Block], baseline: str) -> list[Row]:
+def rows(blocks: Sequence[Block], baseline: str) -> list[ComparisonRow]:
     """A row per arm and concurrency, the baseline's first.
 
     Raises:
@@ -135,13 +135,13 @@ def _select(blocks: Sequence[Block], arm: str, concurrency: int) -> list[Block]:
     return sorted(chosen, key=lambda block: block.repeat)
 
 
-def _row(blocks: Sequence[Block], baseline: Sequence[Block]) -> Row:
+def _row(blocks: Sequence[Block], baseline: Sequence[Block]) -> ComparisonRow:
     summaries = [block.summary for block in blocks]
     speed = [summary.tokens_per_s for summary in summaries]
     ratio = paired_ratio([block.summary.tokens_per_s for block in baseline], speed)
     if blocks[0].arm == baseline[0].arm:
         ratio = Ratio(1.0, 1.0, 1.0)
-    return Row(
+    return ComparisonRow(
         arm=blocks[0].arm,
         concurrency=blocks[0].concurrency,
         tokens_per_s=round(statistics.median(speed), 3),

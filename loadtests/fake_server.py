@@ -16,10 +16,10 @@ from typing import Any
 
 import uvicorn
 
-MODEL = "fake"
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+FAKE_MODEL = "fake"
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 
 
 class FakeServer:
@@ -32,7 +32,7 @@ class FakeServer:
         self.gap_s = gap_s
         self.sent: dict[str, list[float]] = {}
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] != "http":
             return
@@ -40,11 +40,13 @@ class FakeServer:
         if scope["path"] == "/sent":
             await send_json(send, 200, self.sent)
         elif scope["path"] == "/v1/models":
-            await send_json(send, 200, {"object": "list", "data": [{"id": MODEL}]})
+            await send_json(send, 200, {"object": "list", "data": [{"id": FAKE_MODEL}]})
         else:
             await self._stream(scope, await _body(receive), arrived, send)
 
-    async def _stream(self, scope: Message, body: Message, arrived: float, send: Send) -> None:
+    async def _stream(
+        self, scope: AsgiMessage, body: AsgiMessage, arrived: float, send: Send
+    ) -> None:
         headers = dict(scope["headers"])
         times = self.sent.setdefault(headers[b"x-request-id"].decode(), [arrived])
         await start_stream(send)
@@ -52,7 +54,7 @@ class FakeServer:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def events(self, body: Message, times: list[float]) -> AsyncIterator[bytes]:
+    async def events(self, body: AsgiMessage, times: list[float]) -> AsyncIterator[bytes]:
         """The stream of one request; appends to `times` when each token is sent."""
         tokens = int(body.get("max_tokens") or body["max_completion_tokens"])
         for number in range(tokens):
@@ -64,11 +66,11 @@ class FakeServer:
         yield b"data: [DONE]\n\n"
 
 
-def token_event(body: Message, text: str, finish_reason: str | None) -> bytes:
+def token_event(body: AsgiMessage, text: str, finish_reason: str | None) -> bytes:
     """One chunk with text, as the endpoint that `body` was sent to has it."""
     choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason}
     choice |= {"delta": {"content": text}} if "messages" in body else {"text": text}
-    return event({"id": "fake", "model": MODEL, "choices": [choice], "usage": None})
+    return event({"id": "fake", "model": FAKE_MODEL, "choices": [choice], "usage": None})
 
 
 def usage_event(completion_tokens: int, prompt_tokens: int = 7) -> bytes:
@@ -78,7 +80,7 @@ def usage_event(completion_tokens: int, prompt_tokens: int = 7) -> bytes:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
-    return event({"id": "fake", "model": MODEL, "choices": [], "usage": usage})
+    return event({"id": "fake", "model": FAKE_MODEL, "choices": [], "usage": usage})
 
 
 def event(payload: Any) -> bytes:
@@ -99,13 +101,13 @@ async def send_json(send: Send, status: int, payload: Any) -> None:
     await send({"type": "http.response.body", "body": json.dumps(payload).encode()})
 
 
-async def _body(receive: Receive) -> Message:
+async def _body(receive: Receive) -> AsgiMessage:
     parts = b""
     while True:
         message = await receive()
         parts += message.get("body", b"")
         if not message.get("more_body"):
-            value: Message = json.loads(parts)
+            value: AsgiMessage = json.loads(parts)
             return value
 
 

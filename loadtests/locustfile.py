@@ -17,7 +17,7 @@ from locust import events
 from locust.runners import LocalRunner
 
 from loadtests.options import add_options, settings_from
-from loadtests.run import Run, find_base_model
+from loadtests.run import LoadRun, find_base_model
 from loadtests.users import ChatUser, CompletionUser, fire_gaps
 
 __all__ = ["ChatUser", "CompletionUser"]
@@ -50,7 +50,7 @@ def _on_test_start(environment: Any, **_: Any) -> None:
         if not environment.host:
             raise ValueError("no server: give its address with -H")
         model = settings.model or find_base_model(environment.host, settings.api_key)
-        environment.load_run = Run(settings, model)
+        environment.load_run = LoadRun(settings, model)
     except (ValueError, OSError) as error:
         # SystemExit: the runner logs and swallows anything less at this point.
         _refuse(str(error))
@@ -59,7 +59,7 @@ def _on_test_start(environment: Any, **_: Any) -> None:
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _on_quitting(environment: Any, **_: Any) -> None:
-    run: Run | None = getattr(environment, "load_run", None)
+    run: LoadRun | None = getattr(environment, "load_run", None)
     if run is None:
         environment.process_exit_code = 2
         return

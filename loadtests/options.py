@@ -9,16 +9,16 @@ from typing import Any
 
 from loadtests.gate import Slo
 from loadtests.mask_mix import MaskMix
-from loadtests.prompts import Prompt, load_prompts, synthetic_prompts
+from loadtests.prompts import LoadPrompt, load_prompts, synthetic_prompts
 
 SALTS = ("prompt", "cache_salt", "both", "none")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LoadSettings:
     """What a run sends and when it has had enough; the options' help says what each means."""
 
-    prompts: list[Prompt]
+    prompts: list[LoadPrompt]
     model: str | None
     mask_mix: MaskMix | None
     api_key: str | None
@@ -65,7 +65,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--slo", action="append", default=[], help="Such as ttft_p99=500 (ms); may be repeated")
 
 
-def settings_from(options: Namespace) -> Settings:
+def settings_from(options: Namespace) -> LoadSettings:
     """Check the parsed options.
 
     Raises:
@@ -86,7 +86,7 @@ def settings_from(options: Namespace) -> Settings:
         )
     if options.rate is not None and options.requests is None and options.seconds is None:
         raise ValueError("--rate needs an end: --requests or --seconds")
-    return Settings(
+    return LoadSettings(
         prompts=_prompts(options),
         model=options.base_model,
         mask_mix=MaskMix.parse(options.mask_mix) if options.mask_mix else None,
@@ -107,7 +107,7 @@ def settings_from(options: Namespace) -> Settings:
     )
 
 
-def _prompts(options: Namespace) -> list[Prompt]:
+def _prompts(options: Namespace) -> list[LoadPrompt]:
     if options.prompts:
         return load_prompts(Path(options.prompts))
     return synthetic_prompts(options.prompt_words, seed=options.seed)

@@ -21,14 +21,14 @@ _SALT_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class LoadPrompt:
     """A text to continue, and the name that raw samples call it by."""
 
     id: str
     text: str
 
 
-def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[Prompt]:
+def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[LoadPrompt]:
     """`count` prompts of `words` common English words each; the same ones for the same seed.
 
     Most tokenizers make one token of each word; what a run really sent is in its samples.
@@ -37,12 +37,12 @@ def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[Pro
         raise ValueError(f"a prompt of {words} words is empty: ask for at least 1")
     rng = random.Random(f"prompts:{seed}")
     return [
-        Prompt(id=f"synthetic-{i}", text=" ".join(rng.choices(_WORDS, k=words)))
+        LoadPrompt(id=f"synthetic-{i}", text=" ".join(rng.choices(_WORDS, k=words)))
         for i in range(count)
     ]
 
 
-def load_prompts(path: Path) -> list[Prompt]:
+def load_prompts(path: Path) -> list[LoadPrompt]:
     """Prompts of a file: `*.jsonl` with a `prompt` (and maybe `id`) per line, else a line each.
 
     Raises:
@@ -51,7 +51,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     lines = path.read_text(encoding="utf-8").splitlines()
     jsonl = path.suffix == ".jsonl"
     prompts = [
-        _from_json(line, f"{path}:{number}") if jsonl else Prompt(f"line-{number}", line)
+        _from_json(line, f"{path}:{number}") if jsonl else LoadPrompt(f"line-{number}", line)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -60,7 +60,7 @@ def load_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def salted(prompt: Prompt, seed: int, index: int) -> str:
+def salted(prompt: LoadPrompt, seed: int, index: int) -> str:
     """The prompt behind words that no other request of the run starts with.
 
     A prefix cache that has seen the prompt before can then reuse nothing of it. Words, not hex
@@ -75,7 +75,7 @@ def salt(seed: int, index: int) -> str:
     return " ".join(rng.choices(_WORDS, k=_SALT_WORDS))
 
 
-def _from_json(line: str, where: str) -> Prompt:
+def _from_json(line: str, where: str) -> LoadPrompt:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -83,4 +83,4 @@ def _from_json(line: str, where: str) -> Prompt:
     text = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text:
         raise ValueError(f'{where}: expected an object with a non-empty text "prompt"')
-    return Prompt(id=str(row.get("id", where)), text=text)
+    return LoadPrompt(id=str(row.get("id", where)), text=text)

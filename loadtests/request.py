@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from loadtests.options import Settings
-from loadtests.prompts import Prompt, salt, salted
+from loadtests.options import LoadSettings
+from loadtests.prompts import LoadPrompt, salt, salted
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -27,7 +27,7 @@ class PreparedRequest:
 
 
 def prepare(
-    settings: Settings, base_model: str, endpoint: str, index: int, run_id: str
+    settings: LoadSettings, base_model: str, endpoint: str, index: int, run_id: str
 ) -> PreparedRequest:
     """Request `index` of a run; everything but `run_id` follows from the settings' seed.
 
@@ -62,7 +62,7 @@ def prepare(
     )
 
 
-def _text(settings: Settings, prompt: Prompt, index: int) -> str:
+def _text(settings: LoadSettings, prompt: LoadPrompt, index: int) -> str:
     if settings.salt in ("prompt", "both"):
         return salted(prompt, settings.seed, index)
     return prompt.text

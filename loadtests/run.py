@@ -8,25 +8,25 @@ from typing import Any
 
 import requests
 
-from loadtests.budget import Budget
+from loadtests.budget import RequestBudget
 from loadtests.gate import violations
-from loadtests.options import Settings
+from loadtests.options import LoadSettings
 from loadtests.samples import RequestSample, SampleWriter
 from loadtests.summary import Summary, summarise
 
 
-class Run:
+class LoadRun:
     """Numbers for requests, the samples so far, and the load generator's own CPU time.
 
     Raises:
         FileExistsError: the samples file is there already.
     """
 
-    def __init__(self, settings: Settings, base_model: str) -> None:
+    def __init__(self, settings: LoadSettings, base_model: str) -> None:
         self.settings = settings
         self.base_model = base_model
         self.id = uuid.uuid4().hex[:12]
-        self.budget = Budget(settings.warmup, settings.requests, settings.seconds)
+        self.budget = RequestBudget(settings.warmup, settings.requests, settings.seconds)
         self.samples: list[RequestSample] = []
         self._writer = SampleWriter(settings.samples) if settings.samples else None
         self._cpu_from: tuple[float, float] | None = None

@@ -15,7 +15,7 @@ from locust.exception import StopUser
 from loadtests.arrivals import poisson_arrivals
 from loadtests.connection import Connection, lines
 from loadtests.request import CHAT, COMPLETIONS, PreparedRequest, prepare
-from loadtests.run import Run
+from loadtests.run import LoadRun
 from loadtests.samples import RequestSample, judge
 from loadtests.stream import StreamError, StreamRecord, read_stream
 
@@ -39,7 +39,7 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
 
     def turn(self) -> None:
         """What a user does over and over."""
-        run: Run = self.environment.load_run
+        run: LoadRun = self.environment.load_run
         if run.settings.rate is None:
             self._next_request(run)
         else:
@@ -47,7 +47,7 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
 
     tasks = [turn]  # noqa: RUF012  # how locust declares tasks
 
-    def _next_request(self, run: Run) -> None:
+    def _next_request(self, run: LoadRun) -> None:
         index = run.budget.take()
         if index is None:
             raise StopUser
@@ -55,7 +55,7 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
         if not sample.ok:
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 
-    def _dispatch(self, run: Run, rate: float) -> None:
+    def _dispatch(self, run: LoadRun, rate: float) -> None:
         for _ in range(run.settings.warmup):
             self._next_request(run)
         running = Group()
@@ -73,7 +73,7 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
             running.kill()
         raise StopUser
 
-    def _send(self, run: Run, index: int, due: float) -> RequestSample:
+    def _send(self, run: LoadRun, index: int, due: float) -> RequestSample:
         """Send request `index`, read its stream, keep its sample."""
         request = prepare(run.settings, run.base_model, self.endpoint, index, run.id)
         record = StreamRecord()
@@ -95,7 +95,7 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
         self._fire(sample)
         return sample
 
-    def _connection(self, run: Run) -> Connection:
+    def _connection(self, run: LoadRun) -> Connection:
         if self._idle:
             return self._idle.pop()
         return Connection(self.environment.host, run.settings.timeout_s)
@@ -127,7 +127,7 @@ class ChatUser(StreamingUser):
     endpoint = CHAT
 
 
-def fire_gaps(environment: Any, run: Run) -> None:
+def fire_gaps(environment: Any, run: LoadRun) -> None:
     """Tell locust every inter-token latency of a run that has ended."""
     for sample in run.samples:
         if sample.ok and not sample.warmup:
@@ -182,7 +182,7 @@ def _read(response: HTTPResponse, record: StreamRecord) -> str:
 
 
 def _sample(
-    run: Run,
+    run: LoadRun,
     request: PreparedRequest,
     index: int,
     record: StreamRecord,

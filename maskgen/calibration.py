@@ -20,7 +20,7 @@ from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 from maskgen.selection import Selection, SelectionError, decoder_layers
 from maskgen.windows import Windows
 
-Progress = Callable[[int, int, str], None]
+LayerProgress = Callable[[int, int, str], None]
 """Called with (layers done, layers in all, name of the layer)."""
 
 
@@ -39,7 +39,7 @@ class PruneOutcome:
 
 @torch.no_grad()
 def prune_by_weight(
-    method: PruneMethod[Any], selection: Selection, progress: Progress
+    method: PruneMethod[Any], selection: Selection, progress: LayerProgress
 ) -> PruneOutcome:
     """Prune every selected layer with a method that needs no text."""
     codes = {}
@@ -56,7 +56,7 @@ def prune_sequentially(
     method: PruneMethod[Any],
     selection: Selection,
     windows: Windows,
-    progress: Progress,
+    progress: LayerProgress,
 ) -> PruneOutcome:
     """Prune the selected layers in order; the model is left with the pruned weights.
 

@@ -32,7 +32,7 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class LayerComparison:
     """One layer, or all layers together, of one mask beside another's.
 
     Attributes:
@@ -61,7 +61,7 @@ class Difference:
         return self.entropy / (self.groups * GROUP)
 
 
-def summarise(mask: Mask) -> list[LayerSummary]:
+def summarise_layers(mask: Mask) -> list[LayerSummary]:
     """Every layer of a mask, decoder layer by decoder layer."""
     rows = []
     for name in ordered(mask):
@@ -72,7 +72,7 @@ def summarise(mask: Mask) -> list[LayerSummary]:
     return rows
 
 
-def compare(mask: Mask, other: Mask) -> tuple[list[Difference], Difference]:
+def compare(mask: Mask, other: Mask) -> tuple[list[LayerComparison], LayerComparison]:
     """Per layer and in all, how `mask` differs from `other`.
 
     Raises:
@@ -107,9 +107,9 @@ def _key(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (-1, part)
 
 
-def _difference(name: str, counts: npt.NDArray[np.int64], entropy: float) -> Difference:
+def _difference(name: str, counts: npt.NDArray[np.int64], entropy: float) -> LayerComparison:
     groups = int(counts.sum())
-    return Difference(
+    return LayerComparison(
         name=name,
         groups=groups,
         changed=groups - int(np.trace(counts)),

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from maskgen.compare import Difference, LayerSummary
+from maskgen.compare import LayerComparison, LayerSummary
 from maskgen.format.coverage import decoder_position
 from maskgen.format.placements import PLACEMENTS
 
 _MAX_DRAWN = 10_000  # decoder layers; names come from files
 
 
-def plot_difference(path: Path, rows: Sequence[Difference], title: str) -> None:
+def plot_difference(path: Path, rows: Sequence[LayerComparison], title: str) -> None:
     """A grid of changed shares: decoder layers down, their linears across.
 
     Raises:

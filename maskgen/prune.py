@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from maskgen.apply import Change, Weight, rewrite_weights
-from maskgen.calibration import Progress, PruneOutcome, prune_by_weight, prune_sequentially
+from maskgen.calibration import LayerProgress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.data import TextSet
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
@@ -71,7 +71,7 @@ def prune(
     model_dir: Path,
     texts: TextSet | None,
     settings: PruneSettings,
-    progress: Progress = lambda done, count, name: None,
+    progress: LayerProgress = lambda done, count, name: None,
 ) -> PruneResult:
     """Compute a mask in one shot.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AUTO_DTYPE = "auto"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 _ROWS = 256  # fp32 copies of the logits are made for this many positions at a time
 
 
@@ -46,14 +46,14 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
     if dtype == AUTO_DTYPE:
         on_cpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cpu")
         return "fp32" if on_cpu and not torch.cpu._is_avx512_bf16_supported() else "bf16"
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {AUTO_DTYPE}, {', '.join(DTYPES)}")
+    if dtype not in TORCH_DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {AUTO_DTYPE}, {', '.join(TORCH_DTYPES)}")
     return dtype
 
 
 def dtype_name(model: PreTrainedModel) -> str:
     """The model's number type as commands and results call it."""
-    return next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
+    return next(name for name, dtype in TORCH_DTYPES.items() if dtype == model.dtype)
 
 
 def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTrainedModel:
@@ -69,7 +69,7 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
             of the architecture, or `transformers` cannot load it.
         ValueError: unknown dtype.
     """
-    chosen = DTYPES[resolve_dtype(dtype, device)]
+    chosen = TORCH_DTYPES[resolve_dtype(dtype, device)]
     read_model_config(directory)
     stored = stored_tensors(directory)
     from transformers import AutoModelForCausalLM

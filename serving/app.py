@@ -17,7 +17,7 @@ from engines.errors import EngineDirectoryError, EngineError
 from serving.admission import Admission
 from serving.api import admin, chat, completions, health, metrics, models, tokenize
 from serving.auth import ApiRoute, KeyRing
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.errors import handle_error
 from serving.metrics import Metrics
 from serving.middleware import BodyLimits, RequestContext
@@ -39,7 +39,7 @@ async def openapi(request: Request) -> JSONResponse:
     return JSONResponse(schema)
 
 
-def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAPI:
     """The server for one engine.
 
     Args:
@@ -89,7 +89,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     return app
 
 
-def open_engine(settings: Settings) -> Engine:
+def open_engine(settings: ServerSettings) -> Engine:
     """The engine in `settings.directory`."""
     options = {"verify": settings.verify} | settings.engine_options
     try:

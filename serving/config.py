@@ -25,7 +25,7 @@ def _plain(key: Any) -> str:
 Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)]
 
 
-class Settings(BaseSettings):
+class ServerSettings(BaseSettings):
     """Everything the server can be told. Sizes are bytes and times are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SERVING_", extra="forbid", frozen=True)
@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     access_log: bool = Field(False, description="Log one line for every HTTP request.")
 
     @model_validator(mode="after")
-    def _check_together(self) -> Settings:
+    def _check_together(self) -> ServerSettings:
         if self.max_choices > self.max_waiting:
             raise ValueError(
                 f"max_choices ({self.max_choices}) must not exceed max_waiting"

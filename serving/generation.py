@@ -19,7 +19,7 @@ from serving.metrics import RequestMeter
 logger = logging.getLogger("serving")
 
 
-class Piece(NamedTuple):
+class PromptChunk(NamedTuple):
     """A chunk of the `prompt`-th prompt of a request."""
 
     prompt: int
@@ -71,8 +71,8 @@ class Generation:
         self._meter = meter
         self._receive = receive
         self._request_id = request_id
-        self._queue: asyncio.Queue[Piece | ApiError | _End] = asyncio.Queue()
-        self._batch: list[Piece] = []
+        self._queue: asyncio.Queue[PromptChunk | ApiError | _End] = asyncio.Queue()
+        self._batch: list[PromptChunk] = []
         self._ending: ApiError | _End | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._running = len(requests)
@@ -105,7 +105,7 @@ class Generation:
         """End the generation; the reader gets `error` after the chunks that are there."""
         self._queue.put_nowait(error)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[PromptChunk]:
         """All chunks, in the order in which they come.
 
         Raises:
@@ -118,7 +118,7 @@ class Generation:
             for piece in batch:
                 yield piece
 
-    async def next_batch(self, timeout: float | None) -> list[Piece] | None:
+    async def next_batch(self, timeout: float | None) -> list[PromptChunk] | None:
         """The chunks that are there, at least one; None at the end.
 
         Raises:
@@ -137,8 +137,8 @@ class Generation:
             raise self._ending
         return None
 
-    def _take(self, item: Piece | ApiError | _End) -> None:
-        if isinstance(item, Piece):
+    def _take(self, item: PromptChunk | ApiError | _End) -> None:
+        if isinstance(item, PromptChunk):
             self._batch.append(item)
         else:
             self._ending = item
@@ -157,7 +157,7 @@ class Generation:
                         started.add(chunk.index)
                         self._ticket.started()
                     self._meter.chunk(index, chunk)
-                    self._queue.put_nowait(Piece(index, chunk))
+                    self._queue.put_nowait(PromptChunk(index, chunk))
                     if chunk.finish_reason is not None:
                         unfinished -= 1
                         self._unfinished -= 1

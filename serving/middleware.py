@@ -16,7 +16,7 @@ from serving.metrics import Metrics
 logger = logging.getLogger("serving")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+HTTP_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
 class RequestContext:
@@ -61,7 +61,7 @@ class RequestContext:
         # Labels are the route's own path and known methods: what a client types must not become
         # a time series.
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = scope["method"] if scope["method"] in HTTP_METHODS else "other"
         self._metrics.http_requests.labels(method, route, str(status)).inc()
         if self._access_log:
             logger.info("%s %s %s %s", method, route, status, request_id)

@@ -11,7 +11,7 @@ from serving.schemas.other import MaskCard, ModelCard
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ResolvedModel:
     """What a request's model name stands for.
 
     Attributes:
@@ -33,7 +33,7 @@ class ModelNames:
         self.base = served_name or engine.describe().model
         self._created = created
 
-    def resolve(self, model: str, mask: str | None = None) -> Target:
+    def resolve(self, model: str, mask: str | None = None) -> ResolvedModel:
         """What `model` and the separate `mask` field name together.
 
         Raises:
@@ -51,13 +51,13 @@ class ModelNames:
         found = next((m for m in info.masks if m.name == effective), None)
         if wanted is not None and found is None:
             raise self._unknown(model if named else wanted, "model" if named else "mask")
-        return Target(
+        return ResolvedModel(
             model=f"{self.base}:{wanted}" if wanted else self.base,
             mask=wanted,
             fingerprint=_fingerprint(info, found),
         )
 
-    def check_unchanged(self, target: Target) -> None:
+    def check_unchanged(self, target: ResolvedModel) -> None:
         """Raise a 404 if the name stands for nothing by now, a 409 if for another mask.
 
         A mask can be unloaded, and another one loaded under its name, while a request waits for

@@ -12,7 +12,7 @@ from engines.errors import InvalidRequestError
 from engines.text import TextCodec
 from serving.errors import ApiError, from_engine_error, invalid
 from serving.schemas.chat import Message
-from serving.schemas.completions import Prompt
+from serving.schemas.completions import PromptField
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Prompts:
         self._max_chars = 4 * longest * context_length
 
     async def completion(
-        self, prompt: Prompt, *, add_special_tokens: bool, scores_only: bool = False
+        self, prompt: PromptField, *, add_special_tokens: bool, scores_only: bool = False
     ) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a completion request.
 
@@ -62,7 +62,7 @@ class Prompts:
         return [self._check(tuple(ids), "prompt", reserved) for ids in found]
 
     async def token_starts(
-        self, prompt: Prompt, token_ids: Sequence[tuple[int, ...]], *, add_special_tokens: bool
+        self, prompt: PromptField, token_ids: Sequence[tuple[int, ...]], *, add_special_tokens: bool
     ) -> list[list[int]]:
         """Where in the text of each prompt its tokens begin, in characters.
 

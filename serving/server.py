@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from engines.base import Engine
 from serving.admission import Admission
 from serving.app import create_app, open_engine
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.listener import AcceptErrors, Listener
 from serving.protocol import ConnectionTimeouts, TimedProtocol
 
@@ -62,7 +62,7 @@ class DrainingServer(uvicorn.Server):
                 logger.warning("%d clients do not read", self._admission.in_flight)
 
 
-def run(settings: Settings, engine: Engine | None = None) -> None:
+def run(settings: ServerSettings, engine: Engine | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
@@ -73,7 +73,7 @@ def run(settings: Settings, engine: Engine | None = None) -> None:
         asyncio.run(_serve(settings, listener, engine))
 
 
-async def _serve(settings: Settings, listener: socket.socket, engine: Engine | None) -> None:
+async def _serve(settings: ServerSettings, listener: socket.socket, engine: Engine | None) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -137,7 +137,7 @@ async def _announce(server: DrainingServer, app: FastAPI, listener: socket.socke
     logger.info("serving %s on http://%s:%d", ", ".join(names), shown, port)
 
 
-def _warn_if_open(settings: Settings) -> None:
+def _warn_if_open(settings: ServerSettings) -> None:
     local = settings.host in ("127.0.0.1", "::1", "localhost")
     if not settings.api_key and not local:
         logger.warning("no API key is set: everybody who reaches %s may use this", settings.host)

@@ -15,13 +15,13 @@ from engines.base import Engine, GenerationChunk, GenerationRequest
 from engines.errors import EngineDeadError, EngineError
 from engines.sampling import SamplingParams
 from serving.admission import Admission, Ticket
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.constraints import Constraints
 from serving.engine_metrics import EngineCollector
 from serving.errors import ApiError, as_api_error, from_engine_error
 from serving.generation import Generation
 from serving.metrics import Metrics, RequestMeter
-from serving.names import ModelNames, Target
+from serving.names import ModelNames, ResolvedModel
 from serving.prompts import Prompts
 from serving.tokens import TokenTexts
 
@@ -30,7 +30,7 @@ class Service:
     """One engine with everything around it; made when the app starts."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, metrics: Metrics, admission: Admission
+        self, settings: ServerSettings, engine: Engine, metrics: Metrics, admission: Admission
     ) -> None:
         info = engine.describe()
         self.settings = settings
@@ -51,7 +51,7 @@ class Service:
         self,
         http: Request,
         ticket: Ticket,
-        target: Target,
+        target: ResolvedModel,
         prompts: Sequence[tuple[int, ...]],
         sampling: SamplingParams,
         cache_salt: str | None,

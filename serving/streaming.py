@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import ApiError, as_api_error
-from serving.generation import ClientGoneError, Generation, Piece
+from serving.generation import ClientGoneError, Generation, PromptChunk
 from serving.logprob_limit import INLINE_ROWS
 
 logger = logging.getLogger("serving")
@@ -29,7 +29,7 @@ class ChunkFormat(Protocol):
     def opening(self) -> Sequence[BaseModel]:
         """Events before the first token."""
 
-    def event(self, piece: Piece) -> BaseModel | None:
+    def event(self, piece: PromptChunk) -> BaseModel | None:
         """The event for one chunk; None when it adds nothing that shows."""
 
     def closing(self) -> Sequence[BaseModel]:
@@ -73,21 +73,21 @@ class EventStream(Response):
                 tail = _data(json.dumps(as_api_error(error).body()).encode())
             await send({"type": "http.response.body", "body": tail, "more_body": False})
 
-    async def _next(self) -> list[Piece] | None:
+    async def _next(self) -> list[PromptChunk] | None:
         """The next chunks; none after an interval of silence."""
         try:
             return await self._generation.next_batch(self._interval)
         except TimeoutError:
             return []
 
-    async def _encode(self, batch: list[Piece]) -> bytes:
+    async def _encode(self, batch: list[PromptChunk]) -> bytes:
         if not batch:
             return KEEP_ALIVE
         if sum(len(piece.chunk.prompt_logprobs or ()) for piece in batch) > INLINE_ROWS:
             return await asyncio.to_thread(self._events, batch)
         return self._events(batch)
 
-    def _events(self, batch: list[Piece]) -> bytes:
+    def _events(self, batch: list[PromptChunk]) -> bytes:
         events = (self._chunks.event(piece) for piece in batch)
         return b"".join(_event(event) for event in events if event is not None)
 

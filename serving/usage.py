@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.generation import Piece
+from serving.generation import PromptChunk
 from serving.schemas.common import PromptTokensDetails, Usage
 
 
@@ -17,7 +17,7 @@ class UsageCounter:
         # Choices of one prompt share its tokens, so each prompt's cached ones count once.
         self._cached: dict[int, int] = {}
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: PromptChunk) -> None:
         """Count one chunk."""
         self._completion_tokens += len(piece.chunk.token_ids)
         if piece.chunk.cached_tokens:

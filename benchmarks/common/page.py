@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from benchmarks.common.result_file import Result
+from benchmarks.common.result_file import ResultData
 
 WIDTH = 100
 
@@ -14,7 +14,7 @@ Cell = object
 """Text, a number (shown with three digits), or None for an empty cell."""
 
 
-def page(title: str, about: str, result: Result, *parts: str) -> str:
+def page(title: str, about: str, result: ResultData, *parts: str) -> str:
     """A whole page: what was measured, on what, how to measure it again, and what came out.
 
     Args:
@@ -36,7 +36,7 @@ def page(title: str, about: str, result: Result, *parts: str) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def circumstances(result: Result) -> str:
+def circumstances(result: ResultData) -> str:
     """Date, machine, versions, and what else the machine did."""
     machine, versions = result["machine"], result["versions"]
     parts = [
@@ -71,7 +71,7 @@ def commands(joined: str) -> str:
     return "\n".join(["```sh", *lines, "```"])
 
 
-def picture(result: Result) -> str:
+def markdown_picture(result: ResultData) -> str:
     """The picture that was drawn of a result, if one was."""
     name = result.get("picture")
     return f"![{name.removesuffix('.png')}]({name})" if name else ""
@@ -98,7 +98,9 @@ def bullets(items: Iterable[str]) -> str:
     )
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, text: int = 1) -> str:
+def markdown_table(
+    headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, text: int = 1
+) -> str:
     """A table whose first `text` columns are text and whose others are numbers."""
     numbers = len(headings) - text
     lines = [_line(headings), _line([*["--"] * text, *["-:"] * numbers])]

@@ -15,9 +15,9 @@ from benchmarks.common.machine import describe_machine, machine_class, versions
 
 RESULTS = Path("docs/results")
 
-Row = dict[str, Any]
-Result = dict[str, Any]
-Page = Callable[[Result], str]
+ResultRow = dict[str, Any]
+ResultData = dict[str, Any]
+Page = Callable[[ResultData], str]
 """Renders a result as the page beside its file."""
 
 
@@ -60,9 +60,9 @@ def write_result(
     return path
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> ResultData:
     """What is in a result file."""
-    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    result: ResultData = json.loads(path.read_text(encoding="utf-8"))
     return result
 
 

@@ -12,8 +12,8 @@ from benchmarks.common.machine import OtherCpu, machine_class
 from benchmarks.common.result_file import (
     RESULTS,
     Page,
-    Result,
-    Row,
+    ResultData,
+    ResultRow,
     read_result,
     this_command,
     write_result,
@@ -48,7 +48,7 @@ class TableSpec:
     name: str
     key: tuple[str, ...]
     page: Page
-    facts: Callable[[Sequence[Row]], Mapping[str, Any]] = lambda rows: {}
+    facts: Callable[[Sequence[ResultRow]], Mapping[str, Any]] = lambda rows: {}
 
 
 class Table:
@@ -69,21 +69,21 @@ class Table:
         self._spec = spec
         self._earlier = earlier
         self._inputs = dict(inputs or {})
-        self._rows: dict[tuple[Any, ...], Row] = {}
+        self._rows: dict[tuple[Any, ...], ResultRow] = {}
         self._commands: list[str] = []
         self._notes: dict[str, Any] = {}
         self.path = RESULTS / f"{spec.name}.json"
         if earlier is not Earlier.DROP and self.path.is_file():
             self._take(read_result(self.path))
 
-    def __getitem__(self, key: tuple[Any, ...]) -> Row:
+    def __getitem__(self, key: tuple[Any, ...]) -> ResultRow:
         return self._rows[key]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResultRow]:
         """All rows so far."""
         return list(self._rows.values())
 
-    def measure(self, key: tuple[Any, ...], measurement: Callable[[], Row]) -> bool:
+    def measure(self, key: tuple[Any, ...], measurement: Callable[[], ResultRow]) -> bool:
         """Measure and store the row called `key`; False if it is there and stays."""
         if key in self._rows and self._earlier is Earlier.RESUME:
             return False
@@ -93,7 +93,7 @@ class Table:
         self.put([{**named, **row, "other_cpu_share": round(other.share, 3)}])
         return True
 
-    def put(self, rows: Iterable[Row]) -> Path:
+    def put(self, rows: Iterable[ResultRow]) -> Path:
         """Store rows with their own `other_cpu_share`, after those that stay; gives the file."""
         for row in rows:
             key = self._name_of(row)
@@ -112,7 +112,7 @@ class Table:
             **self._notes,
         )
 
-    def _take(self, stored: Result) -> None:
+    def _take(self, stored: ResultData) -> None:
         if self._earlier is Earlier.KEEP and stored["machine_class"] != machine_class():
             raise StaleRowsError(
                 f"the rows of {self.path} were measured on a machine with {stored['machine_class']}"
@@ -130,5 +130,5 @@ class Table:
         self._commands = stored["command"].split("; ")
         self._notes = {"notes": stored["notes"]} if "notes" in stored else {}
 
-    def _name_of(self, row: Row) -> tuple[Any, ...]:
+    def _name_of(self, row: ResultRow) -> tuple[Any, ...]:
         return tuple(row[field] for field in self._spec.key)

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common.arm_process import Worker
 from benchmarks.common.machine import OtherCpu
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Earlier, Table, TableSpec
 from benchmarks.common.waves import Wave
 from benchmarks.engine.mix_page import mix_page
@@ -45,7 +45,7 @@ def measured_rules(directory: Path, plan: MixPlan) -> list[StorageRule]:
 
 
 @dataclass
-class Arm:
+class MixArm:
     """One engine and how it keeps masks; `switch` keeps them as patches and switches the base."""
 
     mode: str
@@ -83,7 +83,7 @@ class Bench:
     folder: Path
     say: Callable[[str], None]
 
-    def rows(self, real: Mapping[str, Path]) -> Iterator[Row]:
+    def rows(self, real: Mapping[str, Path]) -> Iterator[ResultRow]:
         """The base alone, every cell with synthetic masks, and the real masks beside the base."""
         name, mask = self._base()
         plan = self.plan
@@ -110,7 +110,7 @@ class Bench:
             raise ValueError(f"{self.directory} must be built with one mask, and not --sealed")
         return manifest.default_mask, read_mask(self.directory / manifest.masks[0].file)
 
-    def _share(self, base: str, files: Mapping[str, Path]) -> Iterator[Row]:
+    def _share(self, base: str, files: Mapping[str, Path]) -> Iterator[ResultRow]:
         names = [base, *files]
         with ExitStack() as stack:
             arms = [self._start(stack, mode) for mode in ("patch", "copy")]
@@ -124,7 +124,9 @@ class Bench:
                 if count in self.plan.zipf_counts:
                     yield from self._cell(arms, "zipf", names[:count])
 
-    def _one_active(self, arms: Sequence[Arm], base: str, name: str, file: Path) -> Iterator[Row]:
+    def _one_active(
+        self, arms: Sequence[MixArm], base: str, name: str, file: Path
+    ) -> Iterator[ResultRow]:
         """All requests use one mask beside the base: a patch, a copy, or the base itself now."""
         with ExitStack() as stack:
             arm = self._start(stack, "switch")
@@ -141,7 +143,7 @@ class Bench:
                     row["switch_ms"] = round(statistics.median(times[1:]), 2)
                 yield row
 
-    def _cell(self, arms: Sequence[Arm], mix: str, names: Sequence[str]) -> Iterator[Row]:
+    def _cell(self, arms: Sequence[MixArm], mix: str, names: Sequence[str]) -> Iterator[ResultRow]:
         """Rows of one cell: the arms in turns, every other round in reverse."""
         requests = self.plan.concurrency
         counts = [0, requests] if mix == "single" else requests_per_mask(mix, len(names), requests)
@@ -193,7 +195,7 @@ class Bench:
         lengths = (plan.prompt_tokens, plan.output_tokens)
         return asdict(Wave(*lengths, plan.concurrency, seed, list(masks)))
 
-    def _start(self, stack: ExitStack, mode: str) -> Arm:
+    def _start(self, stack: ExitStack, mode: str) -> MixArm:
         options = {
             "kv_bytes": self.plan.kv_mib << 20,
             "threads": self.plan.threads,
@@ -204,7 +206,7 @@ class Bench:
         module = "benchmarks.engine.worker"
         path = str(self.directory.resolve())
         command = [sys.executable, "-m", module, path, json.dumps(options)]
-        return Arm(mode, stack.enter_context(Worker(mode, command)))
+        return MixArm(mode, stack.enter_context(Worker(mode, command)))
 
 
 def measure_mix(
@@ -234,7 +236,7 @@ def measure_mix(
         "other_cpu_share": round(other.share, 3),
     }
 
-    def facts(rows: Sequence[Row]) -> dict[str, Any]:
+    def facts(rows: Sequence[ResultRow]) -> dict[str, Any]:
         return {"crossovers": crossovers(rows), "plan": asdict(plan), "rule": measured}
 
     table = Table(TableSpec("mask-mix", KEY, mix_page, facts), Earlier.DROP)
@@ -244,7 +246,7 @@ def measure_mix(
     return table.path
 
 
-def crossovers(rows: Sequence[Row]) -> list[Row]:
+def crossovers(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Per masks, active masks and mix: the changed share at which patch and copy are as fast.
 
     Interpolated between the two measured shares where the faster mode changes; null, and `faster`
@@ -275,7 +277,7 @@ def crossovers(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _load(arms: Sequence[Arm], files: Mapping[str, Path]) -> None:
+def _load(arms: Sequence[MixArm], files: Mapping[str, Path]) -> None:
     with ThreadPoolExecutor(len(arms)) as pool:
         list(pool.map(lambda arm: arm.load(files), arms))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import number, page, paragraph, percent, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.result_file import ResultData, ResultRow
 
 _ABOUT = """
 Many masks in one engine. The masks are synthetic: each group of the base mask is changed with the
@@ -24,7 +24,7 @@ them is faster at every share that was measured:
 """
 
 
-def mix_page(result: Result) -> str:
+def mix_page(result: ResultData) -> str:
     """Speed and memory of patches and copies, switching, where they cross, the engine's rule."""
     drawn = result["plan"]["shares"]
     synthetic = [
@@ -49,7 +49,7 @@ def mix_page(result: Result) -> str:
     return page("Many masks in one engine", _ABOUT, result, *parts)
 
 
-def mix_table(rows: Sequence[Row]) -> str:
+def mix_table(rows: Sequence[ResultRow]) -> str:
     """Tokens per second by active masks and share of changed groups: patch / copy (/ switched).
 
     `drawn` in a row is the share that its masks were drawn with.
@@ -59,7 +59,7 @@ def mix_table(rows: Sequence[Row]) -> str:
     for row in rows:
         rates = cells.setdefault(_label(row), {}).setdefault(shares.index(row["drawn"]), [])
         rates.append(number(row["tokens_per_s"]))
-    return table(
+    return markdown_table(
         ["active masks", "requests", *(f"{percent(share, 2)} changed" for share in shares)],
         [
             [*label, *(" / ".join(found.get(i, [])) for i in range(len(shares)))]
@@ -69,7 +69,7 @@ def mix_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _alone(rows: Sequence[Row]) -> list[str]:
+def _alone(rows: Sequence[ResultRow]) -> list[str]:
     found = sorted(row["base_alone_tokens_per_s"] for row in rows)
     middle = number(found[len(found) // 2])
     return [
@@ -80,7 +80,7 @@ def _alone(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _label(row: Row) -> tuple[str, str]:
+def _label(row: ResultRow) -> tuple[str, str]:
     active, masks = row["active"], row["masks"]
     if row["mix"] == "single":
         return "1", "all use one mask, not the base"
@@ -88,15 +88,15 @@ def _label(row: Row) -> tuple[str, str]:
     return shown, "Zipf" if row["mix"] == "zipf" else row["mix"]
 
 
-def _shares(rows: Sequence[Row]) -> list[float]:
+def _shares(rows: Sequence[ResultRow]) -> list[float]:
     return sorted({row["drawn"] for row in rows})
 
 
-def _memory(rows: Sequence[Row]) -> str:
+def _memory(rows: Sequence[ResultRow]) -> str:
     shares = _shares(rows)
     patches = {(r["masks"], r["drawn"]): r["masks_mib"] for r in rows if r["mode"] == "patch"}
     copies = {r["masks"]: r["masks_mib"] for r in rows if r["mode"] == "copy"}
-    return table(
+    return markdown_table(
         ["masks", *(f"patches, {percent(share, 2)}" for share in shares), "copies"],
         [
             [
@@ -109,13 +109,13 @@ def _memory(rows: Sequence[Row]) -> str:
     )
 
 
-def _base_memory(rows: Sequence[Row]) -> str:
+def _base_memory(rows: Sequence[ResultRow]) -> str:
     base = [row["resident_mib"] for row in rows if row["mode"] == "base"]
     return f" The process with the base alone has {base[0]:.0f} MiB resident." if base else ""
 
 
-def _switching(rows: Sequence[Row]) -> str:
-    return table(
+def _switching(rows: Sequence[ResultRow]) -> str:
+    return markdown_table(
         ["changed", "first", "median of the following"],
         [
             [percent(r["drawn"], 2), number(r["first_switch_ms"]), number(r["switch_ms"])]
@@ -124,8 +124,8 @@ def _switching(rows: Sequence[Row]) -> str:
     )
 
 
-def _crossovers(cells: Sequence[Row]) -> str:
-    return table(
+def _crossovers(cells: Sequence[ResultRow]) -> str:
+    return markdown_table(
         ["active masks", "requests", "equally fast at"],
         [
             [
@@ -140,8 +140,8 @@ def _crossovers(cells: Sequence[Row]) -> str:
     )
 
 
-def _real(rows: Sequence[Row]) -> str:
-    return table(
+def _real(rows: Sequence[ResultRow]) -> str:
+    return markdown_table(
         ["masks", "kept as", "changed", "tokens/s", "MiB"],
         [
             [

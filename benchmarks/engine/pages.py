@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.common.page import number, page, paragraph, percent, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.result_file import ResultData, ResultRow
 
 _SPEED = """
 Generated tokens per second of whole waves of requests that start together, prompts included:
@@ -28,7 +28,7 @@ fp32: llama.cpp also rounds activations to 8 bits, which this does not show.
 """
 
 
-def speed_page(result: Result) -> str:
+def speed_page(result: ResultData) -> str:
     """Tokens per second by cell and arm, prompts, and memory."""
     rows = result["rows"]
     return page(
@@ -48,22 +48,22 @@ def speed_page(result: Result) -> str:
     )
 
 
-def speed_table(rows: Sequence[Row]) -> str:
+def speed_table(rows: Sequence[ResultRow]) -> str:
     """Generated tokens per second, and the sparse arm's lead over each arm."""
     return _by_cell(rows, _rate)
 
 
-def _rate(row: Row) -> str:
+def _rate(row: ResultRow) -> str:
     rate = number(row["tokens_per_s"])
     return rate if row.get("sparse_ratio") is None else f"{rate} ({row['sparse_ratio']:.2f})"
 
 
-def _by_cell(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
+def _by_cell(rows: Sequence[ResultRow], show: Callable[[ResultRow], str]) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in _ordered(rows)))
     names = ("prompt_tokens", "output_tokens", "concurrency")
     found = {(*(row[name] for name in names), row["arm"]): show(row) for row in rows}
     cells = sorted({tuple(row[name] for name in names) for row in rows})
-    return table(
+    return markdown_table(
         ["prompt / output", "requests", *arms],
         [
             [f"{cell[0]} / {cell[1]}", cell[2], *(found.get((*cell, arm), "") for arm in arms)]
@@ -72,9 +72,9 @@ def _by_cell(rows: Sequence[Row], show: Callable[[Row], str]) -> str:
     )
 
 
-def _memory(rows: Sequence[Row]) -> str:
+def _memory(rows: Sequence[ResultRow]) -> str:
     last = {row["arm"]: row for row in _ordered(rows)}
-    return table(
+    return markdown_table(
         ["arm", "weights", "resident", "peak while loading"],
         [
             [arm, _mib(row["weights_mib"]), _mib(row["rss_mib"]), _mib(row.get("load_peak_mib"))]
@@ -87,23 +87,23 @@ def _mib(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def _ordered(rows: Sequence[Row]) -> list[Row]:
+def _ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Our arms first."""
     ours = ("sparse", "dense")
     order = {arm: place for place, arm in enumerate(ours)}
     return sorted(rows, key=lambda row: order.get(row["arm"], len(ours)))
 
 
-def split_page(result: Result) -> str:
+def split_page(result: ResultData) -> str:
     """The parts of a step, by arm and context."""
     return page("Where a decode step spends its time", _SPLIT, result, split_table(result["rows"]))
 
 
-def split_table(rows: Sequence[Row]) -> str:
+def split_table(rows: Sequence[ResultRow]) -> str:
     """Milliseconds of a step and of its parts."""
     parts = ("step", "weights", "head", "attention", "overhead")
     headings = ["arm, context", *parts, "bytes at bandwidth", "step / that"]
-    return table(
+    return markdown_table(
         headings,
         [
             [
@@ -117,15 +117,15 @@ def split_table(rows: Sequence[Row]) -> str:
     )
 
 
-def quality_page(result: Result) -> str:
+def quality_page(result: ResultData) -> str:
     """Perplexity by arm."""
     return page("Quality of what is timed", _QUALITY, result, quality_table(result["rows"]))
 
 
-def quality_table(rows: Sequence[Row]) -> str:
+def quality_table(rows: Sequence[ResultRow]) -> str:
     """Perplexity by arm, and how far it is from torch's where both are there."""
     by_arm = {row["arm"]: row["perplexity"] for row in rows}
-    return table(
+    return markdown_table(
         ["arm", "perplexity", "from torch's", "windows", "computed in"],
         [
             [

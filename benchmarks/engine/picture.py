@@ -58,7 +58,7 @@ def points(
     return found
 
 
-def draw(found: dict[str, tuple[float, float, float]], title: str, path: Path) -> None:
+def draw_panels(found: dict[str, tuple[float, float, float]], title: str, path: Path) -> None:
     """Two panels that share the perplexity axis."""
     import matplotlib as mpl
 
@@ -112,7 +112,7 @@ def draw_results(cell: tuple[int, int, int]) -> list[str]:
         f"SmolLM2-135M (dequantised from Q4_1), {cell[0]}/{cell[1]} tokens, {machine['cores']}"
         f" cores of {machine['cpu']}, {speed['date'][:10]}"
     )
-    draw(found, title, RESULTS / NAME)
+    draw_panels(found, title, RESULTS / NAME)
     return [
         f"{arm:16} perplexity {perplexity:7.2f}  {rate:7.1f} tokens/s  {weights:6.1f} MiB"
         for arm, (perplexity, rate, weights) in found.items()

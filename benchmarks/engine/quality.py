@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from evaluation.perplexity import joined_tokens, measure_perplexity
 from evaluation.subjects import Subject, engine_subject, torch_subject
 from maskgen.data import TextSet
@@ -30,7 +30,7 @@ def quality_arms(
     gguf: Mapping[str, Path],
     texts: TextSet,
     windows: int,
-) -> dict[str, Callable[[], Row]]:
+) -> dict[str, Callable[[], ResultRow]]:
     """How the row of each arm is measured.
 
     Args:
@@ -41,7 +41,7 @@ def quality_arms(
         texts: to score.
         windows: of 2,048 tokens.
     """
-    arms: dict[str, Callable[[], Row]] = {}
+    arms: dict[str, Callable[[], ResultRow]] = {}
     for arm, directory in directories.items():
         arms[arm] = partial(_by_engine, directory, texts, windows)
         used = mask if arm == "sparse" else None
@@ -51,20 +51,20 @@ def quality_arms(
     return arms
 
 
-def _by_engine(directory: Path, texts: TextSet, windows: int) -> Row:
+def _by_engine(directory: Path, texts: TextSet, windows: int) -> ResultRow:
     with engine_subject(directory, None) as subject:
         return _row(subject, texts, windows)
 
 
-def _by_torch(model: str, mask: Path | None, texts: TextSet, windows: int) -> Row:
+def _by_torch(model: str, mask: Path | None, texts: TextSet, windows: int) -> ResultRow:
     return _row(torch_subject(model, None, mask, None, "fp32"), texts, windows)
 
 
-def _by_gguf(gguf: Path, model: str, texts: TextSet, windows: int) -> Row:
+def _by_gguf(gguf: Path, model: str, texts: TextSet, windows: int) -> ResultRow:
     return _row(_gguf_subject(gguf, model), texts, windows)
 
 
-def _row(subject: Subject, texts: TextSet, windows: int) -> Row:
+def _row(subject: Subject, texts: TextSet, windows: int) -> ResultRow:
     tokens = joined_tokens(subject.encode, texts)
     value, count, available = measure_perplexity(subject.score, tokens, windows=windows)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.common.arm_process import Worker
 from benchmarks.common.machine import OtherCpu
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.waves import FIGURES, Wave
 
 KEY = ("arm", "prompt_tokens", "output_tokens", "concurrency", "threads")
@@ -89,7 +89,7 @@ class _Cell:
 
 def measure(
     arms: Mapping[str, Sequence[str]], plan: SpeedPlan, say: Callable[[str], None]
-) -> Iterator[list[Row]]:
+) -> Iterator[list[ResultRow]]:
     """The rows (`SpeedRow`) of one cell after another, the arms taking turns wave by wave.
 
     Args:
@@ -114,7 +114,7 @@ def measure(
 
 def _measure_cell(
     workers: list[Worker], plan: SpeedPlan, cell: _Cell, memory: Mapping[str, float]
-) -> list[Row]:
+) -> list[ResultRow]:
     waves: dict[str, list[dict[str, float]]] = {worker.arm: [] for worker in workers}
     with OtherCpu() as other:
         for repeat in range(plan.repeats):

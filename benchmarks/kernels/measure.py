@@ -33,7 +33,7 @@ SHAPES = (
     (1536, 576),
     (576, 1536),
 )
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 
 KEY = ("n", "k", "tokens", "threads", "isa")
 """What names a row."""
@@ -42,8 +42,8 @@ _READ_BYTES = 256 << 20
 _READ_SLICE = 32 << 20
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 400
 
-Progress = Callable[[str], object]
-Arm = Callable[[int], object]
+Say = Callable[[str], object]
+KernelCall = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def measure(
     isas: Sequence[str],
     *,
     seconds: float,
-    progress: Progress,
+    progress: Say,
 ) -> list[KernelRow]:
     """All rows, shape by shape.
 
@@ -213,13 +213,13 @@ def _measure_row(
     )
 
 
-def _arms(layer: Layer, batch: int, threads: int, isa: str | None) -> dict[str, Arm]:
+def _arms(layer: Layer, batch: int, threads: int, isa: str | None) -> dict[str, KernelCall]:
     x = np.random.default_rng(1).standard_normal((batch, layer.k), dtype=np.float32)
     x = x.astype(layout.BF16)
     out = np.empty((batch, layer.n), layout.BF16)
     tensor = torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
 
-    def own(weights: list[PackedWeights]) -> Arm:
+    def own(weights: list[PackedWeights]) -> KernelCall:
         return lambda i: kernels.linear(
             weights[i % layer.copies], x, out=out, threads=threads, isa=isa
         )
@@ -233,7 +233,7 @@ def _arms(layer: Layer, batch: int, threads: int, isa: str | None) -> dict[str, 
     }
 
 
-def _rounds(arms: dict[str, Arm], seconds: float) -> dict[str, list[float]]:
+def _rounds(arms: dict[str, KernelCall], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call: every arm once per round, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for arm in arms.values():

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common.page import bullets, number, page, paragraph, percent, picture, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import (
+    bullets,
+    markdown_picture,
+    markdown_table,
+    number,
+    page,
+    paragraph,
+    percent,
+)
+from benchmarks.common.result_file import ResultData, ResultRow
 
 _ABOUT = """
 One product of packed weights with activations, all packing of activations included: the 2:4 kernel
@@ -20,7 +28,7 @@ runs:
 """
 
 
-def kernels_page(result: Result) -> str:
+def kernels_page(result: ResultData) -> str:
     """Speed-ups by shape and tokens, bandwidth at one token, and what fell short."""
     parts = []
     for isa, threads in dict.fromkeys((r["isa"], r["threads"]) for r in result["rows"]):
@@ -31,15 +39,15 @@ def kernels_page(result: Result) -> str:
         parts += ["## Below what was aimed at", bullets(missed)]
     if turns := result.get("alternation"):
         parts += ["## In turns with torch", paragraph(_ALTERNATION), _alternation(turns)]
-    return page("Kernels", _ABOUT, result, *parts, picture(result))
+    return page("Kernels", _ABOUT, result, *parts, markdown_picture(result))
 
 
-def speedup_table(rows: Sequence[Row]) -> str:
+def speedup_table(rows: Sequence[ResultRow]) -> str:
     """Times the better dense arm by shape and tokens, and the share of bandwidth at one token."""
     tokens = sorted({row["tokens"] for row in rows})
     found = {(row["n"], row["k"], row["tokens"]): row for row in rows}
     shapes = sorted({(row["n"], row["k"]) for row in rows}, key=lambda s: (-s[0] * s[1], s))
-    return table(
+    return markdown_table(
         ["shape", *(f"{count} tok." for count in tokens), "of bandwidth, 1 tok."],
         [
             [
@@ -52,19 +60,19 @@ def speedup_table(rows: Sequence[Row]) -> str:
     )
 
 
-def speedup(row: Row | None) -> str:
+def speedup(row: ResultRow | None) -> str:
     """Over the better dense arm; empty where nothing was measured."""
     if row is None:
         return ""
     return f"{min(row['dense_own_ms'], row['dense_onednn_ms']) / row['sparse_ms']:.2f}"
 
 
-def _bandwidth(row: Row | None) -> str:
+def _bandwidth(row: ResultRow | None) -> str:
     return "" if row is None else percent(row["sparse_gbps"] / row["read_gbps"], 2)
 
 
 def _alternation(turns: Sequence[dict[str, Any]]) -> str:
-    return table(
+    return markdown_table(
         ["tokens", "threads", "ours", "oneDNN"],
         [
             [str(t["tokens"]), t["threads"], number(t["sparse_ratio"]), number(t["onednn_ratio"])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
 from benchmarks.masks.settings import MASKLLM, PRUNED, Overrides
 from benchmarks.masks.texts import GeneralTexts
@@ -40,7 +40,7 @@ def run_ablations(bench: Workbench, texts: GeneralTexts, table: Table, changed: 
 
             def measure(
                 what: str = what, value: str = value, ablated: dict[str, Any] = ablated
-            ) -> Row:
+            ) -> ResultRow:
                 method = value if value in PRUNED else "sparsegpt"
                 prior = bench.prior(method, texts.learn, "general")
                 settings = {

@@ -18,7 +18,7 @@ import torch
 from maskgen.learning.native import native_module
 from maskgen.learning.noise import NoiseKey
 from maskgen.learning.relaxation import GumbelPlacements, Relaxation, RelaxedTopTwo, Softness
-from maskgen.torch_model import DTYPES, resolve_dtype
+from maskgen.torch_model import TORCH_DTYPES, resolve_dtype
 
 Shape = tuple[int, int]
 
@@ -40,7 +40,7 @@ def measure_cost(
     """
     counts = Counter(shapes)
     dtype = resolve_dtype(dtype, "cpu")
-    cast = DTYPES[dtype]
+    cast = TORCH_DTYPES[dtype]
     arms: dict[tuple[str, str], Callable[[Shape], Callable[[], None]]] = {
         ("products", "torch"): partial(_products, tokens, cast)
     }

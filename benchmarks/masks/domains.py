@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
 from benchmarks.masks.settings import MASKLLM, Overrides
 from benchmarks.masks.texts import Domain
@@ -58,7 +58,7 @@ def _domain_row(
     general: General,
     changed: Overrides,
     unlearned: Mapping[str, float],
-) -> Row:
+) -> ResultRow:
     settings = {**MASKLLM, "steps": DOMAIN_STEPS, **changed.get("maskllm", {}), "seed": seed}
     label = f"{domain.name}-{seed}"
     prior = bench.prior("sparsegpt", domain.train, domain.name)
@@ -78,7 +78,7 @@ def _domain_row(
         for arm, start in starts.items()
     }
     arms = {"dense": bench.dense(), "general": Made(bench.directory, general.mask, {}), **learned}
-    row: Row = {
+    row: ResultRow = {
         arm: unlearned[arm] if arm in unlearned else bench.perplexity(made, domain.test)
         for arm, made in arms.items()
     }

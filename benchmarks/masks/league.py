@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
 from benchmarks.masks.settings import LEARNED, PRIORS, PRUNED, Overrides
 from benchmarks.masks.texts import GeneralTexts
@@ -34,7 +34,7 @@ def run_league(
         if only and method not in only:
             continue
 
-        def measure(method: str = method) -> Row:
+        def measure(method: str = method) -> ResultRow:
             if method in given:
                 made = bench.given(given[method])
             else:
@@ -57,7 +57,7 @@ def _make(bench: Workbench, texts: GeneralTexts, method: str, changed: Overrides
     return bench.learned(method, texts.learn, prior, settings, f"general-{method}", texts.wikitext2)
 
 
-def gap_closed(rows: Sequence[Row], method: str, text: str) -> float:
+def gap_closed(rows: Sequence[ResultRow], method: str, text: str) -> float:
     """Share of the log-perplexity gap from sparsegpt-update to dense that a method closes."""
     by_method = {row["method"]: math.log(row[text]) for row in rows}
     gap = by_method["sparsegpt-update"] - by_method["dense"]

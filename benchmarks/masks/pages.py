@@ -6,8 +6,16 @@ import math
 from collections.abc import Sequence
 from statistics import geometric_mean
 
-from benchmarks.common.page import changed_groups, number, page, paragraph, percent, picture, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import (
+    changed_groups,
+    markdown_picture,
+    markdown_table,
+    number,
+    page,
+    paragraph,
+    percent,
+)
+from benchmarks.common.result_file import ResultData, ResultRow
 from benchmarks.masks.league import gap_closed
 from benchmarks.masks.settings import LEARNED
 
@@ -40,26 +48,26 @@ gradients), and sampling the masks with the gradient to their logits.
 """
 
 
-def league_page(result: Result) -> str:
+def league_page(result: ResultData) -> str:
     """Quality by method, what it cost, and the learning curves."""
-    shown = picture(result)
+    shown = markdown_picture(result)
     parts = [league_table(result["rows"]), *([shown, paragraph(_CURVE)] if shown else [])]
     parts += ["## What it cost", _costs(result["rows"])]
     return page("Masks by method", _LEAGUE, result, *parts)
 
 
-def league_table(rows: Sequence[Row]) -> str:
+def league_table(rows: Sequence[ResultRow]) -> str:
     """Perplexities, gap closed, tokens and changed groups by method."""
     methods = {row["method"] for row in rows}
     compared = {"dense", "sparsegpt-update"} <= methods
 
-    def gap(row: Row, text: str) -> str:
+    def gap(row: ResultRow, text: str) -> str:
         if not compared or row["method"] not in LEARNED:
             return ""
         share = gap_closed(rows, row["method"], text)
         return percent(share, 2) if share > 0 else "none"
 
-    return table(
+    return markdown_table(
         ["method", "Wikitext-2", "C4", "gap closed", "gap, C4", "tokens seen", "changed groups"],
         [
             [
@@ -76,8 +84,8 @@ def league_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _costs(rows: Sequence[Row]) -> str:
-    return table(
+def _costs(rows: Sequence[ResultRow]) -> str:
+    return markdown_table(
         ["method", "seconds", "state, bytes a weight", "mask file, bits a weight"],
         [
             [
@@ -95,7 +103,7 @@ def _costs(rows: Sequence[Row]) -> str:
 _STARTS = ("scratch", "transfer", "graft")
 
 
-def domains_page(result: Result) -> str:
+def domains_page(result: ResultData) -> str:
     """Perplexity by domain and start, sizes of the differences, and seeds."""
     rows = result["rows"]
     parts = [domains_table(rows), paragraph(_SIZES), _sizes(rows)]
@@ -105,12 +113,12 @@ def domains_page(result: Result) -> str:
     return page("Masks by domain", _DOMAINS, result, *parts)
 
 
-def domains_table(rows: Sequence[Row]) -> str:
+def domains_table(rows: Sequence[ResultRow]) -> str:
     """Perplexity by domain, and the geometric mean; of seed 0."""
     first = [row for row in rows if row["seed"] == 0]
     arms = [arm for arm in ("dense", "general", *_STARTS) if all(arm in row for row in first)]
     means = [number(geometric_mean(row[arm] for row in first), 4) for arm in arms]
-    return table(
+    return markdown_table(
         ["domain", *arms],
         [
             *([row["domain"], *(number(row[arm], 4) for arm in arms)] for row in first),
@@ -119,12 +127,12 @@ def domains_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _sizes(rows: Sequence[Row]) -> str:
+def _sizes(rows: Sequence[ResultRow]) -> str:
     first = [row for row in rows if row["seed"] == 0]
     starts = [start for start in _STARTS if all(start in row for row in first)]
     headings = [f"{start}{what}" for start in starts for what in (", bits", ", groups")]
 
-    def cells(row: Row) -> list[str]:
+    def cells(row: ResultRow) -> list[str]:
         found = []
         for start in starts:
             bits, entropy = row[f"{start}_bits_per_weight"], row[f"{start}_entropy_per_weight"]
@@ -132,12 +140,12 @@ def _sizes(rows: Sequence[Row]) -> str:
             found.append(changed_groups(row[f"{start}_changed_groups"]))
         return found
 
-    return table(["domain", *headings], [[row["domain"], *cells(row)] for row in first])
+    return markdown_table(["domain", *headings], [[row["domain"], *cells(row)] for row in first])
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def _seeds(rows: Sequence[ResultRow]) -> str:
     starts = [start for start in _STARTS if all(start in row for row in rows)]
-    return table(
+    return markdown_table(
         ["domain, seed", *starts],
         [
             [f"{row['domain']}, {row['seed']}", *(number(row[start], 4) for start in starts)]
@@ -146,14 +154,14 @@ def _seeds(rows: Sequence[Row]) -> str:
     )
 
 
-def ablations_page(result: Result) -> str:
+def ablations_page(result: ResultData) -> str:
     """Perplexity by what was changed."""
     return page("Ablations of MaskLLM", _ABLATIONS, result, ablations_table(result["rows"]))
 
 
-def ablations_table(rows: Sequence[Row]) -> str:
+def ablations_table(rows: Sequence[ResultRow]) -> str:
     """Perplexities and changed groups by setting and value."""
-    return table(
+    return markdown_table(
         ["setting", "value", "Wikitext-2", "C4", "changed groups"],
         [
             [
@@ -169,15 +177,15 @@ def ablations_table(rows: Sequence[Row]) -> str:
     )
 
 
-def cost_page(result: Result) -> str:
+def cost_page(result: ResultData) -> str:
     """Seconds by part and implementation."""
     return page("What sampling masks costs", _COST, result, cost_table(result["rows"]))
 
 
-def cost_table(rows: Sequence[Row]) -> str:
+def cost_table(rows: Sequence[ResultRow]) -> str:
     """Seconds of a step, and as a share of the matrix products."""
     products = math.fsum(row["seconds"] for row in rows if row["part"] == "products")
-    return table(
+    return markdown_table(
         ["part", "implementation", "tokens", "threads", "seconds", "of the products"],
         [
             [

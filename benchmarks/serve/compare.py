@@ -12,12 +12,12 @@ from benchmarks.common.machine import BUSY_SHARE, OtherCpu, machine_seconds, req
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.calibration import Bias, calibrate
 from loadtests.client import Load, run_load
-from loadtests.comparison import Block, Row, problems, rows, turns
+from loadtests.comparison import Block, ComparisonRow, problems, rows, turns
 
 BASELINE = "dense"
 _ATTEMPTS = 3
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 class ComparisonError(RuntimeError):
@@ -107,7 +107,7 @@ class ServeComparison:
         other_cpu_share: the busiest block's share of CPU that went to unrelated processes.
     """
 
-    rows: list[Row]
+    rows: list[ComparisonRow]
     servers: dict[str, ServerReport]
     calibration: Bias
     blocks: list[Block] = field(repr=False)
@@ -120,7 +120,7 @@ def compare_arms(
     sparse: Path,
     plan: LoadPlan,
     folder: Path,
-    on_progress: Progress = lambda line: None,
+    on_progress: Say = lambda line: None,
 ) -> ServeComparison:
     """Serve both engine directories at once and measure them in turns (dense, sparse, sparse, ...).
 
@@ -182,7 +182,7 @@ def _measure(
     level: int,
     repeat: int,
     folder: Path,
-    on_progress: Progress,
+    on_progress: Say,
 ) -> Block:
     """One block; again, up to three times in all, while other processes disturb it."""
     for attempt in range(_ATTEMPTS):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import number, page, paragraph, percent, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.result_file import ResultData, ResultRow
 
 _ABOUT = """
 A dense and a sparse server of the same model, measured in turns over HTTP by locust. Times are
@@ -14,7 +14,7 @@ paired blocks' ratios, with its 95 % interval.
 """
 
 
-def serve_page(result: Result) -> str:
+def serve_page(result: ResultData) -> str:
     """Throughput, latency and ratio by arm and users; what ran; the load generator's own part."""
     bias = result["calibration"]
     return page(
@@ -31,9 +31,9 @@ def serve_page(result: Result) -> str:
     )
 
 
-def serve_table(rows: Sequence[Row]) -> str:
+def serve_table(rows: Sequence[ResultRow]) -> str:
     """Throughput, latency and ratio by arm and users."""
-    return table(
+    return markdown_table(
         ["arm", "users", "tokens/s", "TTFT p50, ms", "TPOT p50, ms", "times dense", "95 %"],
         [
             [
@@ -50,14 +50,14 @@ def serve_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _interval(row: Row) -> str:
+def _interval(row: ResultRow) -> str:
     if row["arm"] == "dense" or row["ratio_low"] is None or row["ratio_high"] is None:
         return ""
     return f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
 
 
-def _servers(result: Result) -> str:
-    return table(
+def _servers(result: ResultData) -> str:
+    return markdown_table(
         ["arm", "sparse layers", "instruction set", "weights, MiB", "process, MiB"],
         [
             [

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.serve.compare import BASELINE, LoadPlan, ServeComparison
 from benchmarks.serve.server_process import ServerReport
-from loadtests.comparison import Row
+from loadtests.comparison import ComparisonRow
 
 
 def table(comparison: ServeComparison) -> Table:
@@ -82,7 +82,7 @@ def _describe(report: ServerReport) -> str:
     )
 
 
-def _interval(row: Row) -> str:
+def _interval(row: ComparisonRow) -> str:
     if row.arm == BASELINE or row.ratio_low is None or row.ratio_high is None:
         return "-"
     return f"{row.ratio_low:.2f} - {row.ratio_high:.2f}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.trtllm.report import ARMS, dataset_name, report_name
+from benchmarks.trtllm.report import GRID_ARMS, dataset_name, report_name
 from engines.directory.decoder_config import read_decoder_config
 from engines.tensorrt_llm.record import BASE
 from engines.tensorrt_llm.version import TARGET_VERSION
@@ -109,7 +109,7 @@ def _script(plan: GridPlan) -> str:
         lines.append(f"[ -d {arm} ] || twofour {shlex.join(words)} {options}")
     lines.append("\n# The paper's grid.\nmkdir -p reports")
     for prompt, generated in plan.grid:
-        lines += [_bench_line(plan, arm, prompt, generated) for arm in ARMS]
+        lines += [_bench_line(plan, arm, prompt, generated) for arm in GRID_ARMS]
     lines.append("\n# The same engines behind our server.")
     for arm in ("dense-plugin", "dense"):
         lines.append(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engines.tensorrt_llm.record import read_record
 
-ARMS = ("dense-plugin", "dense", "sparse")
+GRID_ARMS = ("dense-plugin", "dense", "sparse")
 """Engine directories of the benchmark, in the order of the table."""
 
 REPORTS = "reports"
@@ -62,7 +62,7 @@ def read_reports(folder: Path) -> list[GridRow]:
     for prompt, generated in sorted(cells):
         rows += [
             _read_row(folder, arm, prompt, generated)
-            for arm in ARMS
+            for arm in GRID_ARMS
             if (folder / report_name(arm, prompt, generated)).is_file()
         ]
     if not rows:
@@ -79,7 +79,7 @@ def table(rows: list[GridRow]) -> Table:
         shown.add_column(heading, justify="right")
     found = {(row.input_tokens, row.output_tokens, row.arm): row.tokens_per_s for row in rows}
     for prompt, generated in sorted({(row.input_tokens, row.output_tokens) for row in rows}):
-        speeds = [found.get((prompt, generated, arm)) for arm in ARMS]
+        speeds = [found.get((prompt, generated, arm)) for arm in GRID_ARMS]
         dense = max((speed for speed in speeds[:2] if speed is not None), default=None)
         gain = "" if dense is None or speeds[2] is None else f"{speeds[2] / dense:.2f}x"
         cells = ["" if speed is None else f"{speed:.2f}" for speed in speeds]

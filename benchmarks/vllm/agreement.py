@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.directory.build import BuildRequest
 from engines.registry import open_engine
@@ -62,7 +62,7 @@ class AgreementPlan:
     eager: bool
 
 
-def measure(plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]) -> Row:
+def measure(plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]) -> ResultRow:
     """The row of vllm-agreement.json.
 
     Raises:
@@ -71,7 +71,7 @@ def measure(plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None
     return _row(plan, asyncio.run(_compare(plan, texts, say)))
 
 
-def check(row: Row) -> None:
+def check(row: ResultRow) -> None:
     """Hold the row to the rule.
 
     Raises:
@@ -151,7 +151,7 @@ async def _judge(
     return steps
 
 
-def _row(plan: AgreementPlan, steps: Sequence[Step]) -> Row:
+def _row(plan: AgreementPlan, steps: Sequence[Step]) -> ResultRow:
     differ = [step.margin for step in steps if not step.same]
     broken = [margin for margin in differ if margin >= plan.margin]
     return {

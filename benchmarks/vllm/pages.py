@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import number, page, paragraph, percent, table
-from benchmarks.common.result_file import Result, Row
+from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.result_file import ResultData, ResultRow
 
 _SPEED = """
 Whole batches of greedy requests through vLLM on the CPU, generated tokens per second. `sparse` and
@@ -23,14 +23,14 @@ reference's margin between its first two choices is at least the one in the tabl
 """
 
 
-def speed_page(result: Result) -> str:
+def vllm_speed_page(result: ResultData) -> str:
     """Tokens per second, ratios, what the operator itself costs, and memory."""
     calls = ", ".join(f"`{name}` {us:.1f}" for name, us in result["operator_call_us"].items())
     return page(
         "Speed through vLLM",
         _SPEED,
         result,
-        speed_table(result["rows"]),
+        vllm_speed_table(result["rows"]),
         paragraph(_SUMMARY),
         summary_table(result["summary"]),
         paragraph(f"One call with next to no work, in microseconds: {calls}."),
@@ -41,14 +41,14 @@ def speed_page(result: Result) -> str:
     )
 
 
-def speed_table(rows: Sequence[Row]) -> str:
+def vllm_speed_table(rows: Sequence[ResultRow]) -> str:
     """Tokens per second by arm, mode, binding and batch."""
     batches = sorted({row["batch"] for row in rows})
-    found: dict[tuple[str, ...], dict[int, Row]] = {}
+    found: dict[tuple[str, ...], dict[int, ResultRow]] = {}
     for row in rows:
         key = (row["arm"], row["mode"], row["binding"])
         found.setdefault(key, {})[row["batch"]] = row
-    return table(
+    return markdown_table(
         ["arm", "mode", "binding", "generated", *(f"batch {batch}" for batch in batches)],
         [
             [
@@ -62,9 +62,9 @@ def speed_table(rows: Sequence[Row]) -> str:
     )
 
 
-def summary_table(cells: Sequence[Row]) -> str:
+def summary_table(cells: Sequence[ResultRow]) -> str:
     """Ratios by batch."""
-    return table(
+    return markdown_table(
         ["batch", "sparse / best dense", "sparse / own-dense", "sparse / vLLM's own dense"],
         [
             [
@@ -83,20 +83,20 @@ def _over_vllm(best: dict[str, float]) -> float | None:
     return best["sparse"] / max(dense) if "sparse" in best and dense else None
 
 
-def _memory(rows: Sequence[Row]) -> str:
+def _memory(rows: Sequence[ResultRow]) -> str:
     found: dict[tuple[str, str], float] = {}
     for row in rows:
         key = (row["arm"], row["mode"])
         found[key] = max(found.get(key, 0.0), row["worker_rss_mib"])
-    return table(
+    return markdown_table(
         ["arm", "mode", "resident, MiB"],
         [[*key, f"{value:,.0f}"] for key, value in found.items()],
         text=2,
     )
 
 
-def _parts(parts: Sequence[Row]) -> str:
-    return table(
+def _parts(parts: Sequence[ResultRow]) -> str:
+    return markdown_table(
         ["date", "other CPU", "mask"],
         [
             [
@@ -109,14 +109,14 @@ def _parts(parts: Sequence[Row]) -> str:
     )
 
 
-def agreement_page(result: Result) -> str:
+def agreement_page(result: ResultData) -> str:
     """One comparison."""
     return page("vLLM against the reference", _AGREEMENT, result, agreement_table(result["rows"]))
 
 
-def agreement_table(rows: Sequence[Row]) -> str:
+def agreement_table(rows: Sequence[ResultRow]) -> str:
     """Shares and errors of every row."""
-    return table(
+    return markdown_table(
         ["mask, mode", "steps", "margin", "differ", "break the rule", "largest", "log-prob error"],
         [
             [

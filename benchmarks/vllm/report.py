@@ -9,7 +9,7 @@ from typing import Any
 DENSE = ("own-dense", "dense", "dense-fp32", "zentorch")
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def speed_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per batch, each arm at its best mode and binding.
 
     `usefulness` is the best sparse arm over the best dense one of any kind, `sparsity` is sparse

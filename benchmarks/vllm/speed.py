@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.common.arm_process import ArmError, Worker
 from benchmarks.common.machine import OtherCpu
-from benchmarks.common.result_file import Row
+from benchmarks.common.result_file import ResultRow
 from benchmarks.common.waves import Wave
 from engines.directory.build import BuildRequest
 from engines.directory.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ from maskgen.format.placements import project
 KEY = ("arm", "mode", "binding", "batch")
 """What names a row."""
 
-ARMS = ("sparse", "own-dense", "dense", "dense-fp32", "zentorch")
+VLLM_ARMS = ("sparse", "own-dense", "dense", "dense-fp32", "zentorch")
 MODES = ("eager", "compiled")
 BINDINGS = ("all", "nobind", "auto")
 """Values of VLLM_CPU_OMP_THREADS_BIND; `all` stands for every core, `auto` leaves one to vLLM."""
@@ -46,7 +46,7 @@ class VllmPlan:
     """What to measure.
 
     Attributes:
-        arms, modes, bindings: which of `ARMS`, `MODES` and `BINDINGS`.
+        arms, modes, bindings: which of `VLLM_ARMS`, `MODES` and `BINDINGS`.
         batches: how many requests start together.
         limits: arm -> its largest batch, where it is hopelessly slow.
         prompt_tokens, output_tokens: of every request.
@@ -63,7 +63,7 @@ class VllmPlan:
     repeats: int
 
     def __post_init__(self) -> None:
-        for name, known in (("arms", ARMS), ("modes", MODES), ("bindings", BINDINGS)):
+        for name, known in (("arms", VLLM_ARMS), ("modes", MODES), ("bindings", BINDINGS)):
             if unknown := [word for word in getattr(self, name) if word not in known]:
                 raise ValueError(f"--{name}: {unknown[0]!r} is none of {', '.join(known)}")
         numbers = (*self.batches, self.prompt_tokens, self.output_tokens, self.repeats)
@@ -93,7 +93,7 @@ def build_arms(model: Path, name: str, mask: Path | None, folder: Path) -> dict[
 
 def measure(
     plan: VllmPlan, directories: Mapping[str, Path], say: Callable[[str], None]
-) -> Iterator[list[Row]]:
+) -> Iterator[list[ResultRow]]:
     """Rows of one mode and binding after another.
 
     Args:
@@ -123,7 +123,7 @@ def measure(
 
 def _take_turns(
     plan: VllmPlan, workers: list[Worker], mode: str, binding: str, say: Callable[[str], None]
-) -> list[Row]:
+) -> list[ResultRow]:
     cells = [
         (worker, batch)
         for batch in plan.batches

@@ -32,7 +32,7 @@ class TemplateLimitError(TemplateRuntimeError):
     """Rendering would take more than its budget."""
 
 
-class Budget:
+class RenderingBudget:
     """Counts what one rendering does; every method raises TemplateLimitError beyond the limits."""
 
     def __init__(self, steps: int = MAX_STEPS, characters: int = MAX_CHARACTERS) -> None:
@@ -130,20 +130,20 @@ class Budget:
             raise TemplateLimitError(f"it computes integers of more than {MAX_INTEGER_BITS} bits")
 
 
-def _after_reading(budget: Budget, value: Any) -> Any:
+def _after_reading(budget: RenderingBudget, value: Any) -> Any:
     budget.read(value)
     return value
 
 
-_running: ContextVar[Budget] = ContextVar("template budget")
+_running: ContextVar[RenderingBudget] = ContextVar("template budget")
 
 
-def running_budget() -> Budget:
+def running_budget() -> RenderingBudget:
     """The budget of the rendering that this thread is in; LookupError outside of one."""
     return _running.get()
 
 
-def with_budget(budget: Budget, work: Callable[[], str]) -> str:
+def with_budget(budget: RenderingBudget, work: Callable[[], str]) -> str:
     """Run `work`, which renders a template, on a budget."""
     token = _running.set(budget)
     try:
@@ -155,7 +155,7 @@ def with_budget(budget: Budget, work: Callable[[], str]) -> str:
 # -- Operators
 
 
-def charge_operator(budget: Budget, operator: str, left: Any, right: Any) -> None:
+def charge_operator(budget: RenderingBudget, operator: str, left: Any, right: Any) -> None:
     """Count what a binary operator is about to make, where that may be much."""
     if operator == "*":
         _charge_product(budget, left, right)
@@ -167,7 +167,7 @@ def charge_operator(budget: Budget, operator: str, left: Any, right: Any) -> Non
         budget.read(right)  # is hashed
 
 
-def _charge_product(budget: Budget, left: Any, right: Any) -> None:
+def _charge_product(budget: RenderingBudget, left: Any, right: Any) -> None:
     for value, times in ((left, right), (right, left)):
         if isinstance(times, int) and isinstance(value, Sequence):
             size = len(value) * max(times, 0)
@@ -183,7 +183,7 @@ def _charge_power(base: Any, exponent: Any) -> None:
         raise TemplateLimitError(f"it computes integers of more than {MAX_INTEGER_BITS} bits")
 
 
-def charge_printf(budget: Budget, template: str | bytes, values: Any) -> None:
+def charge_printf(budget: RenderingBudget, template: str | bytes, values: Any) -> None:
     """Count what `template % values` makes: fields may be wide, or repeat a named value."""
     text = template if isinstance(template, str) else template.decode("latin-1")
     budget.read(text)
@@ -199,7 +199,7 @@ def charge_printf(budget: Budget, template: str | bytes, values: Any) -> None:
 # -- Methods of built-in types
 
 
-def charge_method(budget: Budget, owner: Any, name: str, arguments: Sequence[Any]) -> None:
+def charge_method(budget: RenderingBudget, owner: Any, name: str, arguments: Sequence[Any]) -> None:
     """Count what a method of a built-in type is about to do."""
     for argument in arguments:
         budget.read(argument)
@@ -215,7 +215,7 @@ def charge_method(budget: Budget, owner: Any, name: str, arguments: Sequence[Any
 
 
 def _charge_text_method(
-    budget: Budget, owner: str | bytes, name: str, arguments: Sequence[Any]
+    budget: RenderingBudget, owner: str | bytes, name: str, arguments: Sequence[Any]
 ) -> None:
     if name in ("center", "ljust", "rjust", "zfill"):
         charge_widths(budget, arguments)
@@ -231,19 +231,19 @@ def _charge_text_method(
         charge_squared(budget, owner)
 
 
-def charge_widths(budget: Budget, arguments: Iterable[Any]) -> None:
+def charge_widths(budget: RenderingBudget, arguments: Iterable[Any]) -> None:
     """Count what numbers that may be the width of a text ask for."""
     budget.write(sum(abs(argument) for argument in arguments if isinstance(argument, int)))
 
 
-def charge_join(budget: Budget, values: Any, separator: Any) -> None:
+def charge_join(budget: RenderingBudget, values: Any, separator: Any) -> None:
     """Count what joining `values` makes."""
     budget.show(values)
     if isinstance(values, Sized):
         budget.write(len(values) * budget.read(separator))
 
 
-def charge_replace(budget: Budget, text: Any, old: Any, new: Any) -> None:
+def charge_replace(budget: RenderingBudget, text: Any, old: Any, new: Any) -> None:
     """Count what replacing every `old` by `new` makes."""
     length = budget.read(text)
     known = isinstance(text, (str, bytes)) and isinstance(old, type(text))
@@ -251,6 +251,6 @@ def charge_replace(budget: Budget, text: Any, old: Any, new: Any) -> None:
     budget.write(length + places * budget.read(new))
 
 
-def charge_squared(budget: Budget, text: Any) -> None:
+def charge_squared(budget: RenderingBudget, text: Any) -> None:
     """Count work that may grow with the square of a text's length."""
     budget.step(budget.read(text) ** 2 >> 16)

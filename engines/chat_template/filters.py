@@ -11,7 +11,7 @@ from jinja2.utils import generate_lorem_ipsum
 
 from engines.chat_template.budget import (
     MAX_INTEGER_BITS,
-    Budget,
+    RenderingBudget,
     TemplateLimitError,
     charge_join,
     charge_operator,
@@ -52,7 +52,7 @@ _FREE_TESTS = {
 _REMAINDER_TESTS = {"divisibleby", "even", "odd"}
 _WORD_CHARACTERS = 16  # of lipsum: a word, its comma, its markup
 
-Charge = Callable[[Budget, Sequence[Any], Mapping[str, Any]], None]
+Charge = Callable[[RenderingBudget, Sequence[Any], Mapping[str, Any]], None]
 
 
 def counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,61 +119,83 @@ def _argument(
     return values[place] if len(values) > place else kwargs.get(name, default)
 
 
-def _charge_nothing(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_nothing(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     pass
 
 
-def _charge_members(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_members(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     budget.members(values[0])
 
 
-def _charge_arguments(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_arguments(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     for value in (*values, *kwargs.values()):
         budget.text_of(value)
 
 
-def _charge_square(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_square(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     charge_squared(budget, values[0])
     inserted = sum(map(budget.read, (*values[1:], *kwargs.values())))
     budget.write(budget.read(values[0]) * inserted)
 
 
-def _charge_width(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_width(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     _charge_arguments(budget, values, kwargs)
     charge_widths(budget, [*values[1:], *kwargs.values()])
 
 
-def _charge_pieces(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_pieces(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     """`batch` fills its last list up, `slice` makes as many lists as it is told."""
     budget.members(values[0])
     budget.step(sum(abs(v) for v in (*values[1:], *kwargs.values()) if isinstance(v, int)))
 
 
-def _charge_indent(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_indent(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     budget.read(values[0])
     width = _argument(values, kwargs, 1, "width", 4)
     lines = len(values[0].splitlines()) + 1 if isinstance(values[0], str) else 1
     budget.write(lines * (width if isinstance(width, int) else budget.read(width)))
 
 
-def _charge_round(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_round(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     precision = _argument(values, kwargs, 1, "precision", 0)
     if isinstance(precision, int) and abs(precision) * 4 > MAX_INTEGER_BITS:
         raise TemplateLimitError(f"it rounds to {precision} places")
     charge_operator(budget, "*", values[0], 10 ** max(int(precision), 0))
 
 
-def _charge_format(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_format(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     if isinstance(values[0], str):
         charge_printf(budget, values[0], dict(kwargs) or tuple(values[1:]))
 
 
-def _charge_replacement(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_replacement(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     old = _argument(values, kwargs, 1, "old", "")
     charge_replace(budget, values[0], old, _argument(values, kwargs, 2, "new", ""))
 
 
-def _charge_joining(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_joining(
+    budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     charge_join(budget, values[0], _argument(values, kwargs, 1, "d", ""))
 
 
@@ -188,14 +210,14 @@ def _join_arguments(
     return [members, _argument(values, kwargs, 1, "d", "")], {}
 
 
-def _charge_sum(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_sum(budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     size = budget.read(values[0])
     start = _argument(values, kwargs, 2, "start", 0)
     if not isinstance(start, (int, float)) and isinstance(values[0], Sized):
         budget.step(len(values[0]) * size)  # each addition copies what there is
 
 
-def _charge_json(budget: Budget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _charge_json(budget: RenderingBudget, values: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     characters = budget.read(values[0])
     indent = _argument(values, kwargs, 2, "indent", None)
     separators = _argument(values, kwargs, 3, "separators", None)

@@ -24,7 +24,7 @@ from markupsafe import EscapeFormatter, Markup
 
 from engines.chat_template.budget import (
     STEPS_PER_CALL,
-    Budget,
+    RenderingBudget,
     charge_method,
     charge_operator,
     charge_widths,
@@ -58,9 +58,9 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         self.filters |= {
             _STEP: _count_step,
             _WRITE: lambda size: running_budget().write(size),
-            _READ: lambda value: _after(value, Budget.read),
-            _SHOW: lambda value: _after(value, Budget.show),
-            _MADE: lambda value: _after(value, Budget.made),
+            _READ: lambda value: _after(value, RenderingBudget.read),
+            _SHOW: lambda value: _after(value, RenderingBudget.show),
+            _MADE: lambda value: _after(value, RenderingBudget.made),
             _SEARCH: lambda value: running_budget().search(value),
         }
 
@@ -72,7 +72,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = running_budget()
         charge_operator(budget, operator, left, right)
-        return _after(super().call_binop(context, operator, left, right), Budget.made)
+        return _after(super().call_binop(context, operator, left, right), RenderingBudget.made)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(argument, tuple):  # is hashed
@@ -90,7 +90,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         elif not isinstance(__obj, (Macro, LoopContext, type)):
             for argument in args:
                 budget.read(argument)
-        return _after(super().call(__context, __obj, *args, **kwargs), Budget.made)
+        return _after(super().call(__context, __obj, *args, **kwargs), RenderingBudget.made)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if super().wrap_str_format(value) is None:
@@ -174,10 +174,10 @@ class _CountingEscapeFormatter(_CountingFormatter, EscapeFormatter):
 
 @pass_context  # which also keeps jinja2 from folding constants
 def _finalize(context: Context, value: Any) -> Any:
-    return _after(value, Budget.show)
+    return _after(value, RenderingBudget.show)
 
 
-def _after(value: Any, count: Callable[[Budget, Any], Any]) -> Any:
+def _after(value: Any, count: Callable[[RenderingBudget, Any], Any]) -> Any:
     count(running_budget(), value)
     return value
 

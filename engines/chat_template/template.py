@@ -22,7 +22,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
-from engines.chat_template.budget import Budget, TemplateLimitError, with_budget
+from engines.chat_template.budget import RenderingBudget, TemplateLimitError, with_budget
 from engines.chat_template.sandbox import CountingSandbox
 from engines.errors import EngineDirectoryError, InvalidRequestError
 from maskgen.format.special_tokens import TOKENIZER_CONFIG_FILE
@@ -84,7 +84,7 @@ class ChatTemplate:
             "add_generation_prompt": generation_prompt,
         }
         try:
-            return with_budget(Budget(), lambda: self._template.render(variables))
+            return with_budget(RenderingBudget(), lambda: self._template.render(variables))
         except TemplateLimitError as error:
             raise InvalidRequestError(
                 f"the chat template does too much for these messages: {error}", param="messages"

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cpu.storage_rule import FIXED_RULE
-from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
 from engines.directory.manifest import (
     COMPLEMENT_FILE,
-    WEIGHTS_FILE,
+    ENGINE_WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
 )
@@ -59,7 +59,7 @@ def build(request: BuildRequest) -> Manifest:
             if name in sparse and not request.sealed
         }
         metadata = {"format": "twofour-cpu-weights"}
-        with TensorWriter(directory / WEIGHTS_FILE, specs, metadata) as weights:
+        with TensorWriter(directory / ENGINE_WEIGHTS_FILE, specs, metadata) as weights:
             _write_shared(weights, inputs.checkpoint, config, request)
             if dropped:
                 with TensorWriter(directory / COMPLEMENT_FILE, dropped, metadata) as complement:
@@ -72,7 +72,7 @@ def build(request: BuildRequest) -> Manifest:
             version=VERSION,
             tuned_for=kernels.isa(),
         )
-        return finish(
+        return finish_directory(
             request,
             inputs,
             directory,

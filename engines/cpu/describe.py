@@ -7,7 +7,7 @@ from pathlib import Path
 from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import storage_of
 from engines.directory.decoder_config import LINEARS, read_decoder_config
-from engines.directory.manifest import WEIGHTS_FILE, read_manifest
+from engines.directory.manifest import ENGINE_WEIGHTS_FILE, read_manifest
 from engines.directory.tensor_file import read_index
 from engines.native import kernels
 from engines.native.layout import Layout
@@ -30,7 +30,7 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     Raises:
         EngineDirectoryError: it is malformed.
     """
-    file = read_index(directory / WEIGHTS_FILE)
+    file = read_index(directory / ENGINE_WEIGHTS_FILE)
     config = read_decoder_config(directory)
     found: dict[str, set[Layout]] = {}
     for layer in range(config.layers):

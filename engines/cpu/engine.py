@@ -33,7 +33,7 @@ from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import check_request, stop_token_ids, token_limit, without_work
 from engines.decoding.sampler import SequenceSampler
 from engines.decoding.structured_output import ConstraintCompiler
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.errors import (
     EngineDeadError,
     as_engine_directory_error,
@@ -63,7 +63,7 @@ class CpuEngine(Engine):
         directory: Path,
         *,
         verify: bool = True,
-        progress: Progress = silent,
+        progress: BuildProgress = silent,
         kv_bytes: int | None = None,
         context_length: int | None = None,
         threads: int | None = None,

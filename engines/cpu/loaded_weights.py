@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engines.directory.files import CHUNK_BYTES, check_record
 from engines.directory.manifest import FileRecord
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorIndex, header_in, open_file
 from engines.errors import EngineDirectoryError
 from engines.native.layout import empty
@@ -33,7 +33,7 @@ class LoadedTensors(TensorIndex):
     """
 
     def __init__(
-        self, path: Path, record: FileRecord | None = None, progress: Progress = silent
+        self, path: Path, record: FileRecord | None = None, progress: BuildProgress = silent
     ) -> None:
         with open_file(path) as file:
             self._contents = _read(path, file, record, progress)
@@ -49,7 +49,7 @@ class LoadedTensors(TensorIndex):
 
 
 def _read(
-    path: Path, file: io.FileIO, record: FileRecord | None, progress: Progress
+    path: Path, file: io.FileIO, record: FileRecord | None, progress: BuildProgress
 ) -> npt.NDArray[np.uint8]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)

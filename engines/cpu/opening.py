@@ -7,9 +7,9 @@ from pathlib import Path
 
 from engines.cpu.loaded_weights import LoadedTensors
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
-from engines.directory.manifest import COMPLEMENT_FILE, WEIGHTS_FILE, LayoutRecord, Manifest
+from engines.directory.manifest import COMPLEMENT_FILE, ENGINE_WEIGHTS_FILE, LayoutRecord, Manifest
 from engines.directory.opening import open_directory
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorFile
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
@@ -39,7 +39,7 @@ def open_cpu_directory(
     *,
     verify: bool = True,
     map_weights: bool = False,
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
 ) -> CpuDirectory:
     """Read and verify what the engine needs.
 
@@ -56,9 +56,9 @@ def open_cpu_directory(
         directory,
         "cpu",
         verify=verify,
-        required=(CONFIG_FILE, WEIGHTS_FILE),
+        required=(CONFIG_FILE, ENGINE_WEIGHTS_FILE),
         # Weights that are read into memory are verified there.
-        later=(COMPLEMENT_FILE,) if map_weights else (COMPLEMENT_FILE, WEIGHTS_FILE),
+        later=(COMPLEMENT_FILE,) if map_weights else (COMPLEMENT_FILE, ENGINE_WEIGHTS_FILE),
         progress=progress,
     )
     _check_layout(directory, manifest.layout)
@@ -72,12 +72,14 @@ def open_cpu_directory(
 
 
 def _weights(
-    directory: Path, manifest: Manifest, verify: bool, map_weights: bool, progress: Progress
+    directory: Path, manifest: Manifest, verify: bool, map_weights: bool, progress: BuildProgress
 ) -> LoadedTensors | TensorFile:
-    path = directory / WEIGHTS_FILE
+    path = directory / ENGINE_WEIGHTS_FILE
     if map_weights:
         return TensorFile(path)
-    return LoadedTensors(path, manifest.files.get(WEIGHTS_FILE) if verify else None, progress)
+    return LoadedTensors(
+        path, manifest.files.get(ENGINE_WEIGHTS_FILE) if verify else None, progress
+    )
 
 
 def _check_layout(directory: Path, layout: LayoutRecord | None) -> None:

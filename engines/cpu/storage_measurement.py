@@ -29,7 +29,7 @@ MEMORY_LIMIT = 4.5 / 13
 WORTH = 0.1
 """Share of a step's time that a copy must save: it takes 35 times the memory of a patch of 1 %."""
 
-TOKENS = 8
+BATCH_TOKENS = 8
 """Tokens of the measured batch: half of them use the base mask, half the other."""
 
 _PROBES = (0.005, 0.1)
@@ -47,7 +47,7 @@ def measured_rule(model: CpuModel) -> StorageRule:
         times = pool.submit(_measure, model).result()
     copy, thin, thick = (1e3 * times[name] for name in ("copy", "thin", "thick"))
     limit = crossing(copy, thin, thick)
-    half = TOKENS // 2
+    half = BATCH_TOKENS // 2
     why = (
         f"a patch up to {limit:.2%}, measured with {model.isa} on {model.limits.threads} threads,"
         f" {half} + {half} tokens: {copy:.2f} ms with a copy,"
@@ -73,7 +73,7 @@ def crossing(copy: float, thin: float, thick: float) -> float:
 def _measure(model: CpuModel) -> dict[str, float]:
     """Seconds of the fastest step of each kind: what else runs only adds time."""
     layers = _some_layers(model.base)
-    limits = Limits(TOKENS, 1, PAGE_POSITIONS, TOKENS, model.limits.threads)
+    limits = Limits(BATCH_TOKENS, 1, PAGE_POSITIONS, BATCH_TOKENS, model.limits.threads)
     native = model.decoder(limits, len(layers))
     base = native.add_weights(native_layers(layers))
     # The same layers in another order: nothing is copied, and none is in a cache at its turn.
@@ -101,11 +101,11 @@ def _step(
         return np.array(values, np.int32)
 
     step = Step(
-        tokens=ints(*[0] * TOKENS),
-        token_begin=ints(*range(TOKENS + 1)),
-        start=ints(*[0] * TOKENS),
-        pages=np.arange(TOKENS, dtype=np.int32)[:, None],
-        masks=ints(*[plain] * (TOKENS // 2), *[mask] * (TOKENS // 2)),
+        tokens=ints(*[0] * BATCH_TOKENS),
+        token_begin=ints(*range(BATCH_TOKENS + 1)),
+        start=ints(*[0] * BATCH_TOKENS),
+        pages=np.arange(BATCH_TOKENS, dtype=np.int32)[:, None],
+        masks=ints(*[plain] * (BATCH_TOKENS // 2), *[mask] * (BATCH_TOKENS // 2)),
         logit_rows=ints(),
     )
     return lambda: native.step(step, logits)

@@ -10,7 +10,7 @@ from engines.text import TextStream
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """What one token adds: its text so far certain, and how the choice ended, if it did."""
 
     text: str
@@ -44,7 +44,7 @@ class ChoiceText:
         self._held = ""
         self._count = 0
 
-    def push(self, token_id: int, *, constraint_finished: bool = False) -> Piece:
+    def push(self, token_id: int, *, constraint_finished: bool = False) -> TextDelta:
         """Add one token. `constraint_finished`: nothing may follow in the structured output."""
         self._count += 1
         by_id = token_id in self._params.stop_token_ids
@@ -53,23 +53,23 @@ class ChoiceText:
             if by_id and self._params.include_stop_str_in_output:
                 self._held += self._stream.push(token_id)
             is_eos = token_id in self._eos
-            return Piece(self.flush(), "stop", None if is_eos else token_id)
+            return TextDelta(self.flush(), "stop", None if is_eos else token_id)
         self._held += self._stream.push(token_id)
         stopped = self._find_stop() if self._count > self._params.min_tokens else None
         if stopped is not None:
             return stopped
         if constraint_finished:
-            return Piece(self.flush(), "stop")
+            return TextDelta(self.flush(), "stop")
         if self._count >= self._max_tokens:
-            return Piece(self.flush(), "length")
-        return Piece(self._release())
+            return TextDelta(self.flush(), "length")
+        return TextDelta(self._release())
 
     def flush(self) -> str:
         """The held text, and U+FFFD for an incomplete character; nothing more is held."""
         text, self._held = self._held + self._stream.flush(), ""
         return text
 
-    def _find_stop(self) -> Piece | None:
+    def _find_stop(self) -> TextDelta | None:
         hits = [(self._held.find(stop), stop) for stop in self._params.stop]
         found = [(place, stop) for place, stop in hits if place >= 0]
         if not found:
@@ -77,7 +77,7 @@ class ChoiceText:
         place, stop = min(found, key=lambda hit: hit[0])
         end = place + len(stop) if self._params.include_stop_str_in_output else place
         text, self._held = self._held[:end], ""
-        return Piece(text, "stop", stop)
+        return TextDelta(text, "stop", stop)
 
     def _release(self) -> str:
         """All of the held text but a tail that begins a stop string."""

@@ -20,7 +20,7 @@ from engines.directory.manifest import (
     Target,
     write_manifest,
 )
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tokenizer_check import tokenizer_note
 from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import check_fits, check_name
@@ -56,7 +56,7 @@ class BuildRequest:
     out: Path
     sealed: bool = False
     overwrite: bool = False
-    progress: Progress = silent
+    progress: BuildProgress = silent
     note: Callable[[str], None] = lambda line: None
 
 
@@ -176,7 +176,7 @@ def store_mask(
     )
 
 
-def finish(
+def finish_directory(
     request: BuildRequest,
     inputs: BuildInputs,
     directory: Path,

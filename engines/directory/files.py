@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engines.directory.manifest import MANIFEST_FILE, FileRecord
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import open_file
 from engines.errors import EngineDirectoryError
 
@@ -29,7 +29,7 @@ def list_files(directory: Path) -> list[str]:
 
 
 def record_files(
-    directory: Path, names: Collection[str], progress: Progress = silent
+    directory: Path, names: Collection[str], progress: BuildProgress = silent
 ) -> dict[str, FileRecord]:
     """Size and SHA-256 of the named files: the manifest's `files`."""
     found = _measure(directory, names, lambda name, record: None, "recording", progress)
@@ -37,7 +37,7 @@ def record_files(
 
 
 def verify_files(
-    directory: Path, records: Mapping[str, FileRecord], progress: Progress = silent
+    directory: Path, records: Mapping[str, FileRecord], progress: BuildProgress = silent
 ) -> None:
     """Read every named file and compare it with its record; several at a time.
 
@@ -73,7 +73,7 @@ def _measure(
     names: Collection[str],
     check: Callable[[str, FileRecord], None],
     what: str,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> dict[str, FileRecord]:
     """Records of the files as they are, `check`ed one by one; stops at the first error."""
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from engines.directory.build import copy_text_files
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.compressed import DenseView
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorWriter
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
@@ -55,7 +55,7 @@ def import_checkpoint(
     out: Path,
     *,
     domain: str = "general",
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
 ) -> Imported:
     """Write `out/model`, an ordinary dense checkpoint, and `out/mask.safetensors`.
 
@@ -148,7 +148,7 @@ def _require_head(view: DenseView) -> None:
 
 
 def _survey(
-    view: DenseView, progress: Progress
+    view: DenseView, progress: BuildProgress
 ) -> tuple[dict[str, Codes], dict[str, _GroupCounts]]:
     """Layer name -> codes of the 2:4 layers, and group counts of the others."""
     codes: dict[str, Codes] = {}
@@ -232,7 +232,9 @@ def _notes(
     return tuple(notes)
 
 
-def _write_model(view: DenseView, codes: dict[str, Codes], model: Path, progress: Progress) -> None:
+def _write_model(
+    view: DenseView, codes: dict[str, Codes], model: Path, progress: BuildProgress
+) -> None:
     specs = {name: view.spec(name) for name in view}
     with TensorWriter(model / "model.safetensors", specs, {"format": "pt"}) as writer:
         for done, name in enumerate(specs):

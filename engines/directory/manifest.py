@@ -19,10 +19,10 @@ from engines.errors import EngineDirectoryError, as_engine_directory_error, one_
 from maskgen.format.model_directory import read_json
 
 MANIFEST_FILE = "engine.json"
-WEIGHTS_FILE = "weights.safetensors"
+ENGINE_WEIGHTS_FILE = "weights.safetensors"
 COMPLEMENT_FILE = "complement.safetensors"
-FORMAT_VERSION = 2
-KNOWN_FEATURES: frozenset[str] = frozenset()
+MANIFEST_VERSION = 2
+MANIFEST_FEATURES: frozenset[str] = frozenset()
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a mask may be called; a request names it as `<model>:<mask>`."""
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
@@ -109,7 +109,7 @@ class Manifest(_Record):
         identity: `identity_of` the other fields; empty until it is written.
     """
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = MANIFEST_VERSION
     required_features: tuple[str, ...] = ()
     target: Target
     model: str = Field(max_length=200, pattern=r"^[^:\s][^:\p{C}]*$")
@@ -181,15 +181,15 @@ def read_manifest(directory: Path) -> Manifest:
     version = raw.get("format_version")
     if type(version) is not int or version < 1:
         raise EngineDirectoryError(f"{path}: format_version is {version!r:.80}, expected a number")
-    if version > FORMAT_VERSION:
+    if version > MANIFEST_VERSION:
         raise EngineDirectoryError(
-            f"{path} has format version {version}, this twofour reads up to {FORMAT_VERSION}:"
+            f"{path} has format version {version}, this twofour reads up to {MANIFEST_VERSION}:"
             " update twofour or build the directory again"
         )
     features = raw.get("required_features", [])
     if not isinstance(features, list):
         raise EngineDirectoryError(f"{path}: required_features is {features!r:.80}, no list")
-    unknown = sorted(set(map(str, features)) - KNOWN_FEATURES)
+    unknown = sorted(set(map(str, features)) - MANIFEST_FEATURES)
     if unknown:
         raise EngineDirectoryError(
             f"{path} requires features that this twofour lacks: {', '.join(unknown)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.directory.files import verify_files
 from engines.directory.manifest import Manifest, MaskRecord, Target, read_manifest
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.errors import EngineDirectoryError
 from maskgen.format.mask_file import Mask, MaskFileError, read_mask
 from maskgen.format.model_directory import CONFIG_FILE
@@ -23,7 +23,7 @@ def open_directory(
     verify: bool = True,
     required: Collection[str] = (CONFIG_FILE,),
     later: Collection[str] = (),
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
 ) -> Manifest:
     """Read the manifest and verify the files that it lists.
 

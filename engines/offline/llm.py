@@ -22,7 +22,7 @@ from engines.text import TextCodec
 T = TypeVar("T")
 Prompt: TypeAlias = str | Sequence[int]
 """Text, or token ids."""
-Message: TypeAlias = Mapping[str, str]
+ChatMessage: TypeAlias = Mapping[str, str]
 """One message of a conversation: its `role` and its `content`."""
 
 
@@ -119,7 +119,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         mask: str | Sequence[str | None] | None = None,
@@ -216,7 +216,7 @@ def _is_token_ids(prompt: object) -> bool:
 
 
 def _as_conversations(
-    messages: Sequence[Message] | Sequence[Sequence[Message]],
+    messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
 ) -> list[list[dict[str, Any]]]:
     """A list of conversations; a list of messages is a single one."""
     listed: list[Any] = list(messages)

@@ -42,10 +42,10 @@ from engines.decoding.request_checks import (
 )
 from engines.decoding.sampler import SequenceSampler, logprobs_of, sample
 from engines.decoding.structured_output import ConstraintCompiler
-from engines.directory.build import BuildRequest, changed_share, finish, open_inputs
+from engines.directory.build import BuildRequest, changed_share, finish_directory, open_inputs
 from engines.directory.manifest import Manifest
 from engines.directory.opening import open_directory, read_own_mask
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.staging import atomic_directory
 from engines.errors import (
     EngineDeadError,
@@ -84,7 +84,7 @@ def build(request: BuildRequest) -> Manifest:
             shutil.copyfile(path, directory / path.name)
         if (request.model / INDEX_FILE).is_file():
             shutil.copyfile(request.model / INDEX_FILE, directory / INDEX_FILE)
-        return finish(request, inputs, directory, "reference", None)
+        return finish_directory(request, inputs, directory, "reference", None)
 
 
 def _load_model(directory: Path, dtype: torch.dtype) -> Any:
@@ -186,7 +186,7 @@ class ReferenceEngine(Engine):
         directory: Path,
         *,
         verify: bool = True,
-        progress: Progress = silent,
+        progress: BuildProgress = silent,
         max_requests: int = 64,
         device: str = "cpu",
     ) -> None:

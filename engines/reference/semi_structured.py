@@ -28,7 +28,7 @@ from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
 
-DTYPES = (torch.bfloat16, torch.float16)
+SEMI_STRUCTURED_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def checked_device(name: str) -> torch.device:
 
 def unfit(shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why a weight of this shape and type has no sparse kernel; None when it has one."""
-    if dtype not in DTYPES:
+    if dtype not in SEMI_STRUCTURED_DTYPES:
         return f"{dtype} has no sparse kernel; use bfloat16 or float16"
     limits = SparseSemiStructuredTensorCUTLASS._DTYPE_SHAPE_CONSTRAINTS[dtype]
     rows, columns = limits.sparse_min_rows, limits.sparse_min_cols
@@ -117,7 +117,7 @@ def pack(weight: torch.Tensor) -> PackedWeight:
     return PackedWeight(values, meta)
 
 
-def unpack(packed: PackedWeight) -> torch.Tensor:
+def unpack_semi_structured(packed: PackedWeight) -> torch.Tensor:
     """The (N, K) weight again, bit for bit apart from the sign of zeros."""
     convert: Any = sparse_semi_structured_to_dense_cutlass
     dense: torch.Tensor = convert(packed.values, packed.meta)

@@ -35,7 +35,7 @@ from engines.tensorrt_llm.record import (
     record_build,
 )
 from engines.tensorrt_llm.script import engine_steps
-from engines.tensorrt_llm.settings import parse_settings
+from engines.tensorrt_llm.settings import parse_build_settings
 from engines.tensorrt_llm.version import ToolsMissingError, find_environment
 
 _LOG_TAIL = 15
@@ -46,14 +46,14 @@ def build(request: BuildRequest, **settings: Any) -> Manifest:
 
     Args:
         request: model, masks and the directory to make.
-        settings: see `engines.tensorrt_llm.settings.Settings`.
+        settings: see `engines.tensorrt_llm.settings.BuildSettings`.
 
     Raises:
         EngineDirectoryError: the request cannot be met, or the build failed; finished engines
             are kept, and `resume` goes on from there.
         ToolsMissingError: everything but the engines was written.
     """
-    parsed = parse_settings(settings)
+    parsed = parse_build_settings(settings)
     write_directory(request, parsed)
     resume(request.out, parsed.timing_cache)
     return read_record(request.out)[0]

@@ -16,7 +16,7 @@ import numpy as np
 
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import DecoderConfig
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.config import (
@@ -27,8 +27,8 @@ from engines.tensorrt_llm.config import (
 )
 from engines.tensorrt_llm.tensors import (
     Array,
-    Source,
-    Target,
+    SourceTensor,
+    TargetTensor,
     local_part,
     local_shape,
     stage_targets,
@@ -36,7 +36,7 @@ from engines.tensorrt_llm.tensors import (
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
 
-DTYPES: dict[str, np.dtype[Any]] = {
+CHECKPOINT_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
@@ -54,7 +54,7 @@ def write_checkpoint(
     *,
     mapping: Mapping | None = None,
     dtype: str = "bfloat16",
-    progress: Progress = silent,
+    progress: BuildProgress = silent,
 ) -> None:
     """Write the checkpoint of `source` with the weights that `mask` drops set to zero.
 
@@ -71,8 +71,10 @@ def write_checkpoint(
             shape than the configuration says, or a value overflows `dtype`.
     """
     mapping = mapping or Mapping()
-    if dtype not in DTYPES:
-        raise EngineDirectoryError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+    if dtype not in CHECKPOINT_DTYPES:
+        raise EngineDirectoryError(
+            f"dtype {dtype!r} is unknown; choose {' or '.join(CHECKPOINT_DTYPES)}"
+        )
     decoder = convertible_decoder(source.config)
     check_mapping(decoder, mapping)
     source.check(decoder.tensor_shapes())
@@ -83,7 +85,10 @@ def write_checkpoint(
     }
     for stage in range(mapping.pp_size):
         targets = list(stage_targets(decoder, mapping, stage))
-        specs = {t.name: _spec(source, t, decoder, mapping.tp_size, DTYPES[dtype]) for t in targets}
+        specs = {
+            t.name: _spec(source, t, decoder, mapping.tp_size, CHECKPOINT_DTYPES[dtype])
+            for t in targets
+        }
         with contextlib.ExitStack() as stack:
             first = stage * mapping.tp_size
             ranks = [
@@ -92,13 +97,13 @@ def write_checkpoint(
             ]
             for done, target in enumerate(targets):
                 progress(f"stage {stage}: {target.name}", done, len(targets))
-                _write_target(source, mask, target, decoder, DTYPES[dtype], ranks)
+                _write_target(source, mask, target, decoder, CHECKPOINT_DTYPES[dtype], ranks)
     config = checkpoint_config(decoder, dtype, mapping)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _spec(
-    source: Checkpoint, target: Target, decoder: DecoderConfig, tp: int, dtype: np.dtype[Any]
+    source: Checkpoint, target: TargetTensor, decoder: DecoderConfig, tp: int, dtype: np.dtype[Any]
 ) -> TensorSpec:
     parts = [local_shape(s, source.spec(s.name).shape, decoder, tp) for s in target.sources]
     return TensorSpec(dtype, (sum(part[0] for part in parts), *parts[0][1:]))
@@ -107,7 +112,7 @@ def _spec(
 def _write_target(
     source: Checkpoint,
     mask: Mask | None,
-    target: Target,
+    target: TargetTensor,
     decoder: DecoderConfig,
     dtype: np.dtype[Any],
     ranks: list[TensorWriter],
@@ -123,7 +128,9 @@ def _write_target(
         source.release(s.name)
 
 
-def _read(source: Checkpoint, wanted: Source, mask: Mask | None, dtype: np.dtype[Any]) -> Array:
+def _read(
+    source: Checkpoint, wanted: SourceTensor, mask: Mask | None, dtype: np.dtype[Any]
+) -> Array:
     """The tensor, masked and rounded to `dtype`."""
     tensor = source.tensor(wanted.name)
     if mask is not None and wanted.name == f"{wanted.layer}.weight" and wanted.layer in mask.codes:

@@ -9,7 +9,7 @@ from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import scored
 from engines.decoding.sampler import logprobs_of
 from engines.sampling import SamplingParams
-from engines.tensorrt_llm.llm_api import Output, Result, logits_array
+from engines.tensorrt_llm.llm_api import GenerationResult, Output, logits_array
 from engines.text import TextCodec
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -17,7 +17,7 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 async def run_choice(
     index: int,
-    result: Result,
+    result: GenerationResult,
     prompt: tuple[int, ...],
     params: SamplingParams,
     codec: TextCodec,
@@ -92,7 +92,7 @@ def _chunk(
 
 def _with_logprobs(
     chunk: GenerationChunk,
-    step: Result,
+    step: GenerationResult,
     output: Output,
     prompt: tuple[int, ...],
     params: SamplingParams,
@@ -119,7 +119,7 @@ def _with_logprobs(
 
 
 def _prompt_scores(
-    step: Result, prompt: tuple[int, ...], params: SamplingParams, computed: int
+    step: GenerationResult, prompt: tuple[int, ...], params: SamplingParams, computed: int
 ) -> tuple[TokenLogprobs | None, ...]:
     """Log-probs of a prompt, of which the first `computed` tokens were put through the model."""
     rows = logits_array(step.context_logits, computed)

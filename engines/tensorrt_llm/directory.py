@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
 from engines.directory.manifest import Manifest
 from engines.directory.staging import atomic_directory
 from engines.mask_rules import check_name
-from engines.tensorrt_llm.checkpoint import DTYPES, write_checkpoint
+from engines.tensorrt_llm.checkpoint import CHECKPOINT_DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, convertible_decoder
 from engines.tensorrt_llm.preflight import Preflight, check_checkpoint, sparse_targets
@@ -23,12 +23,12 @@ from engines.tensorrt_llm.record import (
     write_record,
 )
 from engines.tensorrt_llm.script import write_script
-from engines.tensorrt_llm.settings import Settings
+from engines.tensorrt_llm.settings import BuildSettings
 from engines.tensorrt_llm.tensors import stage_targets
 from maskgen.format.mask_file import Mask, read_mask
 
 
-def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
+def write_directory(request: BuildRequest, settings: BuildSettings) -> BuildRecord:
     """Write checkpoints, `build.sh` and everything that serving needs but the engines.
 
     A model that is built without masks must itself be 2:4 already.
@@ -55,7 +55,9 @@ def write_directory(request: BuildRequest, settings: Settings) -> BuildRecord:
             engines[name] = engine_record(name, counts)
         record = _record(decoder, settings, options, engines)
         write_script(directory, record)
-        manifest = finish(request, inputs, directory, "tensorrt-llm", None, served=serving_files)
+        manifest = finish_directory(
+            request, inputs, directory, "tensorrt-llm", None, served=serving_files
+        )
         write_record(directory, manifest, record)
     return record
 
@@ -115,11 +117,11 @@ def engine_record(name: str, counts: Preflight) -> EngineRecord:
 
 def _record(
     decoder: DecoderConfig,
-    settings: Settings,
+    settings: BuildSettings,
     options: BuildOptions,
     engines: dict[str, EngineRecord],
 ) -> BuildRecord:
-    head_bytes = decoder.head_dim * DTYPES[settings.dtype].itemsize
+    head_bytes = decoder.head_dim * CHECKPOINT_DTYPES[settings.dtype].itemsize
     return BuildRecord(
         per_mask=settings.per_mask,
         sparse=settings.sparse,

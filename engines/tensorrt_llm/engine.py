@@ -23,7 +23,7 @@ from engines.base import (
     MaskInfo,
 )
 from engines.decoding.request_checks import check_request, token_limit, without_work
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,
@@ -69,7 +69,7 @@ class TensorRtLlmEngine(Engine):
         directory: Path,
         *,
         verify: bool = True,
-        progress: Progress = silent,
+        progress: BuildProgress = silent,
         memory_gib: float | None = None,
         kv_gib: float = 4.0,
         max_requests: int = 256,
@@ -99,7 +99,7 @@ class TensorRtLlmEngine(Engine):
         self._pool = EnginePool(self._load, sizes, budget)
         self._pool.preload(self._default)
         self._max_requests = max_requests
-        self._results: dict[str, list[llm_api.Result]] = {}
+        self._results: dict[str, list[llm_api.GenerationResult]] = {}
         self._aborted: set[str] = set()
         self._stats = EngineStats()
         self._last_step = time.monotonic()
@@ -149,7 +149,7 @@ class TensorRtLlmEngine(Engine):
             return
         chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
         key = request.request_id
-        results: list[llm_api.Result] = []
+        results: list[llm_api.GenerationResult] = []
         self._results[key] = results
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -254,7 +254,7 @@ class TensorRtLlmEngine(Engine):
         return name
 
     def _submit(
-        self, request: GenerationRequest, llm: llm_api.Llm, results: list[llm_api.Result]
+        self, request: GenerationRequest, llm: llm_api.Llm, results: list[llm_api.GenerationResult]
     ) -> None:
         limit = token_limit(request, self._record.max_seq_len)
         prompt, salt = request.prompt_token_ids, request.cache_salt
@@ -276,7 +276,7 @@ class TensorRtLlmEngine(Engine):
         self._count(prompt_tokens=len(prompt))
 
     def _choices(
-        self, request: GenerationRequest, results: list[llm_api.Result]
+        self, request: GenerationRequest, results: list[llm_api.GenerationResult]
     ) -> Iterator[AsyncIterator[GenerationChunk]]:
         for index, result in enumerate(results):
             yield run_choice(

@@ -33,13 +33,13 @@ class Output(Protocol):
     generation_logits: Any
 
 
-class Result(Protocol):
+class GenerationResult(Protocol):
     """A running request of the LLM API."""
 
     outputs: list[Output]
     context_logits: Any
 
-    def __aiter__(self) -> AsyncIterator[Result]: ...
+    def __aiter__(self) -> AsyncIterator[GenerationResult]: ...
     def abort(self) -> None: ...
 
 
@@ -48,7 +48,7 @@ class Llm(Protocol):
 
     def generate_async(
         self, inputs: list[int], sampling_params: Any, streaming: bool, cache_salt: str | None
-    ) -> Result: ...
+    ) -> GenerationResult: ...
     def shutdown(self) -> None: ...
 
 
@@ -151,7 +151,7 @@ def start(
     arguments: dict[str, Any],
     vocab_size: int,
     cache_salt: str,
-) -> Result:
+) -> GenerationResult:
     """Submit one choice; must be called in the event loop.
 
     Logits come whole with the last result, so a request for log-probs is not streamed.

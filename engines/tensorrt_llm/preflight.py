@@ -15,8 +15,8 @@ import numpy as np
 
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from engines.tensorrt_llm.checkpoint import DTYPES, rank_file
-from engines.tensorrt_llm.tensors import Array, Target
+from engines.tensorrt_llm.checkpoint import CHECKPOINT_DTYPES, rank_file
+from engines.tensorrt_llm.tensors import Array, TargetTensor
 from maskgen.format.model_directory import read_json
 
 INPUT_MULTIPLE = 16
@@ -56,7 +56,7 @@ class Preflight:
     dense: int
 
 
-def sparse_targets(targets: Collection[Target], layers: Collection[str]) -> set[str]:
+def sparse_targets(targets: Collection[TargetTensor], layers: Collection[str]) -> set[str]:
     """Names of the checkpoint's tensors that are 2:4 when a mask lists `layers`.
 
     Raises:
@@ -120,7 +120,7 @@ def check_checkpoint(directory: Path, sparse: Sequence[Collection[str]] | None =
     return counts
 
 
-def _fused(targets: Collection[Target]) -> Iterator[list[Target]]:
+def _fused(targets: Collection[TargetTensor]) -> Iterator[list[TargetTensor]]:
     """Targets that TensorRT-LLM makes one matrix of: it also joins `gate` and `fc`."""
     linear = {target.name: target for target in targets if target.linear}
     for name, target in linear.items():
@@ -136,9 +136,9 @@ def _config_problems(config: dict[str, Any]) -> Iterator[str]:
             "config.json says is_pruned: trtllm-prune took the weights out, and the builder fills"
             " the gaps with uninitialised memory; build from the full checkpoint with --strip-plan"
         )
-    if config.get("dtype") not in DTYPES:
+    if config.get("dtype") not in CHECKPOINT_DTYPES:
         yield (
-            f"dtype is {config.get('dtype')!r}; convert to {' or '.join(DTYPES)},"
+            f"dtype is {config.get('dtype')!r}; convert to {' or '.join(CHECKPOINT_DTYPES)},"
             " the types that sparse tactics take"
         )
 

@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.directory.files import list_files, record_files
-from engines.directory.manifest import FORMAT_VERSION, Manifest, first_fault, write_manifest
+from engines.directory.manifest import MANIFEST_VERSION, Manifest, first_fault, write_manifest
 from engines.directory.opening import open_directory
-from engines.directory.progress import Progress
+from engines.directory.progress import BuildProgress
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping
@@ -127,7 +127,7 @@ def read_record(directory: Path) -> tuple[Manifest, BuildRecord]:
 
 
 def open_record(
-    directory: Path, *, verify: bool, progress: Progress
+    directory: Path, *, verify: bool, progress: BuildProgress
 ) -> tuple[Manifest, BuildRecord]:
     """As `read_record`, for serving.
 
@@ -168,7 +168,7 @@ def describe_engine(engine: EngineRecord, record: BuildRecord) -> str:
 def write_record(directory: Path, manifest: Manifest, record: BuildRecord) -> None:
     """Write `engine.json` anew, with the files that serving needs as they are now."""
     update = {
-        "format_version": FORMAT_VERSION,
+        "format_version": MANIFEST_VERSION,
         "details": record.model_dump(mode="json"),
         "files": record_files(directory, serving_files(directory)),
     }

@@ -15,7 +15,7 @@ from engines.tensorrt_llm.config import Mapping, check_mapping
 from engines.tensorrt_llm.record import PerMask
 
 
-class Settings(BaseModel):
+class BuildSettings(BaseModel):
     """Settings of a build; the names are also those of `twofour build --option NAME=VALUE`.
 
     Attributes:
@@ -83,23 +83,23 @@ class Settings(BaseModel):
         )
 
 
-def parse_settings(values: MappingType[str, Any]) -> Settings:
+def parse_build_settings(values: MappingType[str, Any]) -> BuildSettings:
     """Settings from text or numbers; None leaves the default.
 
     Raises:
         EngineDirectoryError: a name is unknown, or a value is out of range.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    unknown = sorted(given.keys() - Settings.model_fields.keys())
+    unknown = sorted(given.keys() - BuildSettings.model_fields.keys())
     if unknown:
         raise EngineDirectoryError(
             f"TensorRT-LLM builds have no setting {unknown[0]!r};"
-            f" there are: {', '.join(Settings.model_fields)}"
+            f" there are: {', '.join(BuildSettings.model_fields)}"
         )
     if isinstance(given.get("trtllm_args"), str):
         given["trtllm_args"] = tuple(given["trtllm_args"].split())
     try:
-        return Settings.model_validate(given)
+        return BuildSettings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))

@@ -34,7 +34,7 @@ class Split(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceTensor:
     """One Hugging Face tensor and how it is split."""
 
     name: str
@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetTensor:
     """One tensor of the checkpoint: its sources' parts, one below the other.
 
     Attributes:
@@ -57,11 +57,11 @@ class Target:
     """
 
     name: str
-    sources: tuple[Source, ...]
+    sources: tuple[SourceTensor, ...]
     linear: bool = False
 
 
-def stage_targets(decoder: DecoderConfig, mapping: Mapping, stage: int) -> Iterator[Target]:
+def stage_targets(decoder: DecoderConfig, mapping: Mapping, stage: int) -> Iterator[TargetTensor]:
     """The tensors of each rank of pipeline stage `stage`, in the order of the model."""
     per_stage = decoder.layers // mapping.pp_size
     if stage == 0:
@@ -71,11 +71,11 @@ def stage_targets(decoder: DecoderConfig, mapping: Mapping, stage: int) -> Itera
     if stage == mapping.pp_size - 1:
         head = "model.embed_tokens" if decoder.tied else "lm_head"
         yield _whole("transformer.ln_f.weight", "model.norm.weight")
-        yield Target("lm_head.weight", (Source(f"{head}.weight", Split.VOCAB_ROWS),))
+        yield TargetTensor("lm_head.weight", (SourceTensor(f"{head}.weight", Split.VOCAB_ROWS),))
 
 
 def local_shape(
-    source: Source, full: tuple[int, ...], decoder: DecoderConfig, tp: int
+    source: SourceTensor, full: tuple[int, ...], decoder: DecoderConfig, tp: int
 ) -> tuple[int, ...]:
     """Shape of one rank's part of a tensor of shape `full`."""
     match source.split:
@@ -91,7 +91,9 @@ def local_shape(
             return (-(-full[0] // tp), *full[1:])
 
 
-def local_part(source: Source, tensor: Array, decoder: DecoderConfig, tp: int, rank: int) -> Array:
+def local_part(
+    source: SourceTensor, tensor: Array, decoder: DecoderConfig, tp: int, rank: int
+) -> Array:
     """Tensor-parallel rank `rank`'s part of `tensor`; a view where nothing is added."""
     extent = local_shape(source, tensor.shape, decoder, tp)
     match source.split:
@@ -116,20 +118,20 @@ def _kv_heads(decoder: DecoderConfig, tp: int) -> int:
     return max(1, decoder.kv_heads // tp)
 
 
-def _whole(name: str, source: str) -> Target:
-    return Target(name, (Source(source, Split.WHOLE),))
+def _whole(name: str, source: str) -> TargetTensor:
+    return TargetTensor(name, (SourceTensor(source, Split.WHOLE),))
 
 
-def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[Target]:
+def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[TargetTensor]:
     ours, theirs = f"transformer.layers.{local}", f"model.layers.{layer}"
     yield _whole(f"{ours}.input_layernorm.weight", f"{theirs}.input_layernorm.weight")
     for kind in ("weight", "bias") if decoder.biases else ("weight",):
         sources = (
-            Source(f"{theirs}.self_attn.q_proj.{kind}", Split.ROWS),
-            Source(f"{theirs}.self_attn.k_proj.{kind}", Split.KV_ROWS),
-            Source(f"{theirs}.self_attn.v_proj.{kind}", Split.KV_ROWS),
+            SourceTensor(f"{theirs}.self_attn.q_proj.{kind}", Split.ROWS),
+            SourceTensor(f"{theirs}.self_attn.k_proj.{kind}", Split.KV_ROWS),
+            SourceTensor(f"{theirs}.self_attn.v_proj.{kind}", Split.KV_ROWS),
         )
-        yield Target(f"{ours}.attention.qkv.{kind}", sources, linear=kind == "weight")
+        yield TargetTensor(f"{ours}.attention.qkv.{kind}", sources, linear=kind == "weight")
     if decoder.head_norms:
         for name in "q", "k":
             source = f"{theirs}.self_attn.{name}_norm.weight"
@@ -140,6 +142,6 @@ def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[T
         ("mlp.gate", "mlp.up_proj", Split.ROWS),
         ("mlp.proj", "mlp.down_proj", Split.COLUMNS),
     ):
-        weight = Source(f"{theirs}.{source}.weight", split)
-        yield Target(f"{ours}.{name}.weight", (weight,), linear=True)
+        weight = SourceTensor(f"{theirs}.{source}.weight", split)
+        yield TargetTensor(f"{ours}.{name}.weight", (weight,), linear=True)
     yield _whole(f"{ours}.post_layernorm.weight", f"{theirs}.post_attention_layernorm.weight")

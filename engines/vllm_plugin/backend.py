@@ -11,7 +11,7 @@ from engines.errors import EngineDirectoryError
 
 
 @dataclass(frozen=True)
-class Run:
+class PackedRows:
     """Rows that are multiplied by one call.
 
     Attributes:
@@ -41,23 +41,23 @@ class DeviceKernels:
 class Backend(Protocol):
     """Packs weights for a device and multiplies with them. Holds no state of its own."""
 
-    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> Run:
+    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> PackedRows:
         """(n, k/2) bf16 and (n, k/8) uint8 -> a run.
 
         Raises:
             EngineDirectoryError: a code is no placement.
         """
 
-    def pack_dense(self, weight: torch.Tensor) -> Run:
+    def pack_dense(self, weight: torch.Tensor) -> PackedRows:
         """(n, k) bf16 -> a run."""
 
-    def adopt(self, run: Run) -> Run:
+    def adopt(self, run: PackedRows) -> PackedRows:
         """Take a run into service: `multiply` will be called with what this returns."""
 
-    def multiply(self, x: torch.Tensor, run: Run, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, run: PackedRows, bias: torch.Tensor | None) -> torch.Tensor:
         """(..., k) bf16, bias (n,) float32 -> (..., n) bf16; traceable by torch.compile."""
 
-    def describe(self, name: str, run: Run) -> str:
+    def describe(self, name: str, run: PackedRows) -> str:
         """One line for the log: shape, and which kernel serves how many tokens."""
 
     def kernels(self) -> DeviceKernels:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.directory.build import BuildInputs, BuildRequest, finish, open_inputs
+from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import MODEL_TYPES, decoder_config
 from engines.directory.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
@@ -21,8 +21,8 @@ from engines.vllm_plugin.format import (
     CODES,
     COLUMN_STEP,
     DROPPED,
-    FORMAT_VERSION,
     KEPT,
+    SPEC_VERSION,
     QuantizationSpec,
     dropped_values,
     kept_values,
@@ -55,8 +55,8 @@ def build(request: BuildRequest) -> Manifest:
     request.note(_tested(str(inputs.checkpoint.config.get("model_type"))))
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         _write_weights(directory, inputs, default, request)
-        layout = LayoutRecord(id="kept_codes", values="bf16", version=FORMAT_VERSION)
-        return finish(
+        layout = LayoutRecord(id="kept_codes", values="bf16", version=SPEC_VERSION)
+        return finish_directory(
             request,
             inputs,
             directory,

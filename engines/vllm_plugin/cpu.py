@@ -13,7 +13,7 @@ import engines.native.torch_ops  # noqa: F401  (registers the operator)
 from engines.errors import EngineDirectoryError
 from engines.native import kernels, layout
 from engines.native.layout import BF16, Layout, PackedWeights
-from engines.vllm_plugin.backend import DeviceKernels, Run
+from engines.vllm_plugin.backend import DeviceKernels, PackedRows
 from engines.vllm_plugin.format import COLUMN_STEP, dense_values, unpack_nibbles
 
 _REPORTED_TOKENS = (1, 8, 32, 512)
@@ -22,7 +22,7 @@ _REPORTED_TOKENS = (1, 8, 32, 512)
 class CpuBackend:
     """See `engines.vllm_plugin.backend.Backend`."""
 
-    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> Run:
+    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> PackedRows:
         k = codes.shape[1] * COLUMN_STEP
         unpacked = unpack_nibbles(codes.numpy(), k // 4)
         if unpacked.max(initial=0) > 5:
@@ -32,19 +32,19 @@ class CpuBackend:
         dense = dense_values(_bf16(kept), None, unpacked)
         return _run(layout.pack_sparse(dense, unpacked))
 
-    def pack_dense(self, weight: torch.Tensor) -> Run:
+    def pack_dense(self, weight: torch.Tensor) -> PackedRows:
         return _run(layout.pack_dense(_bf16(weight)))
 
-    def adopt(self, run: Run) -> Run:
+    def adopt(self, run: PackedRows) -> PackedRows:
         return run
 
-    def multiply(self, x: torch.Tensor, run: Run, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, run: PackedRows, bias: torch.Tensor | None) -> torch.Tensor:
         kind = Layout.SPARSE24_BF16 if run.sparse else Layout.DENSE_BF16
         packed = run.tensors["packed"]
         result: torch.Tensor = torch.ops.twofour.linear.default(x, packed, int(kind), run.n, bias)
         return result
 
-    def describe(self, name: str, run: Run) -> str:
+    def describe(self, name: str, run: PackedRows) -> str:
         kind = Layout.SPARSE24_BF16 if run.sparse else Layout.DENSE_BF16
         used = {t: kernels.kernel_name(kind, t) for t in _REPORTED_TOKENS}
         by_tokens = ", ".join(f"{t} tokens: {kernel}" for t, kernel in used.items())
@@ -63,8 +63,8 @@ def _bf16(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.void]
     return tensor.contiguous().view(torch.uint16).numpy().view(BF16)
 
 
-def _run(packed: PackedWeights) -> Run:
-    return Run(
+def _run(packed: PackedWeights) -> PackedRows:
+    return PackedRows(
         n=packed.n,
         k=packed.k,
         sparse=packed.layout is Layout.SPARSE24_BF16,

@@ -16,7 +16,7 @@ import torch
 from torch.sparse import to_sparse_semi_structured
 
 from engines.errors import EngineDirectoryError
-from engines.vllm_plugin.backend import DeviceKernels, Run
+from engines.vllm_plugin.backend import DeviceKernels, PackedRows
 from engines.vllm_plugin.format import COLUMN_STEP
 
 FEW_TOKENS = 16
@@ -25,7 +25,7 @@ FEW_TOKENS = 16
 _PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
 
-def unpack(kept: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def unpack_kept(kept: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """(n, k/2) kept values and (n, k/8) bytes of codes -> (n, k), on any device.
 
     Raises:
@@ -45,7 +45,7 @@ def unpack(kept: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 # vLLM compiles once for all numbers of tokens, so the choice between the two kernels must be made
 # inside an operator; and that cannot take a semi-structured tensor, so it takes a place in a list.
-_RUNS: list[Run] = []
+_RUNS: list[PackedRows] = []
 
 
 def _linear(x: torch.Tensor, handle: int, n: int, bias: torch.Tensor | None) -> torch.Tensor:
@@ -76,32 +76,32 @@ _LIBRARY.impl("linear_cuda", _linear_fake, "Meta")  # type: ignore[no-untyped-ca
 class CudaBackend:
     """See `engines.vllm_plugin.backend.Backend`."""
 
-    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> Run:
-        dense = unpack(kept, codes)
+    def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> PackedRows:
+        dense = unpack_kept(kept, codes)
         many = to_sparse_semi_structured(dense)
-        return Run(
+        return PackedRows(
             n=len(codes),
             k=codes.shape[1] * COLUMN_STEP,
             sparse=True,
             tensors={"kept": kept.clone(), "codes": codes.clone(), "many": many},
         )
 
-    def pack_dense(self, weight: torch.Tensor) -> Run:
+    def pack_dense(self, weight: torch.Tensor) -> PackedRows:
         n, k = weight.shape
-        return Run(n=n, k=k, sparse=False, tensors={"weight": weight.clone()})
+        return PackedRows(n=n, k=k, sparse=False, tensors={"weight": weight.clone()})
 
-    def adopt(self, run: Run) -> Run:
+    def adopt(self, run: PackedRows) -> PackedRows:
         _RUNS.append(run)
         return replace(run, handle=len(_RUNS) - 1)
 
-    def multiply(self, x: torch.Tensor, run: Run, bias: torch.Tensor | None) -> torch.Tensor:
+    def multiply(self, x: torch.Tensor, run: PackedRows, bias: torch.Tensor | None) -> torch.Tensor:
         own = None if bias is None else bias.to(x.dtype)
         if not run.sparse:
             return torch.nn.functional.linear(x, run.tensors["weight"], own)
         result: torch.Tensor = torch.ops.twofour.linear_cuda.default(x, run.handle, run.n, own)
         return result
 
-    def describe(self, name: str, run: Run) -> str:
+    def describe(self, name: str, run: PackedRows) -> str:
         if not run.sparse:
             return f"{name} {run.n}x{run.k} runs dense on {self._device()}"
         return f"{name} {run.n}x{run.k} runs 2:4 on {self._device()} ({_KERNELS})"

@@ -29,7 +29,7 @@ from engines.decoding.request_checks import (
 from engines.decoding.structured_output import ConstraintCompiler
 from engines.directory.manifest import COMPLEMENT_FILE
 from engines.directory.opening import open_directory
-from engines.directory.progress import Progress, silent
+from engines.directory.progress import BuildProgress, silent
 from engines.errors import (
     EngineDeadError,
     EngineOverloadedError,
@@ -74,7 +74,7 @@ class VllmEngine(Engine):
         directory: Path,
         *,
         verify: bool = True,
-        progress: Progress = silent,
+        progress: BuildProgress = silent,
         max_requests: int = 256,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
@@ -299,7 +299,7 @@ class VllmEngine(Engine):
         ):
             (choice,) = output.outputs
             if choice.token_ids:
-                rows = convert.prompt_logprobs(output.prompt_logprobs, known, alternatives)
+                rows = convert.prompt_token_logprobs(output.prompt_logprobs, known, alternatives)
                 end = convert.token_logprobs(choice.logprobs[0], last, alternatives)
                 return scored(index, (*rows, end))
         return GenerationChunk(index, "", (), finish_reason="abort")
@@ -326,7 +326,7 @@ class VllmEngine(Engine):
         async for output in outputs:
             prompt_logprobs = None
             if first and params.prompt_logprobs is not None and output.prompt_logprobs:
-                prompt_logprobs = convert.prompt_logprobs(
+                prompt_logprobs = convert.prompt_token_logprobs(
                     output.prompt_logprobs, prompt, params.prompt_logprobs
                 )
             (choice,) = output.outputs

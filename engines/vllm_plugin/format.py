@@ -25,7 +25,7 @@ from engines.errors import EngineDirectoryError
 from maskgen.format.placements import PAIRS, Codes
 
 QUANT_METHOD = "twofour"
-FORMAT_VERSION = 1
+SPEC_VERSION = 1
 KEPT, CODES, DROPPED = "kept", "codes", "dropped"
 GROUPS_PER_BYTE = 2
 COLUMN_STEP = 8
@@ -53,7 +53,7 @@ class QuantizationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     quant_method: Literal["twofour"] = "twofour"
-    format_version: int = Field(default=FORMAT_VERSION, ge=1)
+    format_version: int = Field(default=SPEC_VERSION, ge=1)
     pattern: Literal["2:4"] = "2:4"
     sparse_layers: tuple[str, ...] = ()
     dense_kernel: Literal["own", "vllm"] = "own"
@@ -78,10 +78,10 @@ def parse_spec(config: Any) -> QuantizationSpec:
     if not isinstance(config, Mapping):
         raise EngineDirectoryError(f"quantization_config is {config!r:.80}, expected an object")
     version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > SPEC_VERSION:
         raise EngineDirectoryError(
             f"quantization_config has format_version {version}, this twofour reads up to"
-            f" {FORMAT_VERSION}: update twofour or build the directory again"
+            f" {SPEC_VERSION}: update twofour or build the directory again"
         )
     try:
         return QuantizationSpec.model_validate(dict(config))

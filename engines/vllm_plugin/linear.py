@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 
 from engines.errors import EngineDirectoryError
-from engines.vllm_plugin.backend import Run, select_backend
+from engines.vllm_plugin.backend import PackedRows, select_backend
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT
 
 logger = init_logger("vllm.twofour")
@@ -55,7 +55,7 @@ class TwofourLinearMethod(LinearMethodBase):
         self._named = parts
         self._backend = select_backend()
         self.parts: tuple[Part, ...] = ()
-        self._runs: list[Run] = []
+        self._runs: list[PackedRows] = []
         self._inputs = 0
         self._bias: torch.Tensor | None = None
 
@@ -159,7 +159,7 @@ class TwofourLinearMethod(LinearMethodBase):
             begin += run.n
         return torch.cat(outputs, dim=-1)
 
-    def _pack(self, layer: Any, sparse: bool, begin: int, end: int) -> Run:
+    def _pack(self, layer: Any, sparse: bool, begin: int, end: int) -> PackedRows:
         if sparse:
             return self._backend.pack_sparse(
                 layer.kept.data[begin:end], layer.codes.data[begin:end]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "twofour_short"
+ATTENTION_IMPLEMENTATION = "twofour_short"
 LONGEST = 1024
 _MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -55,9 +55,9 @@ def use_short_attention(model: Any, sequence_length: int) -> str:
         return f"{model.config._attn_implementation} attention, because {reason}"
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, short_attention)
-    model.set_attn_implementation(NAME)
-    return f"{NAME} attention"
+    AttentionInterface.register(ATTENTION_IMPLEMENTATION, short_attention)
+    model.set_attn_implementation(ATTENTION_IMPLEMENTATION)
+    return f"{ATTENTION_IMPLEMENTATION} attention"
 
 
 def _unsuited(model: Any, sequence_length: int) -> str | None:
@@ -68,7 +68,7 @@ def _unsuited(model: Any, sequence_length: int) -> str | None:
     if sequence_length > LONGEST:
         return f"sequences of {sequence_length} tokens are longer than {LONGEST}"
     if config.model_type not in _MODEL_TYPES:
-        return f"{config.model_type} models were not tried with {NAME}"
+        return f"{config.model_type} models were not tried with {ATTENTION_IMPLEMENTATION}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "the model has an attention window"
     return None

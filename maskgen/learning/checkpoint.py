@@ -27,7 +27,7 @@ from torch import Tensor
 
 from maskgen.learning.distributed import World
 
-FORMAT_VERSION = 2
+CHECKPOINT_VERSION = 2
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _SHARD = re.compile(r"optimiser-\d{5}-of-(\d{5})\.safetensors")
 _STATE, _LOGITS, _CHECKSUM = "state.json", "logits.safetensors", "crc32"
@@ -57,7 +57,7 @@ class RunState:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class LearningCheckpoint:
     """A checkpoint that was read and found whole.
 
     Attributes:
@@ -117,7 +117,7 @@ class CheckpointFolder:
 
     def load(
         self, identity: Mapping[str, Any], report: Callable[[str], None] = lambda line: None
-    ) -> Checkpoint | None:
+    ) -> LearningCheckpoint | None:
         """The newest checkpoint that is whole; None when the folder holds none at all.
 
         Args:
@@ -141,7 +141,7 @@ class CheckpointFolder:
                 report(f"{path} is damaged and passed over: {error}")
                 self._damaged.add(path)
             else:
-                return Checkpoint(path, state, logits, optimiser)
+                return LearningCheckpoint(path, state, logits, optimiser)
         if reasons:
             raise CheckpointError(
                 f"every checkpoint in {self.root} is damaged ({'; '.join(reasons)}); "
@@ -187,7 +187,7 @@ class CheckpointFolder:
 def _write_state(path: Path, state: RunState) -> None:
     body = {"step": state.step, "identity": state.identity, "statistics": state.statistics}
     text = {
-        "format_version": FORMAT_VERSION,
+        "format_version": CHECKPOINT_VERSION,
         _CHECKSUM: zlib.crc32(_canonical(body)),
         "state": body,
     }
@@ -203,9 +203,9 @@ def _read_state(folder: Path) -> RunState:
         raise _DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedError(f"{path.name} is not the state of a run: {error}") from error
-    if type(version) is int and version != FORMAT_VERSION:
+    if type(version) is int and version != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{folder} has format version {version}, this reads {FORMAT_VERSION}; "
+            f"{folder} has format version {version}, this reads {CHECKPOINT_VERSION}; "
             "finish that run with the release that began it"
         )
     if not isinstance(body, dict) or checksum != zlib.crc32(_canonical(body)):

@@ -22,7 +22,7 @@ from maskgen.learning.distributed import (
     make_adamw,
 )
 from maskgen.learning.loss import next_token_loss
-from maskgen.learning.masked_linear import Clock, MaskedLinear, replace_module
+from maskgen.learning.masked_linear import MaskedLinear, NoiseClock, replace_module
 from maskgen.learning.relaxation import Relaxation, Softness
 from maskgen.learning.schedules import cosine
 from maskgen.selection import decoder_layers
@@ -131,7 +131,7 @@ class GradientLearner:
         self._mine = world.micro_batches(config.micro_batches)
         self._device = next(model.parameters()).device
         prepare_model(model, config.activation_checkpointing)
-        self.clock = Clock(config.seed)
+        self.clock = NoiseClock(config.seed)
         self.layers = [
             self._replace(name, codes, relaxation) for name, codes in sorted(prior.items())
         ]

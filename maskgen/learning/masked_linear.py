@@ -16,7 +16,7 @@ from maskgen.learning.relaxation import Relaxation, Softness
 
 
 @dataclass(slots=True)
-class Clock:
+class NoiseClock:
     """Where the run stands; one object, shared by all layers and set before each micro-batch.
 
     The backward pass of a micro-batch, recomputed activations included, must end before the clock
@@ -86,7 +86,7 @@ class MaskedLinear(nn.Module):
         prior: Tensor,
         logits: Tensor,
         relaxation: Relaxation,
-        clock: Clock,
+        clock: NoiseClock,
     ) -> None:
         super().__init__()
         self.name = name

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from engines.base import GenerationChunk, TokenLogprobs
 from serving.api.responses import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
-from serving.generation import Generation, Piece
+from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import limit_logprobs
-from serving.names import Target
+from serving.names import ResolvedModel
 from serving.sampling import constraint_field, to_sampling
 from serving.schemas.chat import (
     AssistantMessage,
@@ -87,7 +87,7 @@ class ChatAnswer:
     """Builds the answer, whole or as chunks."""
 
     def __init__(
-        self, service: Service, body: ChatRequest, target: Target, prompt: tuple[int, ...]
+        self, service: Service, body: ChatRequest, target: ResolvedModel, prompt: tuple[int, ...]
     ) -> None:
         self._service = service
         self._body = body
@@ -146,7 +146,7 @@ class ChatAnswer:
         delta = ChatDelta(role="assistant", content="")
         return [self._chunk([_chunk_choice(index, delta)]) for index in range(self._n)]
 
-    def event(self, piece: Piece) -> BaseModel | None:
+    def event(self, piece: PromptChunk) -> BaseModel | None:
         """The event for one chunk."""
         self._usage.add(piece)
         new = piece.chunk

@@ -16,9 +16,9 @@ from engines.base import GenerationChunk, TokenLogprobs
 from engines.text import TextStream
 from serving.api.responses import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
-from serving.generation import Generation, Piece
+from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import limit_logprobs
-from serving.names import Target
+from serving.names import ResolvedModel
 from serving.sampling import constraint_field, to_sampling
 from serving.schemas.common import PromptLogprobs, Usage
 from serving.schemas.completions import (
@@ -119,7 +119,7 @@ class CompletionAnswer:
         self,
         service: Service,
         body: CompletionRequest,
-        target: Target,
+        target: ResolvedModel,
         prompts: Sequence[TokenIds],
         starts: Sequence[Sequence[int]],
     ) -> None:
@@ -176,7 +176,7 @@ class CompletionAnswer:
         """A completion stream starts with its first token."""
         return ()
 
-    def event(self, piece: Piece) -> BaseModel | None:
+    def event(self, piece: PromptChunk) -> BaseModel | None:
         """The event for one chunk."""
         index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
@@ -205,7 +205,7 @@ class CompletionAnswer:
         """The token counts, if they were asked for."""
         return [self._response([], self._usage.usage())] if self._include_usage else ()
 
-    def _add(self, piece: Piece) -> int:
+    def _add(self, piece: PromptChunk) -> int:
         """Count a chunk; the number of its choice."""
         if piece.chunk.prompt_logprobs is not None:
             self._prompt_entries[piece.prompt] = piece.chunk.prompt_logprobs

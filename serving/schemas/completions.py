@@ -18,7 +18,7 @@ from serving.schemas.common import (
 
 MAX_PROMPTS = 128
 
-Prompt = (
+PromptField = (
     str
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     | Annotated[TokenIds, Field(min_length=1)]
@@ -32,7 +32,7 @@ Prompt = (
 class CompletionRequest(GenerationFields):
     """A text completion."""
 
-    prompt: Prompt = Field(description="Text, token ids, or a list of either.")
+    prompt: PromptField = Field(description="Text, token ids, or a list of either.")
     max_tokens: int | None = Field(
         None, ge=0, le=MAX_TOKEN_ID, description="Default 16; 0 only scores the prompt."
     )

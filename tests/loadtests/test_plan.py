@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.arrivals import poisson_arrivals
-from loadtests.budget import Budget
+from loadtests.budget import RequestBudget
 from loadtests.mask_mix import MaskMix
-from loadtests.options import Settings, settings_from
+from loadtests.options import LoadSettings, settings_from
 from loadtests.prompts import load_prompts, salted, synthetic_prompts
 from loadtests.request import CHAT, COMPLETIONS, prepare
 
@@ -91,7 +91,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
 
 
 def test_no_measured_request_starts_before_the_warm_up_has_ended() -> None:
-    budget = Budget(warmup=3, requests=4, seconds=None)
+    budget = RequestBudget(warmup=3, requests=4, seconds=None)
     log: list[tuple[str, int]] = []
     lock = threading.Lock()
 
@@ -118,7 +118,7 @@ def test_no_measured_request_starts_before_the_warm_up_has_ended() -> None:
 def test_a_budget_of_seconds_stops_handing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("loadtests.budget.time.perf_counter", lambda: now)
-    budget = Budget(warmup=1, requests=None, seconds=2.0)
+    budget = RequestBudget(warmup=1, requests=None, seconds=2.0)
     assert budget.take() == 0
     now = 50.0
     budget.end(0)
@@ -178,7 +178,7 @@ def test_bad_options_are_refused(changed: dict[str, Any], message: str) -> None:
         settings_from(_options(**changed))
 
 
-def _body(settings: Settings, endpoint: str) -> dict[str, Any]:
+def _body(settings: LoadSettings, endpoint: str) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(prepare(settings, "m", endpoint, 3, "run").body)
     return body
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskgen.compare import compare, ordered, summarise
+from maskgen.compare import compare, ordered, summarise_layers
 from maskgen.format.mask_file import MaskFileError
 from maskgen.format.placements import keep_from_codes
 from maskgen.plots import plot_difference, plot_placements
@@ -51,7 +51,7 @@ def test_masks_that_cannot_be_compared() -> None:
 
 def test_a_summary_counts_placements() -> None:
     mask = random_mask(0)
-    for row in summarise(mask):
+    for row in summarise_layers(mask):
         codes = mask.codes[row.name]
         assert row.density == 0.5
         assert row.placements == tuple((codes == code).mean() for code in range(6))
@@ -67,7 +67,7 @@ def test_pictures_are_written(tmp_path: Path) -> None:
     other = random_mask(0)
     mask = changed_mask(other, 0.5)
     plot_difference(tmp_path / "d.png", compare(mask, other)[0], "difference")
-    plot_placements(tmp_path / "p.svg", summarise(mask), "placements")
+    plot_placements(tmp_path / "p.svg", summarise_layers(mask), "placements")
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "p.svg").read_bytes()
     with pytest.raises(ValueError, match="xyz"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskgen.learning.attention import NAME, use_short_attention
+from maskgen.learning.attention import ATTENTION_IMPLEMENTATION, use_short_attention
 from maskgen.learning.loss import next_token_loss
 from maskgen.learning.schedules import cosine, exponential, linear
 from maskgen.torch_model import load_model
@@ -44,8 +44,8 @@ def test_short_attention_equals_transformers_attention(tmp_path: Path, architect
     ids = torch.randint(0, 200, (2, 33), generator=torch.Generator().manual_seed(1))
     expected = model(input_ids=ids, use_cache=False).logits.float()
     exact = load_model(directory, "fp32", "cpu")(input_ids=ids, use_cache=False).logits
-    assert use_short_attention(model, 33) == f"{NAME} attention"
-    assert model.config._attn_implementation == NAME
+    assert use_short_attention(model, 33) == f"{ATTENTION_IMPLEMENTATION} attention"
+    assert model.config._attn_implementation == ATTENTION_IMPLEMENTATION
     ours = model(input_ids=ids, use_cache=False).logits.float()
     # Neither is exact in bfloat16; ours may be no further from fp32 than transformers' by much.
     assert (ours - exact).abs().mean() < 1.5 * (expected - exact).abs().mean()

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from serving.app import create_app
-from serving.config import Settings
+from serving.config import ServerSettings
 from tests.serving.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ class App:
 @asynccontextmanager
 async def open_app(directory: Path, **settings: Any) -> AsyncIterator[App]:
     engine = FakeEngine(directory)
-    app = create_app(Settings(directory=directory, **settings), engine)
+    app = create_app(ServerSettings(directory=directory, **settings), engine)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.server import run
 from tests.serving.fake_engine import FakeEngine
 
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
-    settings = Settings(directory=directory, **json.loads(sys.argv[2]))
+    settings = ServerSettings(directory=directory, **json.loads(sys.argv[2]))
     run(settings, FakeEngine(directory, float(sys.argv[3])))

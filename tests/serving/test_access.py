@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from serving.api import admin
 from serving.api.health import PATHS
 from serving.auth import ApiRoute
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.errors import without_folder
 from tests.serving.conftest import App, open_app
 from tests.serving.fake_engine import digest_of
@@ -128,19 +128,19 @@ def test_routes_are_guarded_by_construction(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Settings(directory=tmp_path, **settings)
+        ServerSettings(directory=tmp_path, **settings)
 
 
 def test_settings_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"API_KEY": "a,b", "MAX_WAITING": "300", "DIRECTORY": tmp_path}.items():
         monkeypatch.setenv(f"SERVING_{name}", str(value))
-    settings = Settings()
+    settings = ServerSettings()
     assert [key.get_secret_value() for key in settings.api_key] == ["a", "b"]
     assert settings.max_waiting == 300
     assert "a" not in repr(settings.api_key[0])
     monkeypatch.setitem(os.environ, "SERVING_API_KEY", "")
     with pytest.raises(ValidationError, match="empty"):
-        Settings()
+        ServerSettings()
 
 
 @pytest.fixture

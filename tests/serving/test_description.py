@@ -12,7 +12,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 
 from serving.api.health import PATHS
 from serving.app import create_app
-from serving.config import Settings
+from serving.config import ServerSettings
 from tests.serving.conftest import App, open_app
 from tests.serving.fake_engine import FakeEngine
 
@@ -41,7 +41,7 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory: pytest.TempPathFactory):
     directory: Path = tmp_path_factory.mktemp("fake")
-    app = create_app(Settings(directory=directory), FakeEngine(directory))
+    app = create_app(ServerSettings(directory=directory), FakeEngine(directory))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

@@ -13,7 +13,7 @@ from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError
 from serving import opening_log
 from serving.app import open_engine
-from serving.config import Settings
+from serving.config import ServerSettings
 from serving.opening_log import OpeningLog
 from tests.engines.conftest import random_mask
 from tests.tiny_model import make_tiny_llama
@@ -33,8 +33,8 @@ async def test_a_damaged_directory_is_refused_unless_told_otherwise(directory: P
     content[-9] ^= 4
     path.write_bytes(content)
     with pytest.raises(EngineDirectoryError, match="not the file that was built"):
-        open_engine(Settings(directory=directory))
-    engine = open_engine(Settings(directory=directory, verify=False))
+        open_engine(ServerSettings(directory=directory))
+    engine = open_engine(ServerSettings(directory=directory, verify=False))
     await engine.close()
 
 

@@ -19,7 +19,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from serving.config import Settings
+from serving.config import ServerSettings
 from tests.serving.conftest import ROOT, ServerProcess, StartFake
 from twofour.cli import main
 from twofour.commands.serve import serve
@@ -242,4 +242,4 @@ def test_mistakes_on_the_command_line(
 
 def test_serve_offers_every_setting() -> None:
     options = set(inspect.signature(serve).parameters) - {"engine_option"} | {"engine_options"}
-    assert options == set(Settings.model_fields)
+    assert options == set(ServerSettings.model_fields)

@@ -39,7 +39,7 @@ def test_the_domain_mask_is_built_and_asked_beside_the_learned_one(run: demo.Dem
     text = run.console.export_text()
     assert f"{run.engine('sparse')}: masks learned, {demo.DOMAIN}" in text
     for name in ("learned", demo.DOMAIN):
-        assert f"{demo.MODEL}:{name} continues" in text
+        assert f"{demo.DEMO_MODEL}:{name} continues" in text
 
 
 def test_the_learned_masks_are_twofours_own_or_those_asked_for(

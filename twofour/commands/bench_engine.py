@@ -13,8 +13,8 @@ import typer
 from twofour.commands.bench_options import (
     Concurrency,
     Dense,
-    Json,
-    Keep,
+    JsonLine,
+    KeepRows,
     KvMib,
     Lengths,
     Masks,
@@ -30,7 +30,7 @@ from twofour.commands.option_values import named_masks, number_pairs, numbers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.common.result_file import Row
+    from benchmarks.common.result_file import ResultRow
 
 _Option = typer.Option
 _LENGTHS = "128/128,128/512,1024/128"
@@ -63,9 +63,9 @@ def speed(
     repeats: Repeats = 3,
     threads: Threads = 0,
     kv_mib: KvMib = 256,
-    keep: Keep = False,
+    keep: KeepRows = False,
     result: Annotated[str, _Option(help="Name of the result file.")] = "bench-engine",
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Measure the arms in turns; the result file is written after every cell.
 
@@ -114,7 +114,7 @@ def split(
         "128,1024"
     ),
     threads: Threads = 0,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Where the time of a decode step goes (docs/results/engine-split.json)."""
     from benchmarks.common.engine_directories import engine_pair
@@ -159,7 +159,7 @@ def mix(
     repeats: Repeats = 3,
     threads: Threads = 0,
     kv_mib: KvMib = 256,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Many masks in one engine, patched, copied and switched (docs/results/mask-mix.json)."""
     from benchmarks.common.engine_directories import build_engine
@@ -200,7 +200,7 @@ def _shares(changed: str) -> tuple[float, ...]:
         raise ValueError(f"--changed {changed!r}: not numbers, separated by commas") from error
 
 
-def _tell(rows: Sequence[Row]) -> None:
+def _tell(rows: Sequence[ResultRow]) -> None:
     for row in rows:
         say(
             f"  {row['arm']:15} {row['tokens_per_s']:8.1f} tokens/s  prompt"

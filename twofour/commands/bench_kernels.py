@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twofour.commands.bench_options import Json, Keep, finish
+from twofour.commands.bench_options import JsonLine, KeepRows, finish
 from twofour.commands.option_values import number_pairs, numbers
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ def kernels(
         str | None, _Option(help="Instruction set, or all. [the best of this machine]")
     ] = None,
     seconds: Annotated[float, _Option(help="Time for one row.")] = 1.0,
-    keep: Keep = False,
+    keep: KeepRows = False,
     plot: Annotated[bool, _Option(help="Draw docs/results/kernels-roofline.png too.")] = False,
     force: Annotated[bool, _Option(help="Measure although other processes are busy.")] = False,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Measure the kernels (docs/results/kernels.json)."""
     import psutil
@@ -56,7 +56,7 @@ def kernels(
     layers = number_pairs(shapes, "--shapes", "x") if shapes else bench.SHAPES
     if uneven := [f"{n}x{k}" for n, k in layers if k % 4]:
         raise ValueError(f"--shapes {uneven[0]!r}: inputs must be a multiple of 4, as 4096x4096")
-    batches = numbers(tokens, "--tokens") if tokens else bench.TOKENS
+    batches = numbers(tokens, "--tokens") if tokens else bench.TOKEN_COUNTS
     alternation: list[dict[str, Any]] = []
 
     def facts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Shown
 
-from twofour.commands.bench_options import Json, Redo, finish
+from twofour.commands.bench_options import JsonLine, RedoRows, finish
 from twofour.commands.first_mode import FirstModeGroup
 from twofour.commands.option_values import method_settings
 
@@ -27,7 +27,7 @@ Learn = Annotated[
 ]
 Wikitext2 = Annotated[str, _Option(help="First evaluation text.")]
 C4 = Annotated[str, _Option(help="Second evaluation text.")]
-Settings = Annotated[
+MethodSettings = Annotated[
     list[str] | None,
     _Option(
         "--set",
@@ -36,7 +36,7 @@ Settings = Annotated[
     ),
 ]
 Dtype = Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")]
-Windows = Annotated[int | None, _Option(help="Evaluate on the first N windows only.", min=1)]
+FirstWindows = Annotated[int | None, _Option(help="Evaluate on the first N windows only.", min=1)]
 CalibrationWindows = Annotated[int, _Option(help="For one-shot methods.", min=1)]
 CalibrationLength = Annotated[int, _Option(help="Tokens in one of them.", min=2)]
 Work = Annotated[Path, _Option(help="Unfinished runs and masks.")]
@@ -59,17 +59,17 @@ def league(
         list[str] | None,
         _Option(help="METHOD=FILE: take the mask of a learned method from a file (repeat)."),
     ] = None,
-    settings: Settings = None,
+    settings: MethodSettings = None,
     plot: Annotated[
         bool, _Option("--plot", help="Draw docs/results/masks-curve.png from all rows.")
     ] = False,
     dtype: Dtype = "auto",
-    windows: Windows = None,
+    windows: FirstWindows = None,
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
-    redo: Redo = False,
-    json_: Json = False,
+    redo: RedoRows = False,
+    json_: JsonLine = False,
 ) -> None:
     """Quality by method (docs/results/masks.json)."""
     from benchmarks.common.result_file import RESULTS
@@ -104,14 +104,14 @@ def domains(
         _Option(help="What --general was learned from: adds an arm that grafts its changes."),
     ] = None,
     model: Model = "smollm2-135m",
-    settings: Settings = None,
+    settings: MethodSettings = None,
     dtype: Dtype = "auto",
-    windows: Windows = None,
+    windows: FirstWindows = None,
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
-    redo: Redo = False,
-    json_: Json = False,
+    redo: RedoRows = False,
+    json_: JsonLine = False,
 ) -> None:
     """MaskLLM on domains' own texts, from three starts (docs/results/domains.json)."""
     from benchmarks.common.table import TableSpec
@@ -140,14 +140,14 @@ def ablations(
     learn: Learn = None,
     wikitext2: Wikitext2 = "wikipedia:test",
     c4: C4 = "c4",
-    settings: Settings = None,
+    settings: MethodSettings = None,
     dtype: Dtype = "auto",
-    windows: Windows = None,
+    windows: FirstWindows = None,
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
-    redo: Redo = False,
-    json_: Json = False,
+    redo: RedoRows = False,
+    json_: JsonLine = False,
 ) -> None:
     """MaskLLM with one setting changed at a time (docs/results/mask-ablations.json)."""
     from benchmarks.common.table import TableSpec
@@ -165,7 +165,7 @@ def ablations(
 
 
 @app.command("cost")
-def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: Json = False) -> None:
+def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: JsonLine = False) -> None:
     """What sampling masks costs beside the matrix products (docs/results/mask-cost.json)."""
     from benchmarks.common.machine import OtherCpu
     from benchmarks.common.result_file import this_command, write_result

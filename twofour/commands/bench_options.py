@@ -19,11 +19,13 @@ Concurrency = Annotated[str, typer.Option(help="Requests at a time, separated by
 Repeats = Annotated[int, typer.Option(help="Waves of every arm in every cell.", min=1)]
 Threads = Annotated[int, typer.Option(help="OpenMP threads of every arm. [0: all cores]", min=0)]
 KvMib = Annotated[int, typer.Option(help="Memory for keys and values, MiB.", min=1)]
-Keep = Annotated[
+KeepRows = Annotated[
     bool, typer.Option("--keep", help="Keep rows of the result file that are not measured again.")
 ]
-Redo = Annotated[bool, typer.Option("--redo", help="Measure rows that are there again.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, as the last line.")]
+RedoRows = Annotated[bool, typer.Option("--redo", help="Measure rows that are there again.")]
+JsonLine = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, as the last line.")
+]
 
 
 def say(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twofour.commands.bench_options import Dense, Json, Redo, Sparse, finish, say
+from twofour.commands.bench_options import Dense, JsonLine, RedoRows, Sparse, finish, say
 
 _Option = typer.Option
 
@@ -20,8 +20,8 @@ def quality(
     dense: Dense = None,
     peer: Annotated[list[str] | None, _Option(help="llama.cpp-TYPE=FILE.gguf (repeat).")] = None,
     windows: Annotated[int, _Option(help="Of 2,048 tokens.", min=1)] = 16,
-    redo: Redo = False,
-    json_: Json = False,
+    redo: RedoRows = False,
+    json_: JsonLine = False,
 ) -> None:
     """Score engines, the same weights in torch, and GGUF files (docs/results/quality.json).
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twofour.commands.bench_options import Dense, Json, Masks, Sparse, finish, say
+from twofour.commands.bench_options import Dense, JsonLine, Masks, Sparse, finish, say
 from twofour.commands.option_values import named_masks, numbers
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def serve(
         Path | None, _Option(help="New folder for raw samples. [results/serve-TIME]")
     ] = None,
     force: Annotated[bool, _Option(help="Measure on a busy machine all the same.")] = False,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Measure a dense and a sparse server in turns, and write docs/results/serve.json."""
     from benchmarks.common.engine_directories import engine_pair

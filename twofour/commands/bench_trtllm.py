@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twofour.commands.bench_options import Json, finish
+from twofour.commands.bench_options import JsonLine, finish
 from twofour.commands.option_values import number_pairs
 
 _Option = typer.Option
@@ -29,7 +29,7 @@ def trtllm(
     report: Annotated[
         Path | None, _Option(help="Only show what was measured in this folder.")
     ] = None,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Measure three TensorRT-LLM engines; without a GPU, write the script that does."""
     if report is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twofour.commands.bench_options import Json, Keep, finish, say
+from twofour.commands.bench_options import JsonLine, KeepRows, finish, say
 from twofour.commands.first_mode import FirstModeGroup
 from twofour.commands.option_values import numbers
 
@@ -36,14 +36,14 @@ def speed(
     prompt_tokens: Annotated[int, _Option(help="Of every request.", min=1)] = 16,
     output_tokens: Annotated[int, _Option(help="Of every request.", min=1)] = 64,
     repeats: Annotated[int, _Option(help="Batches of every arm.", min=1)] = 3,
-    keep: Keep = False,
-    json_: Json = False,
+    keep: KeepRows = False,
+    json_: JsonLine = False,
 ) -> None:
     """Tokens per second of every arm (docs/results/bench-vllm.json)."""
     from benchmarks.common.result_file import read_result, this_command
     from benchmarks.common.table import Earlier, Table, TableSpec
-    from benchmarks.vllm.pages import speed_page
-    from benchmarks.vllm.report import operator_call_us, summary
+    from benchmarks.vllm.pages import vllm_speed_page
+    from benchmarks.vllm.report import operator_call_us, speed_summary
     from benchmarks.vllm.speed import KEY, VllmPlan, build_arms, measure
     from engines.native import kernels
     from engines.vllm_plugin.version import vllm_version
@@ -70,7 +70,7 @@ def speed(
             "vllm": vllm_version(),
             "isa": kernels.isa(),
             "operator_call_us": part["operator_call_us"],
-            "summary": summary(rows),
+            "summary": speed_summary(rows),
             "parts": [*earlier_parts, part],
         }
 
@@ -78,7 +78,7 @@ def speed(
         directories = build_arms(resolve_model(model), model_name(model), mask, Path(folder))
         part["mask_digest"] = read_mask(directories["mask"]).digest
         part["operator_call_us"] = operator_call_us()
-        spec = TableSpec("bench-vllm", KEY, speed_page, facts)
+        spec = TableSpec("bench-vllm", KEY, vllm_speed_page, facts)
         table = Table(spec, Earlier.KEEP if keep else Earlier.DROP)
         earlier_parts = read_result(table.path)["parts"] if table.rows() else []
         shares = []
@@ -101,7 +101,7 @@ def agreement(
     output_tokens: Annotated[int, _Option(help="Of every prompt.", min=1)] = 64,
     margin: Annotated[float, _Option(help="Log-prob; a smaller one is a toss-up.")] = 0.15,
     eager: Annotated[bool, _Option("--eager", help="Without torch.compile.")] = False,
-    json_: Json = False,
+    json_: JsonLine = False,
 ) -> None:
     """Greedy tokens against the reference (docs/results/vllm-agreement.json)."""
     from benchmarks.common.result_file import this_command, write_result

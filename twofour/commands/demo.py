@@ -19,7 +19,7 @@ from twofour.shipped_masks import masks_in, shipped_masks
 if TYPE_CHECKING:
     from benchmarks.serve.compare import ServeComparison
 
-MODEL = "smollm2-135m"
+DEMO_MODEL = "smollm2-135m"
 GENERAL, DOMAIN = "general", "python"
 DOMAIN_PROMPT = "def reverse(text: str) -> str:\n"
 # The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
@@ -76,7 +76,7 @@ def demo(
     ] = 6,
     masks: Annotated[
         Path | None,
-        typer.Option(help=f"Folder of the learned masks of {MODEL} [default: twofour's own]."),
+        typer.Option(help=f"Folder of the learned masks of {DEMO_MODEL} [default: twofour's own]."),
     ] = None,
 ) -> None:
     """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
@@ -104,7 +104,7 @@ def learned_masks(folder: Path | None) -> dict[str, Path]:
         FileNotFoundError: a mask that the demo serves is not there.
     """
     if folder is None:
-        return shipped_masks(MODEL)
+        return shipped_masks(DEMO_MODEL)
     masks = masks_in(folder)
     for name in (GENERAL, DOMAIN):
         if name not in masks:
@@ -134,8 +134,8 @@ def _fetch(run: DemoRun) -> None:
     with run.console.status("fetching the text"):
         texts = [load_texts(name) for name in (CALIBRATION, EVALUATION)]
     with run.console.status("fetching the model and dequantising it (once, about half a minute)"):
-        run.model = resolve_model(MODEL)
-    run.console.print(f"{MODEL}, dequantised from Q4_1: {run.model}", soft_wrap=True)
+        run.model = resolve_model(DEMO_MODEL)
+    run.console.print(f"{DEMO_MODEL}, dequantised from Q4_1: {run.model}", soft_wrap=True)
     for text in texts:
         run.console.print(f"{text.name}: {len(text.texts)} documents, {text.digest[:16]}...")
 
@@ -201,7 +201,7 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
         TorchScorer(network),
         tokenizer.encode,
         load_texts(EVALUATION),
-        model=MODEL,
+        model=DEMO_MODEL,
         mask=None if file is None else file.stem,
         dtype=dtype_name(network),
         bos_token_id=tokenizer.bos_token_id,
@@ -219,7 +219,7 @@ def _build_engines(run: DemoRun) -> None:
                 "cpu",
                 BuildRequest(
                     model=run.model,
-                    model_name=MODEL,
+                    model_name=DEMO_MODEL,
                     masks=masks,
                     out=run.engine(arm),
                     overwrite=True,
@@ -256,7 +256,7 @@ def _ask_each_mask(run: DemoRun) -> None:
     with Server("sparse", directory, log) as server:
         server.wait_until_healthy()
         for mask in _served_masks(run):
-            model = f"{MODEL}:{mask}"
+            model = f"{DEMO_MODEL}:{mask}"
             answer = server.complete(model, DOMAIN_PROMPT, max_tokens=24)
             run.console.print(f"{model} continues {DOMAIN_PROMPT!r} with", highlight=False)
             run.console.print(f"  {answer!r}", highlight=False, markup=False, soft_wrap=True)
@@ -269,7 +269,7 @@ def _print_results(run: DemoRun) -> None:
     if comparison is None:
         raise RuntimeError("the serve stage left no comparison")
     served = run.served
-    table = Table(title=f"{MODEL} (dequantised from Q4_1), one machine, one run")
+    table = Table(title=f"{DEMO_MODEL} (dequantised from Q4_1), one machine, one run")
     table.add_column("")
     for heading in ("dense", "2:4 sparse", "sparse / dense"):
         table.add_column(heading, justify="right")

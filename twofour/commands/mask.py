@@ -24,7 +24,9 @@ Parent = Annotated[
     typer.Option(help="File of the parent mask [default: found by digest in the same folder]."),
 ]
 Plot = Annotated[Path | None, typer.Option(help="Also draw a picture (.png, .svg, .pdf).")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+]
 
 
 @app.command("prune")
@@ -114,18 +116,18 @@ def prune(
 
 @app.command("inspect")
 def inspect(
-    file: MaskFile, parent: Parent = None, plot: Plot = None, as_json: Json = False
+    file: MaskFile, parent: Parent = None, plot: Plot = None, as_json: JsonOption = False
 ) -> None:
     """Show what a mask file holds, layer by layer, with its density checked."""
     from rich.table import Table
 
-    from maskgen.compare import summarise
+    from maskgen.compare import summarise_layers
     from maskgen.format.coverage import coverage
     from maskgen.format.mask_file import read_mask
     from maskgen.format.placements import PLACEMENTS
 
     mask = read_mask(file, parent)
-    rows = summarise(mask)
+    rows = summarise_layers(mask)
     facts = {
         **_facts(mask),
         "layers": len(rows),
@@ -165,7 +167,7 @@ def diff(
     other: Annotated[Path, typer.Argument(help="The mask to compare with.", metavar="OTHER")],
     parent: Parent = None,
     plot: Plot = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how a mask differs from another one of the same model.
 

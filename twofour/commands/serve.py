@@ -88,13 +88,13 @@ def _serve(given: dict[str, Any]) -> None:
     from engines.cpu.idle import shorten_spinning
 
     shorten_spinning()
-    from serving.config import Settings
+    from serving.config import ServerSettings
     from serving.server import run
 
     if not given["directory"].is_dir():
         raise ValueError(f"{given['directory']} is not an engine directory: no such folder")
     try:
-        settings = Settings(**given)
+        settings = ServerSettings(**given)
     except ValidationError as error:
         raise ValueError(_explain(error)) from error
     run(settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common.page import changed_groups, commands, number, page, percent, table
+from benchmarks.common.page import changed_groups, commands, markdown_table, number, page, percent
 
 RESULT: dict[str, Any] = {
     "command": "twofour bench x --dense dense --sparse sparse --lengths 128/128,1024/128 "
@@ -24,7 +24,9 @@ RESULT: dict[str, Any] = {
 
 def test_a_page_is_as_the_formatter_writes_it() -> None:
     mdformat = pytest.importorskip("mdformat")
-    shown = table(["arm", "tokens/s"], [["sparse", 1234.5], ["dense", None], ["other", 12]])
+    shown = markdown_table(
+        ["arm", "tokens/s"], [["sparse", 1234.5], ["dense", None], ["other", 12]]
+    )
     text = page("Title", "What is compared. " * 12, RESULT, "## Part", shown)
     options = {"wrap": 100, "number": True, "plugin": {"tables": {"compact_tables": True}}}
     assert mdformat.text(text, options=options, extensions={"gfm", "tables"}) == text

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.engine.picture import PictureError, draw, points
+from benchmarks.engine.picture import PictureError, draw_panels, points
 
 QUALITY = [
     {"arm": arm, "perplexity": value}
@@ -32,7 +32,7 @@ def test_points_are_of_one_cell_and_of_arms_that_both_files_have(tmp_path: Path)
         "dense": (20.7, 100.0, 100.0),
         "llama.cpp-bf16": (20.7, 90.0, 100.0),
     }
-    draw(found, "a title", tmp_path / "picture.png")
+    draw_panels(found, "a title", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 

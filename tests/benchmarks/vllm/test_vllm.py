@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.common.arm_process import ArmError
 from benchmarks.vllm import speed
 from benchmarks.vllm.agreement import AgreementPlan, Step, _row, check
-from benchmarks.vllm.report import summary
+from benchmarks.vllm.report import speed_summary
 from benchmarks.vllm.speed import VllmPlan, measure
 from tests.tiny_model import make_tiny_llama
 from twofour.cli import app
@@ -34,7 +34,7 @@ def test_each_arm_counts_at_its_best() -> None:
         row("dense-fp32", 100.0, mode="compiled"),
         row("sparse", 300.0, batch=32),
     ]
-    one, many = summary(rows)
+    one, many = speed_summary(rows)
     assert one["usefulness"] == 1.2
     assert one["sparsity"] == 1.5
     assert one["best_tokens_per_s"]["dense"] == 30.0

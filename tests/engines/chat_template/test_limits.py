@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import engines.chat_template.template
-from engines.chat_template.budget import MAX_CHARACTERS, MAX_STEPS, Budget
+from engines.chat_template.budget import MAX_CHARACTERS, MAX_STEPS, RenderingBudget
 from engines.chat_template.template import ChatTemplate
 from engines.errors import EngineDirectoryError, InvalidRequestError
 
@@ -129,8 +129,8 @@ INTEGERS = [
 
 def refusal(template: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a rendering with small limits is refused with; it must not take much memory."""
-    small = functools.partial(Budget, steps=STEPS, characters=CHARACTERS)
-    monkeypatch.setattr(engines.chat_template.template, "Budget", small)
+    small = functools.partial(RenderingBudget, steps=STEPS, characters=CHARACTERS)
+    monkeypatch.setattr(engines.chat_template.template, "RenderingBudget", small)
     compiled = ChatTemplate(template, Path("t"), {})
     tracemalloc.start()
     try:

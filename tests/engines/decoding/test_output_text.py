@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.decoding.output_text import ChoiceText, Piece
+from engines.decoding.output_text import ChoiceText, TextDelta
 from engines.sampling import SamplingParams
 
 EOS = 99
@@ -24,7 +24,7 @@ class Letters:
 
 def run(
     text: str, params: SamplingParams, *, max_tokens: int = 100, eos: bool = False
-) -> tuple[list[str], Piece]:
+) -> tuple[list[str], TextDelta]:
     choice = ChoiceText(Letters(), params, (EOS,), max_tokens)  # type: ignore[arg-type]
     pieces = []
     for token in [*(ord(c) - ord("a") for c in text), *([EOS] if eos else [])]:

@@ -20,7 +20,7 @@ from engines.reference.semi_structured import (
     pack,
     sparse_tensor,
     swap_,
-    unpack,
+    unpack_semi_structured,
 )
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import Mask
@@ -53,7 +53,7 @@ def test_packing_is_exact_and_small(shape: tuple[int, int], dtype: torch.dtype) 
     weight = torch.randn(shape).to(dtype)
     weight = _masked(weight, _mask(1, {"w": shape}), "w")
     packed = pack(weight)
-    assert torch.equal(unpack(packed), weight)
+    assert torch.equal(unpack_semi_structured(packed), weight)
     assert packed.shape == weight.shape
     assert packed.nbytes / weight.nbytes == 9 / 16
 
@@ -66,7 +66,7 @@ def test_every_placement_and_zeros_inside_kept_pairs() -> None:
     draw = torch.Generator().manual_seed(0)
     weight = groups[torch.randint(len(groups), (32, 32), generator=draw)].flatten(1)
     weight = weight.to(torch.bfloat16)
-    assert torch.equal(unpack(pack(weight)), weight)
+    assert torch.equal(unpack_semi_structured(pack(weight)), weight)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def kernel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         out_dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         calls[0] += 1
-        return unpack(PackedWeight(mat1, mat1_meta)) @ mat2
+        return unpack_semi_structured(PackedWeight(mat1, mat1_meta)) @ mat2
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("_sparse_semi_structured_mm", multiply, "CPU")

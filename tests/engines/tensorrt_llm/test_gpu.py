@@ -21,7 +21,7 @@ from engines.tensorrt_llm.build import build, resume
 from engines.tensorrt_llm.directory import write_directory
 from engines.tensorrt_llm.engine import TensorRtLlmEngine
 from engines.tensorrt_llm.record import read_record
-from engines.tensorrt_llm.settings import Settings
+from engines.tensorrt_llm.settings import BuildSettings
 from engines.tensorrt_llm.sparsity_log import parse_log
 from engines.tensorrt_llm.version import find_environment
 from tests.engines.tensorrt_llm.helpers import mask_file
@@ -84,7 +84,7 @@ def test_the_gemm_plugin_really_hides_the_weights(
 ) -> None:
     """Why the plugin is refused: the same build with it finds nothing eligible."""
     directory = tmp_path / "e"
-    write_directory(BuildRequest(model, "wide", {"a": masks["a"]}, directory), Settings())
+    write_directory(BuildRequest(model, "wide", {"a": masks["a"]}, directory), BuildSettings())
     script = directory / "build.sh"
     script.write_text(script.read_text().replace("--gemm_plugin disable", "--gemm_plugin auto"))
     with pytest.raises(EngineDirectoryError, match="was built with gemm_plugin"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engines.errors import EngineDirectoryError
-from engines.vllm_plugin.cuda import unpack
+from engines.vllm_plugin.cuda import unpack_kept
 from engines.vllm_plugin.format import BF16, dense_values, kept_values, pack_nibbles
 
 CHECK = """
@@ -47,11 +47,11 @@ def layer(n: int, k: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
 
 def test_unpack() -> None:
     dense, kept, codes = layer(24, 64)
-    found = unpack(kept, codes).view(torch.uint16).numpy().view(BF16)
+    found = unpack_kept(kept, codes).view(torch.uint16).numpy().view(BF16)
     assert np.array_equal(found, dense)
     codes[3, 2] = 0x60
     with pytest.raises(EngineDirectoryError, match="6, expected 0 to 5"):
-        unpack(kept, codes)
+        unpack_kept(kept, codes)
 
 
 @pytest.mark.vllm
