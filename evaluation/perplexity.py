@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from maskgen.data import TextSet
+from maskgen.texts.text_sets import TextSet
 
 WINDOW = 2048
 SEPARATOR = "\n\n"

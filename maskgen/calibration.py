@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 from maskgen.selection import Selection, SelectionError, decoder_layers
-from maskgen.windows import Windows
+from maskgen.texts.windows import Windows
 
 LayerProgress = Callable[[int, int, str], None]
 """Called with (layers done, layers in all, name of the layer)."""

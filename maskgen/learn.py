@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from maskgen.data import TextSet
 from maskgen.format.coverage import dense_lines
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError
@@ -26,8 +25,9 @@ from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels, describe
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
+from maskgen.texts.text_sets import TextSet
+from maskgen.texts.windows import token_windows
 from maskgen.torch_model import check_base, check_tokens, dtype_name, load_model
-from maskgen.windows import token_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from maskgen.apply import Change, Weight, rewrite_weights
 from maskgen.calibration import LayerProgress, PruneOutcome, prune_by_weight, prune_sequentially
-from maskgen.data import TextSet
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask
@@ -20,8 +19,9 @@ from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, Selection, select_layers
+from maskgen.texts.text_sets import TextSet
+from maskgen.texts.windows import draw_windows, token_windows
 from maskgen.torch_model import check_tokens, load_model
-from maskgen.windows import draw_windows, token_windows
 
 
 @dataclass(frozen=True, slots=True)

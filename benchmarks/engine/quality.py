@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.common.result_file import ResultRow
 from evaluation.perplexity import joined_tokens, measure_perplexity
 from evaluation.subjects import Subject, engine_subject, torch_subject
-from maskgen.data import TextSet
 from maskgen.models import resolve_model
+from maskgen.texts.text_sets import TextSet
 
 KEY = ("arm",)
 """What names a row."""

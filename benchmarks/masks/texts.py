@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskgen.data import TextSet
+from maskgen.texts.text_sets import TextSet
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from evaluation.perplexity import evaluate
-from maskgen.data import TextSet
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.prune import PruneSettings, prune
+from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import (
     TorchScorer,
     apply_to_module,

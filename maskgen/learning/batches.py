@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from maskgen.windows import Windows
+from maskgen.texts.windows import Windows
 
 
 class Batches:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maskgen.texts.windows import Windows
 from maskgen.torch_model import load_model
 from maskgen.transform.groups import TransformError
-from maskgen.windows import Windows
 
 LARGEST_DIFFERENCE = 1e-3
 """Of fp32 logits, for every unit of the largest logit above 40: sums in another order."""

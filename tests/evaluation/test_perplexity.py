@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from evaluation.perplexity import EvaluationError, evaluate, measure_perplexity
-from maskgen.data import TextSet
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.prune import PruneSettings, prune
+from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import TorchScorer, apply_to_module, load_model
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 

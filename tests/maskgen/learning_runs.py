@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskgen.data import TextSet
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.learn import LearnRequest, LearnResult, learn, parse_config
 from maskgen.prune import PruneSettings, prune
+from maskgen.texts.text_sets import TextSet
 
 SMALL = {"steps": 6, "sequence_length": 16, "batch_size": 2, "log_every": 2, "checkpoint_every": 2}
 TEXTS = TextSet.of(

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from maskgen.data import TextSet
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.prune import PruneSettings, prune
+from maskgen.texts.text_sets import TextSet
+from maskgen.texts.windows import token_windows
 from maskgen.torch_model import load_model
-from maskgen.windows import token_windows
 from tests.tiny_model import make_tiny_llama
 
 LENGTH = 32

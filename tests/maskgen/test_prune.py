@@ -11,7 +11,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from maskgen.apply import apply_mask, with_decoder_weights
-from maskgen.data import TextSet
 from maskgen.format.coverage import DenseWeight, dense_lines, share
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError
@@ -21,8 +20,9 @@ from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.prune import PruneSettings, prune
 from maskgen.registry import METHODS, UnknownMethodError, load_method, method_names
 from maskgen.selection import LayerChoice, SelectionError, decoder_layers, select_layers
+from maskgen.texts.text_sets import TextSet
+from maskgen.texts.windows import TooLittleTextError, draw_windows, token_windows
 from maskgen.torch_model import apply_to_module, load_model
-from maskgen.windows import TooLittleTextError, draw_windows, token_windows
 from tests.maskgen.masks import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 

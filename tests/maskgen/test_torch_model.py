@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from maskgen.data import TextSet
 from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.prune import PruneSettings, prune
-from maskgen.self_text import write_self_texts
+from maskgen.texts.self_text import write_self_texts
+from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import TorchScorer, check_tokens, context_length, load_model
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 

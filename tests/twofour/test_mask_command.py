@@ -10,8 +10,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from maskgen import self_text
 from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.texts import self_text
 from tests.maskgen.masks import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app

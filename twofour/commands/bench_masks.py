@@ -216,7 +216,7 @@ def _workbench(
 
 def _general_texts(learn: list[str] | None, wikitext2: str, c4: str) -> GeneralTexts:
     from benchmarks.masks.texts import GeneralTexts
-    from maskgen.data import TextSet, load_texts
+    from maskgen.texts.text_sets import TextSet, load_texts
 
     named = learn or ["wikipedia:train"]
     return GeneralTexts(
@@ -235,7 +235,7 @@ def _table(spec: TableSpec, bench: Workbench, inputs: Mapping[str, str], redo: b
 
 def _domain(spec: str) -> Domain:
     from benchmarks.masks.texts import Domain
-    from maskgen.data import load_texts
+    from maskgen.texts.text_sets import load_texts
 
     name, _, rest = spec.partition("=")
     parts = rest.split(",")

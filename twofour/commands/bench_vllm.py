@@ -109,8 +109,8 @@ def agreement(
     from benchmarks.vllm.pages import agreement_page
     from engines.native import kernels
     from engines.vllm_plugin.version import vllm_version
-    from maskgen.data import load_texts
     from maskgen.format.mask_file import read_mask
+    from maskgen.texts.text_sets import load_texts
 
     texts = load_texts(data)
     plan = AgreementPlan(model, mask, prompts, prompt_tokens, output_tokens, margin, eager)

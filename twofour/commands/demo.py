@@ -128,8 +128,8 @@ def _stage(console: Console, title: str, name: str) -> Iterator[None]:
 
 
 def _fetch(run: DemoRun) -> None:
-    from maskgen.data import load_texts
     from maskgen.models import resolve_model
+    from maskgen.texts.text_sets import load_texts
 
     with run.console.status("fetching the text"):
         texts = [load_texts(name) for name in (CALIBRATION, EVALUATION)]
@@ -143,9 +143,9 @@ def _fetch(run: DemoRun) -> None:
 def _make_masks(run: DemoRun) -> None:
     from rich.progress import Progress
 
-    from maskgen.data import load_texts
     from maskgen.format.mask_file import write_mask
     from maskgen.prune import PruneSettings, prune
+    from maskgen.texts.text_sets import load_texts
 
     run.masks["learned"] = run.learned[GENERAL]
     run.console.print(f"learned mask: {run.masks['learned']}", soft_wrap=True)
@@ -184,9 +184,9 @@ def _measure_quality(run: DemoRun) -> None:
 
 def _perplexity(run: DemoRun, file: Path | None) -> Any:
     from evaluation.perplexity import evaluate
-    from maskgen.data import load_texts
     from maskgen.format.mask_file import read_mask
     from maskgen.format.tokenizer import ModelTokenizer
+    from maskgen.texts.text_sets import load_texts
     from maskgen.torch_model import (
         TorchScorer,
         apply_to_module,

@@ -94,7 +94,7 @@ def _perplexity(
 ) -> dict[str, Any]:
     from evaluation.perplexity import EvaluationError
     from evaluation.perplexity import evaluate as measure
-    from maskgen.data import load_texts
+    from maskgen.texts.text_sets import load_texts
 
     longest = subject.context_length
     if longest is not None and window > longest:

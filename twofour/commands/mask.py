@@ -70,7 +70,7 @@ def prune(
     from maskgen.prune import prune as run
     from maskgen.registry import load_method
     from maskgen.selection import LayerChoice
-    from maskgen.self_text import calibration_texts
+    from maskgen.texts.self_text import calibration_texts
     from maskgen.torch_model import check_base
 
     if not out.parent.is_dir():

@@ -12,8 +12,8 @@ from rich.console import Console
 from twofour.commands.option_values import Transform, method_settings
 
 if TYPE_CHECKING:
-    from maskgen.data import TextSet
     from maskgen.format.mask_file import Mask
+    from maskgen.texts.text_sets import TextSet
 
 _Option = typer.Option
 
@@ -71,13 +71,13 @@ def learn(
     ] = None,
 ) -> None:
     """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
-    from maskgen.data import TextSet, load_texts
     from maskgen.format.coverage import coverage
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.learn import LearnRequest, parse_config
     from maskgen.learn import learn as run
     from maskgen.models import resolve_model
     from maskgen.selection import LayerChoice
+    from maskgen.texts.text_sets import TextSet, load_texts
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")

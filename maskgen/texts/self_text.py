@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskgen.data import DataError, TextSet, load_texts
 from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.texts.text_sets import DataError, TextSet, load_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ def calibration_texts(
     """The texts of a data argument for calibration or learning, `self` included.
 
     Args:
-        data: see `maskgen.data`; `self` lets the model in `model_dir` write the text.
+        data: see `maskgen.texts.text_sets`; `self` lets the model in `model_dir` write the text.
         tokens: how many tokens will be needed; only `self` looks at it.
         seed: of the sampling, for `self`.
         dtype: of the computation, for `self`.

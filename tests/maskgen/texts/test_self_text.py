@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.self_text import write_self_texts
+from maskgen.texts.self_text import write_self_texts
 from tests.tiny_model import make_tiny_llama
 
 

@@ -3,7 +3,7 @@
 A data argument is the name of a fetched set (`wikipedia`, `c4`, `tinystories`, `python`; `:train`
 or `:test` picks a split), a text file, a JSONL file (plain or gzipped) with a `text` field, a
 directory of such files, or `hub:owner/name[:split]` for a Hugging Face data set. `self` (the model
-writes its own calibration text) needs the model and is resolved in `maskgen.self_text`.
+writes its own calibration text) needs the model and is resolved in `maskgen.texts.self_text`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maskgen.data import DataError, TextSet, load_texts
+from maskgen.texts.text_sets import DataError, TextSet, load_texts
 
 
 def test_text_file_jsonl_and_folder(tmp_path: Path) -> None:
