@@ -19,6 +19,7 @@ from benchmarks.kernels.page import speedup_table
 from benchmarks.masks.pages import cost_table, domains_table, league_table
 from benchmarks.serve.page import serve_table
 from benchmarks.vllm.pages import summary_table
+from maskgen.format.atomic_file import write_text
 
 _LARGE_WEIGHTS = 8_000_000
 _MARKED = re.compile(
@@ -80,6 +81,6 @@ def fill_guides(root: Path) -> list[Path]:
         before = path.read_text(encoding="utf-8")
         after = fill(before, root / RESULTS)
         if after != before:
-            path.write_text(after, encoding="utf-8")
+            write_text(path, after)
             changed.append(path)
     return changed

@@ -14,6 +14,7 @@ from benchmarks.masks.pages import ablations_page, cost_page, domains_page, leag
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.vllm.pages import agreement_page, vllm_speed_page
+from maskgen.format.atomic_file import write_text
 
 _ABOUT = """
 Everything that was measured. Each page is written by the command at its end, from the JSON file of
@@ -63,7 +64,7 @@ def write_pages(root: Path = Path()) -> list[Path]:
     files = sorted((root / RESULTS).glob("*.json"))
     pages = [write_page(path, page_of(path.stem)) for path in files]
     index = root / RESULTS / "README.md"
-    index.write_text(_index(pages), encoding="utf-8")
+    write_text(index, _index(pages))
     return [*pages, index]
 
 

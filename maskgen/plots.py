@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskgen.compare import LayerComparison, LayerSummary
+from maskgen.format.atomic_file import atomic_writer
 from maskgen.format.coverage import decoder_position
 from maskgen.format.placements import PLACEMENTS
 
@@ -70,9 +71,8 @@ def save_figure(figure: Any, path: Path) -> None:
     Raises:
         ValueError: an unknown suffix.
     """
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
-    figure.savefig(partial, dpi=120)
-    partial.replace(path)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=120)
 
 
 def _grid(values: Mapping[str, float]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float64]]]:

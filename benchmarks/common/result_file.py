@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.machine import describe_machine, machine_class, versions
+from maskgen.format.atomic_file import write_text
+from maskgen.format.json_file import read_json, write_json
 
 RESULTS = Path("docs/results")
 
@@ -55,21 +56,20 @@ def write_result(
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    _replace(path, json.dumps(result, indent=1) + "\n")
+    write_json(path, result, indent=1)
     write_page(path, page)
     return path
 
 
 def read_result(path: Path) -> ResultData:
     """What is in a result file."""
-    result: ResultData = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    return read_json(path, ValueError)
 
 
 def write_page(path: Path, page: Page) -> Path:
     """Write the page beside a result file, and give its path."""
     target = path.with_suffix(".md")
-    _replace(target, page(read_result(path)))
+    write_text(target, page(read_result(path)))
     return target
 
 
@@ -86,9 +86,3 @@ def this_command() -> str:
 
     words = [re.sub(r"(^|[=,])(/(?:[^=,]*/)?([^=,/]+)/?)", shorten, word) for word in sys.argv[1:]]
     return shlex.join(["twofour", *words])
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

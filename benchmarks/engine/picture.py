@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.result_file import RESULTS, read_result
+from maskgen.format.atomic_file import atomic_writer
 
 LABELS = {
     "sparse": "twofour, 2:4 in bf16",
@@ -89,10 +90,9 @@ def draw_panels(found: dict[str, tuple[float, float, float]], title: str, path: 
         axes.margins(0.25, 0.35)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=140)
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=140)
     plt.close(figure)
-    partial.replace(path)
 
 
 def draw_results(cell: tuple[int, int, int]) -> list[str]:

@@ -10,7 +10,6 @@ of a size whose weights are not at hand. Everything is written tensor by tensor.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from engines.cpu.build import build
 from engines.directory.build import BuildRequest
 from engines.directory.decoder_config import decoder_config, read_decoder_config
 from engines.directory.tensor_file import TensorSpec, TensorWriter
+from maskgen.format.json_file import write_json
 from maskgen.format.mask_file import Mask, base_digest, write_mask
 
 LLAMA_1B: Mapping[str, Any] = {
@@ -56,7 +56,7 @@ _SEED = 0
 def write_model(directory: Path, config: Mapping[str, Any]) -> Path:
     """A Hugging Face directory with random bf16 weights and a tokenizer of single bytes."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(directory / "config.json", config)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from benchmarks.kernels.measure import KernelRow
+from maskgen.format.atomic_file import atomic_writer
 
 PICTURE = "kernels-roofline.png"
 
@@ -117,7 +118,6 @@ def plot_roofline(rows: Sequence[KernelRow], path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
+    with atomic_writer(path) as file:
+        figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    partial.replace(path)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from evaluation.perplexity import evaluate
 from maskgen.format.digests import base_digest
+from maskgen.format.json_file import read_json, write_json
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
@@ -116,10 +117,8 @@ class Workbench:
                 "state_bytes_per_weight": None,
                 "mask_digest": result.mask.digest,
             }
-            facts.write_text(json.dumps(row), encoding="utf-8")
-        return Made(
-            checkpoint or self.directory, read_mask(path), json.loads(facts.read_text("utf-8"))
-        )
+            write_json(facts, row)
+        return Made(checkpoint or self.directory, read_mask(path), read_json(facts, ValueError))
 
     def prior(self, method: str, texts: TextSet, domain: str) -> Mask:
         """A one-shot mask of the domain's text to start from; kept like any other.

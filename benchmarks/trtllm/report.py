@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from engines.tensorrt_llm.record import read_record
+from maskgen.format.json_file import read_json
 
 GRID_ARMS = ("dense-plugin", "dense", "sparse")
 """Engine directories of the benchmark, in the order of the table."""
@@ -90,7 +90,7 @@ def table(rows: list[GridRow]) -> Table:
 def _read_row(folder: Path, arm: str, prompt: int, generated: int) -> GridRow:
     path = folder / report_name(arm, prompt, generated)
     try:
-        speed = float(json.loads(path.read_text())["performance"]["system_output_throughput_tok_s"])
+        speed = float(read_json(path, ValueError)["performance"]["system_output_throughput_tok_s"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of trtllm-bench: {error!r}") from error
     if arm != "sparse":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,9 @@ from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import check_fits, check_name
 from engines.text import TextCodec
 from engines.version import own_version
+from maskgen.format.json_file import write_json
 from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+from maskgen.format.model_directory import CONFIG_FILE
 from maskgen.format.text_files import text_files
 
 StorageChoice = Callable[[float], Literal["patch", "copy"]]
@@ -200,7 +201,7 @@ def finish_directory(
     """
     copy_text_files(request.model, directory)
     written = inputs.checkpoint.config if config is None else config
-    (directory / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_json(directory / CONFIG_FILE, written)
     try:
         manifest = Manifest(
             target=target,

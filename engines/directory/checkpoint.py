@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from engines.directory.tensor_file import TensorFile, TensorSpec
 from engines.errors import EngineDirectoryError, as_engine_directory_error
+from maskgen.format.json_file import read_json
 from maskgen.format.model_directory import (
     CONFIG_FILE,
     EMBEDDING,
     HEAD,
+    ModelDirectoryError,
     embedding_and_head,
-    read_json,
     read_model_config,
     refuse_other_weights,
     stored_tensors,
@@ -49,7 +50,11 @@ class Checkpoint:
         self.directory = directory
         with as_engine_directory_error():
             stored = stored_tensors(directory)
-            read = read_json(directory / CONFIG_FILE) if encoded else read_model_config(directory)
+            read = (
+                read_json(directory / CONFIG_FILE, ModelDirectoryError)
+                if encoded
+                else read_model_config(directory)
+            )
             tied = bool(read.get("tie_word_embeddings"))
             embedding, head = embedding_and_head(stored, tied=tied)
         self.config = read | ({"tie_word_embeddings": False} if tied and embedding != head else {})

@@ -14,7 +14,8 @@ from typing import Any
 
 from engines.directory.rope import Rope, read_rope
 from engines.errors import EngineDirectoryError, as_engine_directory_error
-from maskgen.format.model_directory import CONFIG_FILE, EMBEDDING, HEAD, read_json
+from maskgen.format.json_file import read_json
+from maskgen.format.model_directory import CONFIG_FILE, EMBEDDING, HEAD, ModelDirectoryError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder layer, in the order of the native decoder."""
@@ -154,7 +155,7 @@ def read_decoder_config(directory: Path) -> DecoderConfig:
         EngineDirectoryError: it is missing or malformed; or see `decoder_config`.
     """
     with as_engine_directory_error(directory):
-        return decoder_config(read_json(directory / CONFIG_FILE))
+        return decoder_config(read_json(directory / CONFIG_FILE, ModelDirectoryError))
 
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:

@@ -6,7 +6,6 @@ dense checkpoints. Of the last two, the layers that happen to be 2:4 count.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorWriter
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
+from maskgen.format.json_file import write_json
 from maskgen.format.mask_file import Mask, MaskFileError, base_digest, write_mask
-from maskgen.format.model_directory import QUANTIZATION_KEYS, read_quantization
+from maskgen.format.model_directory import CONFIG_FILE, QUANTIZATION_KEYS, read_quantization
 from maskgen.format.placements import GROUP, Codes, project
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
@@ -246,4 +246,4 @@ def _write_model(
             view.release(name)
     copy_text_files(view.checkpoint.directory, model)
     config = {k: v for k, v in view.checkpoint.config.items() if k not in QUANTIZATION_KEYS}
-    (model / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(model / CONFIG_FILE, config)

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from engines.errors import EngineDirectoryError, as_engine_directory_error, one_line
-from maskgen.format.model_directory import read_json
+from engines.errors import EngineDirectoryError, one_line
+from maskgen.format.json_file import read_json, write_json
 
 MANIFEST_FILE = "engine.json"
 ENGINE_WEIGHTS_FILE = "weights.safetensors"
@@ -175,8 +175,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is no engine directory: {MANIFEST_FILE} is missing"
             " (`twofour build` makes one)"
         )
-    with as_engine_directory_error():
-        raw = read_json(path)
+    raw = read_json(path, EngineDirectoryError)
     # Version and features come first: a newer manifest may have fields that are errors here.
     version = raw.get("format_version")
     if type(version) is not int or version < 1:
@@ -238,9 +237,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """
     fields = manifest.model_dump(mode="json")
     fields["identity"] = identity_of(fields)
-    temporary = directory / f".{MANIFEST_FILE}"
-    temporary.write_text(json.dumps(fields, indent=2) + "\n")
-    temporary.replace(directory / MANIFEST_FILE)
+    write_json(directory / MANIFEST_FILE, fields)
     return manifest.model_copy(update={"identity": fields["identity"]})
 
 

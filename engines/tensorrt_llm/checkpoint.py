@@ -7,7 +7,6 @@ holds one fused tensor at a time however large the model is.
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from engines.tensorrt_llm.tensors import (
     local_shape,
     stage_targets,
 )
+from maskgen.format.json_file import write_json
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
 
@@ -99,7 +99,7 @@ def write_checkpoint(
                 progress(f"stage {stage}: {target.name}", done, len(targets))
                 _write_target(source, mask, target, decoder, CHECKPOINT_DTYPES[dtype], ranks)
     config = checkpoint_config(decoder, dtype, mapping)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(out / "config.json", config)
 
 
 def _spec(

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from engines.directory.tensor_file import TensorFile
-from engines.errors import EngineDirectoryError, as_engine_directory_error
+from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import CHECKPOINT_DTYPES, rank_file
 from engines.tensorrt_llm.tensors import Array, TargetTensor
-from maskgen.format.model_directory import read_json
+from maskgen.format.json_file import read_json
 
 INPUT_MULTIPLE = 16
 OUTPUT_MULTIPLE = 8
@@ -208,8 +208,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise EngineDirectoryError(f"{directory} is no TensorRT-LLM checkpoint: no config.json")
-    with as_engine_directory_error():
-        config = read_json(path)
+    config = read_json(path, EngineDirectoryError)
     if "architecture" not in config or "mapping" not in config:
         raise EngineDirectoryError(f"{path} is no TensorRT-LLM checkpoint configuration")
     return config

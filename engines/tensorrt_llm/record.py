@@ -12,12 +12,12 @@ from engines.directory.files import list_files, record_files
 from engines.directory.manifest import MANIFEST_VERSION, Manifest, first_fault, write_manifest
 from engines.directory.opening import open_directory
 from engines.directory.progress import BuildProgress
-from engines.errors import EngineDirectoryError, as_engine_directory_error
+from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping
 from engines.tensorrt_llm.sparsity_log import SparsityReport, parse_log
 from engines.tensorrt_llm.version import find_gpus, installed_version
-from maskgen.format.model_directory import read_json
+from maskgen.format.json_file import read_json
 
 BASE = "base"
 """Name of the one engine of a directory without masks."""
@@ -252,8 +252,7 @@ def _finished(
 def _check_flags(folder: Path, record: BuildRecord) -> None:
     """The engine's own configuration must say what the command asked for."""
     path = folder / "config.json"
-    with as_engine_directory_error():
-        config = read_json(path)
+    config = read_json(path, EngineDirectoryError)
     try:
         built = config["build_config"]
         sparsity, plugins = bool(built["weight_sparsity"]), dict(built.get("plugin_config") or {})

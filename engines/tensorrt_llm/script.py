@@ -7,6 +7,7 @@ be killed and run again.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from engines.tensorrt_llm.record import (
     BuildRecord,
 )
 from engines.tensorrt_llm.version import EXIT_TOOLS_MISSING, TARGET_VERSION
+from maskgen.format.atomic_file import atomic_writer
 
 _HEAD = f"""\
 #!/usr/bin/env bash
@@ -95,10 +97,9 @@ def build_script(record: BuildRecord) -> str:
 
 def write_script(directory: Path, record: BuildRecord) -> None:
     """Write `build.sh`, executable, whole or not at all."""
-    temporary = directory / f".{SCRIPT_FILE}"
-    temporary.write_text(build_script(record))
-    temporary.chmod(0o755)
-    temporary.replace(directory / SCRIPT_FILE)
+    with atomic_writer(directory / SCRIPT_FILE) as file:
+        file.write(build_script(record).encode())
+        os.fchmod(file.fileno(), 0o755)
 
 
 def engine_steps(record: BuildRecord) -> list[tuple[str, str]]:

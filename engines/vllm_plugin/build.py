@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from engines.vllm_plugin.format import (
     kept_values,
     pack_nibbles,
 )
+from maskgen.format.json_file import write_json
 from maskgen.format.mask_file import Mask
+from maskgen.format.model_directory import INDEX_FILE, WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _U8 = np.dtype(np.uint8)
 TESTED_MODEL_TYPES = ("llama",)
 """`model_type` of the models that the plugin's tests run through vLLM."""
@@ -132,7 +131,7 @@ def _write_weights(
         "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
         "weight_map": dict.fromkeys(sorted(specs), WEIGHTS_FILE),
     }
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+    write_json(directory / INDEX_FILE, index, indent=1)
 
 
 def _write_sparse(

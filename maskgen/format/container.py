@@ -10,17 +10,18 @@ Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from maskgen.format.atomic_file import atomic_writer
 
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit
 _DTYPE_BITS = {
@@ -110,29 +111,6 @@ def write_container(
         for name in order:
             array = tensors[name]
             file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
-
-
-@contextlib.contextmanager
-def named_errors(path: Path) -> Iterator[None]:
-    """Name the file in errors that do not: writing to a full disk raises one without a name."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` complete, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with named_errors(path), temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Needs neither torch nor transformers.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgen.format.container import ContainerError, TensorEntry, read_header
+from maskgen.format.json_file import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -72,26 +72,6 @@ class Quantization:
     sparse_only: bool
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ModelDirectoryError: the file is missing or unreadable, or holds no JSON object.
-    """
-    if not path.is_file():
-        raise ModelDirectoryError(f"{path} is missing")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
-    except (ValueError, RecursionError) as error:
-        raise ModelDirectoryError(f"{path} is not JSON: {error}") from None
-    except OSError as error:
-        raise ModelDirectoryError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(value, dict):
-        raise ModelDirectoryError(f"{path} holds {type(value).__name__}, expected an object")
-    return value
-
-
 def read_model_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a directory whose weights are its safetensors files as they are.
 
@@ -100,7 +80,7 @@ def read_model_config(directory: Path) -> dict[str, Any]:
             are quantised, an adapter's, or in a file of another name.
     """
     _require_directory(directory)
-    config = read_json(directory / CONFIG_FILE)
+    config = read_json(directory / CONFIG_FILE, ModelDirectoryError)
     if (quantization := read_quantization(config, directory)) is not None:
         raise ModelDirectoryError(_quantization_message(directory, quantization))
     if (directory / "adapter_config.json").exists():
@@ -286,7 +266,7 @@ def end_token_ids(directory: Path, tokenizer_eos: int | None) -> tuple[int, ...]
             list of them.
     """
     files = [directory / name for name in ("generation_config.json", CONFIG_FILE)]
-    found = {path: read_json(path) for path in files if path.is_file()}
+    found = {path: read_json(path, ModelDirectoryError) for path in files if path.is_file()}
     named = (_token_ids(path, fields.get("eos_token_id")) for path, fields in found.items())
     first = next((ids for ids in named if ids), ())
     own = () if tokenizer_eos is None else (tokenizer_eos,)
@@ -301,7 +281,7 @@ def _require_directory(directory: Path) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    shards = read_json(index).get("weight_map")
+    shards = read_json(index, ModelDirectoryError).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelDirectoryError(f"{index} is not an index of shards: it has no weight_map")
     for name in shards.values():

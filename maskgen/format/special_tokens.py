@@ -15,7 +15,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from maskgen.format.model_directory import ModelDirectoryError, read_json
+from maskgen.format.json_file import read_json
+from maskgen.format.model_directory import ModelDirectoryError
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -114,7 +115,7 @@ def _named(values: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 def _merge_special_tokens_map(directory: Path, settings: dict[str, Any]) -> None:
     path = directory / SPECIAL_TOKENS_FILE
-    for name, value in (read_json(path) if path.is_file() else {}).items():
+    for name, value in (read_json(path, ModelDirectoryError) if path.is_file() else {}).items():
         if name == _EXTRA and isinstance(value, list):
             value = [*_list(_EXTRA, settings.get(_EXTRA)), *value]
         settings[name] = value
@@ -122,7 +123,7 @@ def _merge_special_tokens_map(directory: Path, settings: dict[str, Any]) -> None
 
 def _added_tokens_map(directory: Path, special: Set[str]) -> dict[int, AddedToken]:
     path = directory / ADDED_TOKENS_FILE
-    tokens = read_json(path) if path.is_file() else {}
+    tokens = read_json(path, ModelDirectoryError) if path.is_file() else {}
     if not all(type(token_id) is int for token_id in tokens.values()):
         raise ModelDirectoryError(f"{path} does not map tokens to ids")
     return {i: AddedToken(text, special=text in special) for text, i in tokens.items()}

@@ -16,7 +16,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError, read_json
+from maskgen.format.json_file import read_json
+from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError
 from maskgen.format.special_tokens import TOKENIZER_CONFIG_FILE, read_declared_tokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -47,7 +48,7 @@ class ModelTokenizer:
     def __init__(self, directory: Path) -> None:
         self.backend = _read_tokenizer(directory / TOKENIZER_FILE)
         config_path = directory / TOKENIZER_CONFIG_FILE
-        self.config = read_json(config_path) if config_path.is_file() else {}
+        self.config = read_json(config_path, ModelDirectoryError) if config_path.is_file() else {}
         declared = read_declared_tokens(directory, self.config, self.backend)
         self.backend.add_tokens(list(declared.added))
         self.backend.no_truncation()
@@ -170,7 +171,7 @@ def _check_templates(path: Path, processor: Any) -> None:
 def _vocab_size(path: Path) -> int | None:
     if not path.is_file():
         return None
-    config = read_json(path)
+    config = read_json(path, ModelDirectoryError)
     nested = config.get("text_config")
     for fields in (config, nested if isinstance(nested, dict) else {}):
         if type(size := fields.get("vocab_size")) is int:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from maskgen.format.json_file import read_json, write_json
 from maskgen.learning.distributed import World
 
 CHECKPOINT_VERSION = 2
@@ -191,18 +192,13 @@ def _write_state(path: Path, state: RunState) -> None:
         _CHECKSUM: zlib.crc32(_canonical(body)),
         "state": body,
     }
-    path.write_text(json.dumps(text, indent=1), encoding="utf-8")
+    write_json(path, text, indent=1)
 
 
 def _read_state(folder: Path) -> RunState:
     path = folder / _STATE
-    try:
-        text = json.loads(path.read_text(encoding="utf-8"))
-        version, checksum, body = text["format_version"], text.get(_CHECKSUM), text.get("state")
-    except OSError as error:
-        raise _DamagedError(f"{path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _DamagedError(f"{path.name} is not the state of a run: {error}") from error
+    text = read_json(path, _DamagedError)
+    version, checksum, body = text.get("format_version"), text.get(_CHECKSUM), text.get("state")
     if type(version) is int and version != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"{folder} has format version {version}, this reads {CHECKPOINT_VERSION}; "

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from maskgen.format.container import atomic_writer, named_errors
+from maskgen.format.atomic_file import atomic_writer, named_errors
 
 
 class RunLog:

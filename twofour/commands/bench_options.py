@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.common.result_file import read_result
+
 Dense = Annotated[Path | None, typer.Option(help="Engine directory without masks.")]
 Sparse = Annotated[Path | None, typer.Option(help="Engine directory of the same model.")]
 Masks = Annotated[
@@ -38,4 +40,4 @@ def finish(path: Path, as_json: bool) -> None:
     text = f"wrote {path} and {path.with_suffix('.md')}"
     Console(stderr=as_json).print(text, highlight=False, soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+        typer.echo(json.dumps(read_result(path)))
