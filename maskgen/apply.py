@@ -6,10 +6,8 @@ them, stays what it was. Needs no torch.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from maskgen.format.checkpoint_files import checkpoint_files
 from maskgen.format.container import ContainerError, TensorEntry, read_header
 from maskgen.format.coverage import decoder_weights
 from maskgen.format.digests import base_digest, tensors_digest
 from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.model_directory import StoredTensor, stored_tensors, weight_files
 from maskgen.format.placements import keep_from_codes
-from maskgen.format.text_files import template_files
+from maskgen.format.staging import new_directory
+from maskgen.format.weight_files import StoredTensor, stored_tensors, weight_files
 
 Weight = npt.NDArray[Any]
 _NUMPY_DTYPES = {
@@ -106,13 +105,8 @@ def rewrite_weights(
         FileExistsError: `out` exists.
         MaskFileError: a tensor is missing, or its shape or type is not as expected.
     """
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; name a new directory")
-    with _new_directory(out) as scratch:
-        for source in sorted(model_dir.iterdir()):
-            if source.is_file() and not source.name.startswith("."):
-                shutil.copy(source, scratch / source.name)
-        for source in template_files(model_dir):  # some are in a folder
+    with new_directory(out) as scratch:
+        for source in checkpoint_files(model_dir):
             copy = scratch / source.relative_to(model_dir)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(source, copy)
@@ -182,15 +176,3 @@ def _view(
         )
     values: Weight = raw.view(_NUMPY_DTYPES[entry.dtype])
     return values.reshape(shape)
-
-
-@contextmanager
-def _new_directory(out: Path) -> Iterator[Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    scratch.mkdir()
-    try:
-        yield scratch
-        scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

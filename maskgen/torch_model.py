@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.model_directory import (
-    ModelDirectoryError,
+from maskgen.format.model_directory import ModelDirectoryError, read_model_config
+from maskgen.format.placements import keep_from_codes
+from maskgen.format.weight_files import (
     StoredTensor,
-    read_model_config,
     refuse_other_size,
     refuse_other_weights,
     stored_tensors,
 )
-from maskgen.format.placements import keep_from_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cpu.storage_rule import FIXED_RULE
+from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
@@ -18,13 +19,12 @@ from engines.directory.manifest import (
     LayoutRecord,
     Manifest,
 )
-from engines.directory.staging import atomic_directory
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
 from engines.native import kernels
 from engines.native.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
-from maskgen.format.model_directory import EMBEDDING, HEAD
 from maskgen.format.placements import PAIRS
+from maskgen.format.weight_files import EMBEDDING, HEAD
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 PACKED_HEAD = "lm_head"

@@ -15,7 +15,7 @@ from engines.errors import EngineDirectoryError
 from engines.native import _native, kernels
 from engines.native._native import Decoder, Layer, Limits, Model, PackedLayer, Step
 from engines.native.layout import Layout, LayoutError, PackedWeights, validate
-from maskgen.format.model_directory import EMBEDDING
+from maskgen.format.weight_files import EMBEDDING
 
 PAGE_POSITIONS = _native.PAGE_POSITIONS
 """Positions of a sequence that one page of the key-value cache holds."""

@@ -13,13 +13,11 @@ import numpy.typing as npt
 from engines.directory.tensor_file import TensorFile, TensorSpec
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
-from maskgen.format.model_directory import (
-    CONFIG_FILE,
+from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError, read_model_config
+from maskgen.format.weight_files import (
     EMBEDDING,
     HEAD,
-    ModelDirectoryError,
     embedding_and_head,
-    read_model_config,
     refuse_other_weights,
     stored_tensors,
 )

@@ -15,7 +15,8 @@ from typing import Any
 from engines.directory.rope import Rope, read_rope
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
-from maskgen.format.model_directory import CONFIG_FILE, EMBEDDING, HEAD, ModelDirectoryError
+from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError
+from maskgen.format.weight_files import EMBEDDING, HEAD
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder layer, in the order of the native decoder."""

@@ -42,11 +42,11 @@ from engines.decoding.request_checks import (
 )
 from engines.decoding.sampler import SequenceSampler, logprobs_of, sample
 from engines.decoding.structured_output import ConstraintCompiler
+from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildRequest, changed_share, finish_directory, open_inputs
 from engines.directory.manifest import Manifest
 from engines.directory.opening import open_directory, read_own_mask
 from engines.directory.progress import BuildProgress, silent
-from engines.directory.staging import atomic_directory
 from engines.errors import (
     EngineDeadError,
     EngineDirectoryError,
@@ -58,14 +58,13 @@ from engines.mask_rules import check_requested, check_room, check_unload, read_f
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
 from maskgen.format.mask_file import Mask
-from maskgen.format.model_directory import (
-    INDEX_FILE,
+from maskgen.format.placements import keep_from_codes
+from maskgen.format.weight_files import (
+    files_of_weights,
     refuse_other_size,
     refuse_other_weights,
     stored_tensors,
-    weight_files,
 )
-from maskgen.format.placements import keep_from_codes
 
 
 def build(request: BuildRequest) -> Manifest:
@@ -80,10 +79,8 @@ def build(request: BuildRequest) -> Manifest:
     inputs = open_inputs(request)
     _check_layers(request.model, {name for mask in inputs.masks.values() for name in mask.codes})
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
-        for path in weight_files(request.model):
+        for path in files_of_weights(request.model):
             shutil.copyfile(path, directory / path.name)
-        if (request.model / INDEX_FILE).is_file():
-            shutil.copyfile(request.model / INDEX_FILE, directory / INDEX_FILE)
         return finish_directory(request, inputs, directory, "reference", None)
 
 

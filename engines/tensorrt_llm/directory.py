@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
 from engines.directory.manifest import Manifest
-from engines.directory.staging import atomic_directory
 from engines.mask_rules import check_name
 from engines.tensorrt_llm.checkpoint import CHECKPOINT_DTYPES, write_checkpoint
 from engines.tensorrt_llm.commands import BuildOptions

@@ -7,7 +7,6 @@ from collections.abc import Mapping as MappingType
 from pathlib import Path
 
 from engines.directory.build import BuildRequest, open_inputs, store_mask
-from engines.directory.staging import remove_stale, staging
 from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import check_fits, check_name
 from engines.tensorrt_llm.config import convertible_decoder
@@ -19,6 +18,7 @@ from engines.tensorrt_llm.directory import (
 from engines.tensorrt_llm.record import CHECKPOINTS, read_record, write_record
 from engines.tensorrt_llm.script import write_script
 from maskgen.format.mask_file import read_mask
+from maskgen.format.staging import remove_stale, staging
 
 
 def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import MODEL_TYPES, decoder_config
 from engines.directory.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
-from engines.directory.staging import atomic_directory
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
 from engines.vllm_plugin.format import (

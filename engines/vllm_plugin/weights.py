@@ -13,7 +13,6 @@ from engines.directory.manifest import COMPLEMENT_FILE, read_manifest
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import read_fitting
-from engines.vllm_plugin.build import WEIGHTS_FILE
 from engines.vllm_plugin.format import (
     CODES,
     DROPPED,
@@ -23,6 +22,7 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
     unpack_nibbles,
 )
+from maskgen.format.model_directory import WEIGHTS_FILE
 from maskgen.format.placements import Codes, check_codes
 
 

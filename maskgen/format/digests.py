@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from maskgen.format.container import TensorEntry
-from maskgen.format.model_directory import stored_tensors
+from maskgen.format.weight_files import stored_tensors
 
 
 def base_digest(model_dir: Path) -> str:
@@ -19,7 +19,7 @@ def base_digest(model_dir: Path) -> str:
         model_dir: a Hugging Face model directory with safetensors weights, sharded or not.
 
     Raises:
-        ModelDirectoryError: see `maskgen.format.model_directory.stored_tensors`.
+        ModelDirectoryError: see `maskgen.format.weight_files.stored_tensors`.
     """
     stored = stored_tensors(model_dir)
     return tensors_digest((name, item.entry, item.chunks()) for name, item in stored.items())

@@ -22,9 +22,9 @@ def import_checkpoint(
     """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask."""
     from rich.progress import Progress
 
+    from engines.directory.atomic_directory import atomic_directory
     from engines.directory.build import BuildRequest
     from engines.directory.import_checkpoint import import_checkpoint as run
-    from engines.directory.staging import atomic_directory
     from engines.registry import find_target, run_builder
     from maskgen.format.coverage import coverage, dense_lines
 

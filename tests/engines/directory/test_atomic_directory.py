@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from engines.cpu.build import build
-from engines.directory import staging as module
+from engines.directory import atomic_directory as module
+from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import MANIFEST_FILE
-from engines.directory.staging import LOCK_FILE, atomic_directory, remove_stale, staging
 from engines.errors import EngineDirectoryError
+from maskgen.format.staging import LOCK_FILE, remove_stale
 
 STAGE = """
 import os, signal, sys
 from pathlib import Path
-from engines.directory.staging import atomic_directory
+from engines.directory.atomic_directory import atomic_directory
 with atomic_directory(Path(sys.argv[1]), overwrite=True) as folder:
     (folder / "big").write_bytes(bytes(1000))
     print("ready", flush=True)
@@ -182,11 +183,3 @@ def test_nothing_foreign_is_removed(tmp_path: Path) -> None:
         pass
     assert names(tmp_path) == [*before, "out"]
     assert names(elsewhere) == [LOCK_FILE]
-
-
-def test_a_staging_folder_of_this_process_is_in_use_too(tmp_path: Path) -> None:
-    with staging(tmp_path, "out") as folder:
-        remove_stale(tmp_path)
-        assert names(tmp_path) == [folder.name]
-        assert LOCK_FILE in names(folder)
-    assert names(tmp_path) == []

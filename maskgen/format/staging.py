@@ -1,13 +1,12 @@
-"""A folder that appears complete or not at all, beside what is there and without touching it.
+"""Folders that appear complete or not at all, beside what is there and without touching it.
 
-It is made in a staging folder beside its place, which its maker keeps locked. The lock goes with
-the process, however that ends, so what a killed one left can be told from what is in use.
+A folder is made in a staging folder beside its place, which its maker keeps locked. The lock goes
+with the process, however that ends, so what a killed one left can be told from what is in use.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import tempfile
@@ -16,37 +15,43 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from engines.directory.manifest import MANIFEST_FILE
-from engines.errors import EngineDirectoryError
-
 LOCK_FILE = "twofour-build.lock"
 """Marks a staging folder; whoever holds it uses the folder."""
 
+OLD_FOLDER = "old"
+"""In a staging folder: what is being replaced. It goes back if nothing takes its place."""
+
 _NAME = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}")  # as `tempfile.mkdtemp` completes it
-_NEW, _OLD = "new", "old"
+_NEW_FOLDER = "new"
 
 
 @contextlib.contextmanager
-def atomic_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(out: Path) -> Iterator[Path]:
     """A temporary directory that becomes `out` when the block succeeds.
 
     Raises:
-        EngineDirectoryError: `out` exists, or appeared meanwhile, and `overwrite` is False; or it
-            is not an engine directory (those are never replaced).
+        FileExistsError: `out` exists, or appeared meanwhile.
     """
-    out = out.resolve()
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; name a new directory")
+    with staged(out) as (new, _):
+        yield new
+        put(out, new)
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[tuple[Path, Path]]:
+    """An empty folder for what is to become `out`, and the path for what that replaces.
+
+    Both lie in one staging folder in the parent of `out`, which is made if it is not there; what
+    killed runs left beside it is removed.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out.parent)
-    if out.exists():
-        _check_replaceable(out, overwrite)
     with staging(out.parent, out.name) as folder:
-        new = folder / _NEW
+        new = folder / _NEW_FOLDER
         new.mkdir()
-        yield new
-        if overwrite and out.exists():
-            _replace(out, new, folder / _OLD)
-        else:
-            _put(out, new)
+        yield new, folder / OLD_FOLDER
 
 
 @contextlib.contextmanager
@@ -71,28 +76,24 @@ def remove_stale(parent: Path) -> None:
             continue
         with contextlib.suppress(Timeout, OSError), FileLock(folder / LOCK_FILE, timeout=0):
             target = parent / match["target"]
-            if (folder / _OLD).is_dir() and not target.exists():
+            if (folder / OLD_FOLDER).is_dir() and not target.exists():
                 # Its maker was killed between the two renames that replace a directory.
-                (folder / _OLD).rename(target)
+                (folder / OLD_FOLDER).rename(target)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_replaceable(out: Path, overwrite: bool) -> None:
-    if not overwrite:
-        raise EngineDirectoryError(
-            f"{out} exists; remove it, choose another --out, or give --overwrite"
-        )
-    if not (out / MANIFEST_FILE).is_file():
-        raise EngineDirectoryError(f"{out} exists and is no engine directory; not replaced")
+def put(out: Path, new: Path) -> None:
+    """Rename the folder `new` to `out`.
 
-
-def _put(out: Path, new: Path) -> None:
-    """Rename `new` to `out`, which must not exist."""
+    Raises:
+        FileExistsError: there is something.
+        OSError: the file system refuses.
+    """
     try:
         # A rename alone would silently take the place of an empty folder; this claims the name.
         out.mkdir()
     except FileExistsError:
-        raise EngineDirectoryError(
+        raise FileExistsError(
             f"{out} appeared while its content was being made; not replaced: choose another --out"
         ) from None
     try:
@@ -100,20 +101,4 @@ def _put(out: Path, new: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             out.rmdir()  # the empty one from above, unless somebody uses it by now
-        raise EngineDirectoryError(f"{out} cannot be put in its place: {error.strerror}") from error
-
-
-def _replace(out: Path, new: Path, old: Path) -> None:
-    """Put `new` in the place of the engine directory `out`, which goes to `old`."""
-    _check_replaceable(out, overwrite=True)
-    out.rename(old)
-    try:
-        # Again, now that nobody can exchange it: another one may have come in between.
-        _check_replaceable(old, overwrite=True)
-        _put(out, new)
-    except BaseException:
-        back = out
-        if os.path.lexists(out):  # somebody else's by now: the old one is kept beside it
-            back = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
-        old.rename(back)
-        raise
+        raise OSError(f"{out} cannot be put in its place: {error.strerror}") from error
