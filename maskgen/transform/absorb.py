@@ -13,7 +13,7 @@ import numpy as np
 from maskgen.apply import Change, Weight, rewrite_weights, rewritten_digest
 from maskgen.fetch import cache_root, exclusive
 from maskgen.format.digests import base_digest
-from maskgen.format.model_directory import stored_tensors
+from maskgen.format.weight_files import stored_tensors
 from maskgen.transform.architectures import ModelGroups, model_groups
 from maskgen.transform.file import Transform, read_transform, write_transform
 from maskgen.transform.groups import (

@@ -25,12 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskgen.format.model_directory import (
-    EMBEDDING,
-    HEAD,
-    read_model_config,
-    stored_tensors,
-)
+from maskgen.format.model_directory import read_model_config
+from maskgen.format.weight_files import EMBEDDING, HEAD, stored_tensors
 from maskgen.transform.groups import (
     LARGEST,
     Groups,

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from maskgen.apply import read_weight
 from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.model_directory import stored_tensors
 from maskgen.format.placements import keep_from_codes, project
+from maskgen.format.weight_files import stored_tensors
 from maskgen.transform.absorb import steps_by_tensor
 from maskgen.transform.architectures import model_groups
 from maskgen.transform.file import Transform

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskgen.format.model_directory import (
-    ModelDirectoryError,
-    end_token_ids,
-    read_model_config,
-)
+from maskgen.format.model_directory import ModelDirectoryError, end_token_ids, read_model_config
 
 
 def write(directory: Path, **files: dict[str, Any]) -> Path:

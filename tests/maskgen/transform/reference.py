@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maskgen.format.model_directory import read_json
+from maskgen.format.json_file import read_json
 
 GEMMA = "gemma3_text"
 
 
 def logits(directory: Path, ids: Tensor) -> Tensor:
     """(length, vocabulary) fp64 logits of (length,) token ids."""
-    config = read_json(directory / "config.json")
+    config = read_json(directory / "config.json", ValueError)
     stored = load_file(directory / "model.safetensors")
     tensors = {name: tensor.double() for name, tensor in stored.items()}
     return _Decoder(config, tensors)(ids)
