@@ -12,7 +12,7 @@ class PackedLayer:
     The native side of an `engines.native.layout.PackedWeights`; shares its bytes.
     """
 
-    def __init__(self, layout: int, n: int, k: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+    def __init__(self, layout: int, n: int, k: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], block: int = 0, minima: bool = False) -> None: ...
 
 class PatchArrays:
     """The native side of an `engines.native.patch.Patch`; shares its arrays."""
@@ -27,7 +27,7 @@ def isa() -> str:
 def supported_isas() -> list[str]:
     """What this build and this machine have, slowest first."""
 
-def packed_bytes(layout: int, n: int, k: int) -> int:
+def packed_bytes(layout: int, n: int, k: int, block: int = 0, minima: bool = False) -> int:
     """Bytes of an n x k layer."""
 
 def kernel_name(layout: int, tokens: int, isa: str | None) -> str:
@@ -67,6 +67,21 @@ def patch_add(patch: PatchArrays, x: Annotated[NDArray, dict(shape=(None, None),
 
 def read(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], threads: int, isa: str | None) -> int:
     """Reads the bytes once; the result only keeps the loads alive."""
+
+LOWBIT_LAYOUT_VERSION: int = 1
+
+def lowbit_pack(layout: int, block: int, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], minima: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, kept: Annotated[NDArray[numpy.uint32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], threads: int) -> tuple[int, int, int, int]:
+    """
+    Packs (n, k) int8 values or int4 levels; (fault, row, input, value), fault 0 for none.
+    """
+
+def lowbit_unpack(layer: PackedLayer, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], minima: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')] | None, kept: Annotated[NDArray[numpy.uint32], dict(shape=(None, None), order='C', device='cpu')] | None, threads: int) -> None:
+    """The inverse of `lowbit_pack`; values that are not kept are 0."""
+
+def lowbit_check(layer: PackedLayer, threads: int) -> tuple[int, int, int, int]:
+    """
+    (fault, row, input, value): 0 none, 1 places, 2 value, 3 scale, 4 minimum, 5 padding.
+    """
 
 PAGE_POSITIONS: int = 16
 

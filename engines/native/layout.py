@@ -1,7 +1,8 @@
-"""Packed weights: the two layouts that the native kernels read, and the way in and out.
+"""Packed weights: the layouts that the native kernels read, and bf16's way in and out.
 
-Layout ids and sizes are those of `engines/csrc/kernels/layout.h`; docs/kernels.md shows them. bf16
-is `ml_dtypes.bfloat16` throughout. Packing, unpacking and checking run on all threads, without the
+`engines.native.lowbit` packs the layouts of int8 and int4 values. Layout ids and sizes are those of
+`engines/csrc/kernels/layout.h`; docs/kernels.md and docs/formats.md show them. bf16 is
+`ml_dtypes.bfloat16` throughout. Packing, unpacking and checking run on all threads, without the
 GIL.
 """
 
@@ -32,6 +33,12 @@ class Layout(IntEnum):
 
     SPARSE24_BF16 = 1
     DENSE_BF16 = 2
+    DENSE_INT8 = 3
+    DENSE_INT4 = 4
+    SPARSE24_INT8 = 5
+    SPARSE24_INT4 = 6
+    BITMAP32_INT8 = 7
+    BITMAP32_INT4 = 8
 
 
 class LayoutError(EngineError, ValueError):
@@ -46,20 +53,24 @@ class PackedWeights:
         layout: which layout.
         n: outputs.
         k: inputs.
-        data: the packed bytes, uint8, contiguous; `packed_bytes(layout, n, k)` of them.
+        data: the packed bytes, uint8, contiguous; as many as `packed_bytes` says.
+        block: inputs that share a scale, 32, 64 or 128; 0 for bf16.
+        minima: whether each block has a minimum of its own; only int4 may.
 
     Raises:
-        LayoutError: the shape is impossible, or `data` has another size. Codes are not looked at:
-            call `validate` on weights that come from a file.
+        LayoutError: the shape is impossible, or `data` has another size. What the bytes say is not
+            looked at: call `validate` on weights that come from a file.
     """
 
     layout: Layout
     n: int
     k: int
     data: npt.NDArray[np.uint8]
+    block: int = 0
+    minima: bool = False
 
     def __post_init__(self) -> None:
-        expected = packed_bytes(self.layout, self.n, self.k)
+        expected = packed_bytes(self.layout, self.n, self.k, self.block, self.minima)
         if self.data.dtype != np.uint8 or self.data.shape != (expected,):
             raise LayoutError(
                 f"{self.layout.name} weights of {self.n} x {self.k} are {expected} uint8 values, "
@@ -71,20 +82,26 @@ class PackedWeights:
     @cached_property
     def native(self) -> _native.PackedLayer:
         """The same bytes as kernels and decoder take them."""
-        return _native.PackedLayer(int(self.layout), self.n, self.k, self.data)
+        return _native.PackedLayer(
+            int(self.layout), self.n, self.k, self.data, self.block, self.minima
+        )
 
 
-def packed_bytes(layout: Layout, n: int, k: int) -> int:
+def packed_bytes(layout: Layout, n: int, k: int, block: int = 0, minima: bool = False) -> int:
     """Bytes of an n x k layer; rows are padded to 16 and inputs to 32.
 
     Raises:
-        LayoutError: n or k is not positive, or a sparse layer's k is not a multiple of 4.
+        LayoutError: n or k is not positive, a sparse layer's k is not a multiple of 4, or the
+            layout cannot have this block or minima.
     """
     if n < 1 or k < 1 or n >= 2**31 or k >= 2**31:
         raise LayoutError(f"a layer of {n} x {k} is not possible; both must be 1 to 2^31 - 1")
     if layout is Layout.SPARSE24_BF16 and k % 4:
         raise LayoutError(f"a 2:4 layer's width must be a multiple of 4, not {k}; keep it dense")
-    return _native.packed_bytes(int(layout), n, k)
+    try:
+        return _native.packed_bytes(int(layout), n, k, block, minima)
+    except ValueError as error:
+        raise LayoutError(f"{layout.name}: {error}") from None
 
 
 def empty(size: int) -> npt.NDArray[np.uint8]:
@@ -168,6 +185,7 @@ def validate(packed: PackedWeights, *, threads: int = 0) -> None:
     Raises:
         LayoutError: naming the first fault that a thread found.
     """
+    _require_bf16(packed)
     fault, row, group, value = _native.check(packed.native, threads)
     if fault == _FAULT_CODE:
         raise LayoutError(
@@ -187,3 +205,10 @@ def _bf16_bits(weights: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
             f"weights must be a bfloat16 matrix, not {weights.dtype} of shape {weights.shape}"
         )
     return np.ascontiguousarray(weights).view(np.uint16)
+
+
+def _require_bf16(packed: PackedWeights) -> None:
+    if packed.layout not in (Layout.SPARSE24_BF16, Layout.DENSE_BF16):
+        raise LayoutError(
+            f"{packed.layout.name} weights are not bf16: use engines.native.lowbit for them"
+        )

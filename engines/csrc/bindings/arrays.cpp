@@ -2,32 +2,50 @@
 
 #include <utility>
 
+#include "kernels/lowbit/layout.h"
+
 namespace twofour::python {
 
 using namespace nb::literals;
 
 Layout layout_of(std::uint32_t number) {
-  require(number == 1 || number == 2,
-          "layout " + std::to_string(number) + " is unknown (known: 1, 2)");
+  require(number >= 1 && number <= static_cast<std::uint32_t>(Layout::bitmap32_int4),
+          "layout " + std::to_string(number) + " is unknown (known: 1 to 8)");
   return static_cast<Layout>(number);
 }
 
-Weights weights_of(std::uint32_t layout, std::size_t n, std::size_t k, const std::uint8_t* data,
-                   std::size_t bytes) {
+std::size_t bytes_of(std::uint32_t layout, std::size_t n, std::size_t k, std::size_t block,
+                     bool minima) {
   const Layout id = layout_of(layout);
-  const std::string shape = std::to_string(n) + " x " + std::to_string(k);
   require(n > 0 && k > 0 && n < (1u << 31) && k < (1u << 31),
-          "a layer of " + shape + " is not possible");
-  require(id == Layout::dense_bf16 || k % 4 == 0,
-          "a 2:4 layer's width must be a multiple of 4, not " + std::to_string(k));
-  const std::size_t expected = packed_bytes(id, n, k);
-  require(bytes == expected, "packed weights of " + shape + " take " + std::to_string(expected) +
-                                 " bytes, not " + std::to_string(bytes));
-  return {id, n, k, reinterpret_cast<const std::byte*>(data)};
+          "a layer of " + std::to_string(n) + " x " + std::to_string(k) + " is not possible");
+  const bool dense =
+      id == Layout::dense_bf16 || (is_lowbit(id) && lowbit::places_of(id) == lowbit::Places::all);
+  require(dense || k % 4 == 0,
+          "a sparse layer's width must be a multiple of 4, not " + std::to_string(k));
+  if (!is_lowbit(id)) {
+    require(block == 0 && !minima, "layouts of bf16 have no blocks and no minima");
+    return packed_bytes(id, n, k);
+  }
+  require(block == 32 || block == 64 || block == 128,
+          "a scale is shared by 32, 64 or 128 inputs, not " + std::to_string(block));
+  require(!minima || lowbit::is_int4(id), "only int4 layouts have minima");
+  return lowbit::packed_bytes(id, n, k, block, minima);
 }
 
-PackedLayer::PackedLayer(std::uint32_t layout, std::size_t n, std::size_t k, Bytes bytes)
-    : data(std::move(bytes)), weights(weights_of(layout, n, k, data.data(), data.size())) {}
+Weights weights_of(std::uint32_t layout, std::size_t n, std::size_t k, const std::uint8_t* data,
+                   std::size_t bytes, std::size_t block, bool minima) {
+  const std::size_t expected = bytes_of(layout, n, k, block, minima);
+  require(bytes == expected, "packed weights of " + std::to_string(n) + " x " + std::to_string(k) +
+                                 " take " + std::to_string(expected) + " bytes, not " +
+                                 std::to_string(bytes));
+  return {layout_of(layout), n, k, reinterpret_cast<const std::byte*>(data), block, minima};
+}
+
+PackedLayer::PackedLayer(std::uint32_t layout, std::size_t n, std::size_t k, Bytes bytes,
+                         std::size_t block, bool minima)
+    : data(std::move(bytes)),
+      weights(weights_of(layout, n, k, data.data(), data.size(), block, minima)) {}
 
 PatchArrays::PatchArrays(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> starts,
                          Array<const std::uint32_t, 1> groups, Bytes both,
@@ -62,8 +80,8 @@ void bind_arrays(nb::module_& m) {
   nb::class_<PackedLayer>(
       m, "PackedLayer",
       "The native side of an `engines.native.layout.PackedWeights`; shares its bytes.")
-      .def(nb::init<std::uint32_t, std::size_t, std::size_t, Bytes>(), "layout"_a, "n"_a, "k"_a,
-           "data"_a.noconvert());
+      .def(nb::init<std::uint32_t, std::size_t, std::size_t, Bytes, std::size_t, bool>(),
+           "layout"_a, "n"_a, "k"_a, "data"_a.noconvert(), "block"_a = 0, "minima"_a = false);
   nb::class_<PatchArrays>(m, "PatchArrays",
                           "The native side of an `engines.native.patch.Patch`; shares its arrays.")
       .def(nb::init<std::size_t, std::size_t, Array<const std::uint32_t, 1>,

@@ -27,14 +27,19 @@ inline void require(bool condition, const std::string& message) {
 // Throws std::invalid_argument unless it is the number of a layout.
 Layout layout_of(std::uint32_t number);
 
+// Throws std::invalid_argument unless a layer can have this layout, shape, block and minima.
+std::size_t bytes_of(std::uint32_t layout, std::size_t n, std::size_t k, std::size_t block,
+                     bool minima);
+
 // Throws std::invalid_argument unless the shape is possible and takes so many bytes. Codes are not
-// looked at: `check` does that.
+// looked at: `check` does that. `block` and `minima` are 0 and false for layouts of bf16.
 Weights weights_of(std::uint32_t layout, std::size_t n, std::size_t k, const std::uint8_t* data,
-                   std::size_t bytes);
+                   std::size_t bytes, std::size_t block = 0, bool minima = false);
 
 // One linear layer's packed weights.
 struct PackedLayer {
-  PackedLayer(std::uint32_t layout, std::size_t n, std::size_t k, Bytes data);
+  PackedLayer(std::uint32_t layout, std::size_t n, std::size_t k, Bytes data, std::size_t block = 0,
+              bool minima = false);
 
   Bytes data;  // before `weights`, which points into it
   Weights weights;
@@ -55,6 +60,7 @@ struct PatchArrays {
 
 void bind_arrays(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_lowbit(nb::module_& m);
 void bind_decoder(nb::module_& m);
 
 }  // namespace twofour::python

@@ -83,6 +83,7 @@ Model model_of(const ModelArrays& arrays) {
   model.head = arrays.head.weights;
   require(model.head.n == model.vocab && model.head.k == model.hidden,
           "the head has another shape");
+  require(!is_lowbit(model.head.layout), "the decoder's weights must be bf16");
   if (arrays.embedding) {
     const auto& embedding = *arrays.embedding;
     require(embedding.shape(0) == model.vocab && embedding.shape(1) == model.hidden,
@@ -127,7 +128,10 @@ class BoundDecoder {
     for (const std::vector<PackedLayer>& layer : layers) {
       require(layer.size() == linear_count, "a layer has seven linear weights");
       Linears& to = linears.emplace_back();
-      for (std::size_t id = 0; id < linear_count; ++id) to[id] = layer[id].weights;
+      for (std::size_t id = 0; id < linear_count; ++id) {
+        to[id] = layer[id].weights;
+        require(!is_lowbit(to[id].layout), "the decoder's weights must be bf16");
+      }
     }
     const std::size_t set = decoder_.add_weights(std::move(linears));
     weights_[set] = layers;

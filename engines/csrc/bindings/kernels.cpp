@@ -13,6 +13,7 @@
 #include <string>
 
 #include "bindings/arrays.h"
+#include "kernels/lowbit/team.h"
 #include "kernels/team.h"
 
 namespace twofour::python {
@@ -26,8 +27,12 @@ using AnyInput = nb::ndarray<nb::numpy, nb::ro, nb::ndim<2>, nb::c_contig, nb::d
 using AnyOutput = nb::ndarray<nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using IsaName = std::optional<std::string>;
 
-const Kernels& table(const IsaName& isa) {
-  return isa ? kernels_for(isa_from_name(*isa)) : active_kernels();
+Isa chosen(const IsaName& isa) { return isa ? isa_from_name(*isa) : active_isa(); }
+const Kernels& table(const IsaName& isa) { return kernels_for(chosen(isa)); }
+const lowbit::Kernels& lowbit_table(const IsaName& isa) { return lowbit::kernels_for(chosen(isa)); }
+
+void require_bf16(const PackedLayer& layer) {
+  require(!is_lowbit(layer.weights.layout), "the layer's values are not bf16");
 }
 
 template <class Any>
@@ -58,11 +63,17 @@ Output output(const AnyOutput& y, std::size_t tokens, std::size_t n, bool add,
 
 void linear(const PackedLayer& layer, AnyInput x, AnyOutput y, std::optional<Vector> bias, bool add,
             int threads, IsaName isa) {
+  const Weights& w = layer.weights;
   const Kernels& kernels = table(isa);
-  const Input in = input(x, layer.weights.k);
-  const Output out = output(y, in.tokens, layer.weights.n, add, bias);
+  const lowbit::Kernels& lowbit_kernels = lowbit_table(isa);
+  const Input in = input(x, w.k);
+  const Output out = output(y, in.tokens, w.n, add, bias);
   nb::gil_scoped_release release;
-  linear_team(kernels, layer.weights, in, out, threads);
+  if (is_lowbit(w.layout)) {
+    lowbit::linear_team(lowbit_kernels, w, in, out, threads);
+  } else {
+    linear_team(kernels, w, in, out, threads);
+  }
 }
 
 void linear_at(std::uint32_t layout, std::size_t n, std::size_t k, std::uintptr_t data,
@@ -79,13 +90,19 @@ void linear_at(std::uint32_t layout, std::size_t n, std::size_t k, std::uintptr_
 void gated(const PackedLayer& gate, const PackedLayer& up, AnyInput x, AnyOutput y, int threads,
            IsaName isa) {
   const Kernels& kernels = table(isa);
+  const lowbit::Kernels& lowbit_kernels = lowbit_table(isa);
   const Weights &first = gate.weights, &second = up.weights;
-  require(first.layout == second.layout && first.n == second.n && first.k == second.k,
+  require(first.layout == second.layout && first.n == second.n && first.k == second.k &&
+              first.block == second.block && first.minima == second.minima,
           "gate and up must have one layout and shape");
   const Input in = input(x, first.k);
   const Output out = output(y, in.tokens, first.n, false, std::nullopt);
   nb::gil_scoped_release release;
-  gated_team(kernels, first, second, in, out, threads);
+  if (is_lowbit(first.layout)) {
+    lowbit::gated_team(lowbit_kernels, first, second, in, out, threads);
+  } else {
+    gated_team(kernels, first, second, in, out, threads);
+  }
 }
 
 bool pack(std::uint32_t layout, Array<const std::uint16_t, 2> dense,
@@ -106,6 +123,7 @@ bool pack(std::uint32_t layout, Array<const std::uint16_t, 2> dense,
 
 void unpack(const PackedLayer& layer, Array<std::uint16_t, 2> dense,
             std::optional<Array<std::uint8_t, 2>> codes, int threads) {
+  require_bf16(layer);
   const Weights& w = layer.weights;
   require(dense.shape(0) == w.n && dense.shape(1) == w.k, "the dense weights must be n x k");
   require(!codes || (codes->shape(0) == w.n && codes->shape(1) == w.k / 4),
@@ -116,6 +134,7 @@ void unpack(const PackedLayer& layer, Array<std::uint16_t, 2> dense,
 }
 
 std::tuple<int, std::size_t, std::size_t, unsigned> check(const PackedLayer& layer, int threads) {
+  require_bf16(layer);
   nb::gil_scoped_release release;
   const Finding found = check_team(layer.weights, threads);
   return {static_cast<int>(found.fault), found.row, found.group, found.value};
@@ -167,16 +186,14 @@ void bind_kernels(nb::module_& m) {
       "isa", [] { return isa_name(active_isa()); },
       "The instruction set of this process; ValueError for a bad TWOFOUR_ISA.");
   m.def("supported_isas", supported_isas, "What this build and this machine have, slowest first.");
-  m.def(
-      "packed_bytes",
-      [](std::uint32_t layout, std::size_t n, std::size_t k) {
-        return packed_bytes(layout_of(layout), n, k);
-      },
-      "layout"_a, "n"_a, "k"_a, "Bytes of an n x k layer.");
+  m.def("packed_bytes", bytes_of, "layout"_a, "n"_a, "k"_a, "block"_a = 0, "minima"_a = false,
+        "Bytes of an n x k layer.");
   m.def(
       "kernel_name",
       [](std::uint32_t layout, std::size_t tokens, const IsaName& isa) {
-        return table(isa).kernel_name(layout_of(layout), tokens);
+        const Layout id = layout_of(layout);
+        return is_lowbit(id) ? lowbit_table(isa).kernel_name(id)
+                             : table(isa).kernel_name(id, tokens);
       },
       "layout"_a, "tokens"_a, "isa"_a.none(), "Which kernel multiplies `tokens` tokens.");
   m.def("linear", linear, "layer"_a, "x"_a.noconvert(), "y"_a.noconvert(),

@@ -11,5 +11,6 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels and decoder of the CPU engine.";
   bind_arrays(m);
   bind_kernels(m);
+  bind_lowbit(m);
   bind_decoder(m);
 }

@@ -17,7 +17,7 @@
 
 #include "common/bf16.h"
 #include "kernels/kernels.h"
-#include "kernels/numeric.h"
+#include "kernels/panels.h"
 
 namespace twofour {
 namespace {
@@ -42,18 +42,6 @@ struct Part {
   std::size_t next_lines;
 };
 
-// Panels of nearly equal size: 16 tokens are 8 + 8, not 12 + 4.
-struct Panels {
-  std::size_t count;
-  std::size_t base, larger;  // the first `larger` panels hold base + 1 tokens, the others base
-  std::size_t first(std::size_t panel) const { return panel * base + smaller(panel, larger); }
-  std::size_t size(std::size_t panel) const { return base + (panel < larger ? 1 : 0); }
-  std::size_t of(std::size_t token) const {
-    const std::size_t in_larger = larger * (base + 1);
-    return token < in_larger ? token / (base + 1) : larger + (token - in_larger) / base;
-  }
-};
-
 template <class Ops>
 struct Driver {
   using Activation = typename Ops::Activation;
@@ -69,10 +57,7 @@ struct Driver {
   // are 18 KiB (sparse), which stay in the first-level cache while the panels pass.
   static constexpr std::size_t chunk_tiles = 16;
 
-  static Panels panels(std::size_t tokens) {
-    const std::size_t count = (tokens + max_tokens - 1) / max_tokens;
-    return {count, count ? tokens / count : 0, count ? tokens % count : 0};
-  }
+  static Panels panels(std::size_t tokens) { return panels_of(tokens, max_tokens); }
 
   // First element of (token, tile).
   static std::size_t place(const Panels& p, std::size_t tiles, std::size_t token,
@@ -323,16 +308,6 @@ struct Driver {
   }
 
  private:
-  template <std::size_t... I>
-  struct Sequence {};
-  template <std::size_t N, std::size_t... I>
-  struct Make : Make<N - 1, N - 1, I...> {};
-  template <std::size_t... I>
-  struct Make<0, I...> {
-    using type = Sequence<I...>;
-  };
-  template <std::size_t N>
-  using MakeSequence = typename Make<N>::type;
   template <int R>
   struct BlockTable {
     Block<R> entry[max_tokens];

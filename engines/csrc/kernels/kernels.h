@@ -1,4 +1,5 @@
 // Products of packed weights with activations. Plain C++: raw pointers in, no Python, no torch.
+// This file is about the layouts of bf16 values; lowbit/kernels.h about those of int8 and int4.
 //
 // y[token][row] = sum over inputs of W[row][input] * bf16(x[token][input]), accumulated in fp32.
 // Activations are rounded to bf16 (nearest even) on entry, on every instruction set.
@@ -28,6 +29,10 @@ struct Weights {
   std::size_t n;  // outputs (rows)
   std::size_t k;  // inputs
   const std::byte* data;
+  // Low-bit layouts: inputs that share a scale (32, 64 or 128; a row's last block may be shorter),
+  // and whether every block has a minimum of its own (int4 only).
+  std::size_t block = 0;
+  bool minima = false;
 };
 
 enum class OutputKind : int {
@@ -70,7 +75,7 @@ struct Kernels {
   void (*prepare_bf16)(const std::uint16_t* x, std::size_t stride, std::size_t tokens,
                        std::size_t k, void* prepared, std::size_t begin, std::size_t end);
 
-  // Row blocks [begin, end) of row_blocks(w.n). Either layout.
+  // Row blocks [begin, end) of row_blocks(w.n). Either layout of bf16.
   void (*linear)(const Weights& w, const void* prepared, std::size_t tokens, const Output& y,
                  std::size_t begin, std::size_t end);
   // silu(gate x) * (up x): both of one shape and layout. `y.bias` is not used.

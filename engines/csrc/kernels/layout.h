@@ -1,6 +1,7 @@
-// The two weight layouts, as numbers. docs/kernels.md has the picture.
+// The weight layouts, as numbers, and the two of bf16 values; lowbit/layout.h has the others.
+// docs/kernels.md has the picture.
 //
-// Both cut a weight matrix (n rows = outputs, k columns = inputs) into tiles of 16 rows x 32
+// All cut a weight matrix (n rows = outputs, k columns = inputs) into tiles of 16 rows x 32
 // inputs, stored row block by row block and, inside one, by rising input. Rows and inputs beyond n
 // and k are zero.
 #pragma once
@@ -16,6 +17,12 @@ namespace twofour {
 enum class Layout : std::uint32_t {
   sparse24_bf16 = 1,  // tile: 64 bytes of placement codes, then 8 x 64 bytes of kept pairs
   dense_bf16 = 2,     // tile: 16 x 64 bytes, each the 16 rows' weights for one pair of inputs
+  dense_int8 = 3,
+  dense_int4 = 4,
+  sparse24_int8 = 5,
+  sparse24_int4 = 6,
+  bitmap32_int8 = 7,
+  bitmap32_int4 = 8,
 };
 inline constexpr std::uint32_t layout_version = 1;
 
@@ -35,6 +42,9 @@ struct GroupPlace {
 
 // Compiled anew in each file: see common/lanes.h.
 namespace {
+
+// Of int8 or int4 values, with scales: lowbit/layout.h.
+constexpr bool is_lowbit(Layout layout) { return layout >= Layout::dense_int8; }
 
 constexpr std::size_t row_blocks(std::size_t n) { return (n + tile_rows - 1) / tile_rows; }
 constexpr std::size_t input_tiles(std::size_t k) { return (k + tile_inputs - 1) / tile_inputs; }

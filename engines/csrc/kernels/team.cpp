@@ -1,11 +1,11 @@
 #include "kernels/team.h"
 
-#include <omp.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
+
+#include "kernels/region.h"
 
 namespace twofour {
 
@@ -21,13 +21,12 @@ Range share(std::size_t blocks, std::size_t index, std::size_t count) {
 
 namespace {
 
-int team_size(int threads) { return threads > 0 ? threads : omp_get_max_threads(); }
-
 struct Free {
   void operator()(void* pointer) const { std::free(pointer); }
 };
 
-// Fresh memory costs a page fault per 4 KiB, more than a small product itself, so it is kept.
+}  // namespace
+
 void* workspace(std::size_t bytes) {
   thread_local std::unique_ptr<void, Free> buffer;
   thread_local std::size_t capacity = 0;
@@ -40,6 +39,8 @@ void* workspace(std::size_t bytes) {
   return buffer.get();
 }
 
+namespace {
+
 void prepare(const Kernels& kernels, const Input& x, std::size_t k, void* to, Range tokens) {
   if (x.is_bf16) {
     kernels.prepare_bf16(static_cast<const std::uint16_t*>(x.data), x.stride, x.tokens, k, to,
@@ -48,11 +49,6 @@ void prepare(const Kernels& kernels, const Input& x, std::size_t k, void* to, Ra
     kernels.prepare_f32(static_cast<const float*>(x.data), x.stride, x.tokens, k, to, tokens.begin,
                         tokens.end);
   }
-}
-
-Range thread_share(std::size_t blocks) {
-  return share(blocks, static_cast<std::size_t>(omp_get_thread_num()),
-               static_cast<std::size_t>(omp_get_num_threads()));
 }
 
 // Prepares, waits for all, then runs `body(prepared, row blocks of this thread)`.
@@ -66,15 +62,6 @@ void with_prepared(const Kernels& kernels, const Input& x, std::size_t n, std::s
 #pragma omp barrier
     const Range rows = thread_share(row_blocks(n));
     if (rows.begin < rows.end) body(prepared, rows);
-  }
-}
-
-template <class Body>
-void over_blocks(std::size_t n, int threads, Body body) {
-#pragma omp parallel num_threads(team_size(threads))
-  {
-    const Range rows = thread_share(row_blocks(n));
-    if (rows.begin < rows.end) body(rows);
   }
 }
 
