@@ -98,7 +98,7 @@ def prune(
             texts = calibration_texts(
                 data, directory, tokens=windows * length, seed=seed, dtype=dtype
             )
-    with _layer_bar(console, f"{method} on {model}") as report:
+    with _layer_bar(f"{method} on {model}") as report:
         result = run(directory, texts, settings, report)
     write_mask(out, result.mask, parent=base)
     for line in dense_lines(result.dense, result.mask.decoder_weights or 0):
@@ -264,7 +264,7 @@ def apply(
 class _layer_bar:  # noqa: N801 - used like a function
     """A progress bar over decoder layers; entering gives the callback that moves it."""
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, title: str) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -280,7 +280,7 @@ class _layer_bar:  # noqa: N801 - used like a function
             TimeRemainingColumn(),
             TextColumn("{task.fields[layer]}"),
         )
-        self._progress = Progress(*columns, console=console)
+        self._progress = Progress(*columns, console=Console(stderr=True))  # stdout has the results
         self._task = self._progress.add_task(title, total=None, layer="loading")
 
     def __enter__(self) -> Any:
