@@ -1,10 +1,12 @@
-"""The tables of results that guides show, written into them by `twofour bench pages`.
+"""The tables of results and options that guides show, written by `twofour bench pages`.
 
 A guide marks where one goes, and it is replaced whenever pages are written:
 
     <!-- begin results/kernels.json -->
     ...
     <!-- end results/kernels.json -->
+
+`options/CLASS` in the place of a result's file names a class of options (`OPTIONS`).
 """
 
 from __future__ import annotations
@@ -12,18 +14,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 
+from pydantic.fields import FieldInfo
+
+from benchmarks.common.page import markdown_table
 from benchmarks.common.result_file import RESULTS, ResultData, read_result
 from benchmarks.engine.pages import quality_table, speed_table
 from benchmarks.kernels.page import speedup_table
 from benchmarks.masks.pages import cost_table, domains_table, league_table
 from benchmarks.serve.page import serve_table
 from benchmarks.vllm.pages import summary_table
+from engines.option_flags import default_text
+from engines.registry import TARGETS
 from maskgen.format.atomic_file import write_text
 
 _LARGE_WEIGHTS = 8_000_000
 _MARKED = re.compile(
-    r"(<!-- begin results/([\w-]+)\.json -->\n).*?(\n<!-- end results/\2\.json -->)", re.DOTALL
+    r"(<!-- begin ((?:results|options)/[\w.-]+) -->\n).*?(\n<!-- end \2 -->)", re.DOTALL
 )
 
 
@@ -57,6 +65,32 @@ TABLES: Mapping[str, Callable[[ResultData], str]] = {
 """Name of a result -> its table for a guide."""
 
 
+OPTIONS: Mapping[str, str] = {
+    kind.rpartition(":")[2]: kind
+    for entry in TARGETS.values()
+    for kind in (entry.options, entry.settings)
+    if kind is not None
+} | {"ServerSettings": "serving.config:ServerSettings"}
+"""Name of a class of options -> `module:Class`."""
+
+
+def options_table(name: str) -> str:
+    """Each option of a class, its default and what it means.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if name not in OPTIONS:
+        raise ValueError(f"no options are known as {name}; there are {', '.join(OPTIONS)}")
+    fields: dict[str, FieldInfo] = resolve_name(OPTIONS[name]).model_fields
+    rows = [
+        [f"`{option}`", default_text(field) or "none", field.description]
+        for option, field in fields.items()
+        if not field.is_required()
+    ]
+    return markdown_table(["option", "default", "meaning"], rows, text=3)
+
+
 def fill(text: str, results: Path = RESULTS) -> str:
     """A guide with its tables as the result files have them.
 
@@ -65,7 +99,10 @@ def fill(text: str, results: Path = RESULTS) -> str:
     """
 
     def table(marked: re.Match[str]) -> str:
-        name = marked[2]
+        folder, _, file = marked[2].partition("/")
+        if folder == "options":
+            return f"{marked[1]}\n{options_table(file)}\n{marked[3]}"
+        name = file.removesuffix(".json")
         if name not in TABLES:
             raise ValueError(f"no table is known for {name}; there are {', '.join(TABLES)}")
         shown = TABLES[name](read_result(results / f"{name}.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,25 +20,38 @@ class TargetEntry:
 
     Attributes:
         engine: `module:Class` of an `engines.base.Engine`.
+        options: `module:Class` of the engine's options, read without the target's extra.
         builder: `module:function` that takes a `BuildRequest` and gives the manifest.
-        configurable: whether the builder has settings of its own (`--option`).
+        settings: `module:Class` of what else the builder takes (`--option`), if anything.
     """
 
     engine: str
+    options: str
     builder: str
-    configurable: bool = False
+    settings: str | None = None
 
 
 TARGETS: dict[Target, TargetEntry] = {
-    "cpu": TargetEntry("engines.cpu.engine:CpuEngine", "engines.cpu.build:build"),
-    "vllm": TargetEntry("engines.vllm_plugin.engine:VllmEngine", "engines.vllm_plugin.build:build"),
+    "cpu": TargetEntry(
+        "engines.cpu.engine:CpuEngine",
+        "engines.cpu.options:CpuOptions",
+        "engines.cpu.build:build",
+    ),
+    "vllm": TargetEntry(
+        "engines.vllm_plugin.engine:VllmEngine",
+        "engines.vllm_plugin.options:VllmOptions",
+        "engines.vllm_plugin.build:build",
+    ),
     "tensorrt-llm": TargetEntry(
         "engines.tensorrt_llm.engine:TensorRtLlmEngine",
+        "engines.tensorrt_llm.options:TensorRtLlmOptions",
         "engines.tensorrt_llm.build:build",
-        configurable=True,
+        "engines.tensorrt_llm.settings:BuildSettings",
     ),
     "reference": TargetEntry(
-        "engines.reference.engine:ReferenceEngine", "engines.reference.engine:build"
+        "engines.reference.engine:ReferenceEngine",
+        "engines.reference.options:ReferenceOptions",
+        "engines.reference.engine:build",
     ),
 }
 
@@ -79,21 +91,13 @@ def open_engine(directory: Path, progress: BuildProgress = silent, /, **options:
     Args:
         directory: what `twofour build` wrote.
         progress: told how much has been read.
-        options: what the engine class takes beside the directory.
+        options: see the class of options of its target.
 
     Raises:
         EngineDirectoryError: the directory cannot be read, or holds what this build cannot run.
-        ValueError: the engine has no such option.
+        ValueError: the engine has no such option, or its value is of no use.
         ModuleNotFoundError: the target's extra is not installed.
     """
-    manifest = read_manifest(directory)
-    factory = resolve_name(TARGETS[manifest.target].engine)
-    parameters = inspect.signature(factory).parameters
-    known = [name for name in parameters if name not in ("directory", "progress")]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"the {manifest.target} engine has no option {option!r}; it has: {', '.join(known)}"
-            )
-    engine: Engine = factory(directory, progress=progress, **options)
+    entry = TARGETS[read_manifest(directory).target]
+    engine: Engine = resolve_name(entry.engine)(directory, progress=progress, **options)
     return engine

@@ -22,6 +22,9 @@ def _plain(key: Any) -> str:
     return key.get_secret_value() if isinstance(key, SecretStr) else str(key)
 
 
+SECRET = ("api_key", "admin_api_key")
+"""Settings whose values are never shown."""
+
 Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)]
 
 
@@ -32,23 +35,38 @@ class ServerSettings(BaseSettings):
 
     directory: Path = Field(description="Engine directory to serve.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        description="Port to listen on; 0 picks a free one, which the log names.",
+    )
     served_model_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$",
         description="What requests call the base model; without it, the name in engine.json.",
     )
     verify: bool = Field(
-        True, description="Compare the directory's files with what was built when it is opened."
+        True,
+        description="Compare the SHA-256 of the directory's files with what was built, not their"
+        " sizes alone.",
     )
     engine_options: dict[str, Any] = Field(
-        default_factory=dict, description="Options that go to the engine as they are."
+        default_factory=dict,
+        description="Options of the engine: `--engine-option NAME=VALUE`, or a JSON object in the"
+        " environment.",
     )
 
-    api_key: Keys = Field((), description="Keys that open the API; none: open to everybody.")
-    admin_api_key: Keys = Field((), description="Keys that open the load and unload routes.")
+    api_key: Keys = Field(
+        (),
+        description="Key that opens the API; none leaves it open to everybody. Better in"
+        " SERVING_API_KEY than on the command line.",
+    )
+    admin_api_key: Keys = Field(
+        (), description="Key for the routes that load and unload masks; needs `mask_root`."
+    )
     mask_root: Path | None = Field(
-        None, description="Folder from which masks may be loaded over HTTP."
+        None, description="Folder from which masks may be loaded over HTTP; needs `admin_api_key`."
     )
 
     max_waiting: int = Field(
@@ -60,35 +78,43 @@ class ServerSettings(BaseSettings):
     max_logprob_entries: int = Field(
         1 << 18,
         ge=1,
-        description="Log-probs of one request: tokens times choices times alternatives.",
+        description="Log-probs of one request: tokens of prompts and answers, times choices, times"
+        " alternatives and one for the token itself; a stream's answer does not count.",
     )
-    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
     header_timeout: float = Field(
-        20.0, gt=0, description="How long a client may take to send a request's headers."
+        20.0,
+        gt=0,
+        description="Seconds from the connection, or the first byte of a further request, to the"
+        " end of its headers; a connection that says nothing is closed without a word.",
     )
     body_timeout: float = Field(
-        60.0, gt=0, description="How long a client may take to send a request's body."
+        60.0, gt=0, description="Seconds from there to the end of the body."
     )
     # Longer than the usual proxies keep idle connections, so that they close them and not we.
     idle_timeout: float = Field(
         75.0,
         gt=0,
-        description="How long a connection may wait for its next request, or for its client to"
-        " read.",
+        description="Seconds between an answer and the next request, and for clients that read"
+        " nothing of an answer.",
     )
     keep_alive_interval: float = Field(
-        15.0, gt=0, description="A stream that is silent for so long gets a comment line."
+        15.0, gt=0, description="Seconds of silence after which a stream gets a comment line."
     )
     max_step_age: float = Field(
-        60.0, gt=0, description="Not ready when the engine has work and no step for so long."
+        60.0,
+        gt=0,
+        description="Seconds: probes fail when the engine has work and made no step for so long.",
     )
     shutdown_timeout: float = Field(
-        25.0, ge=0, description="How long running requests may go on after SIGTERM."
+        25.0, ge=0, description="Seconds that running requests may go on after SIGTERM."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe messages to log."
+        "info", description="Least severe messages to log: debug, info, warning or error."
     )
-    access_log: bool = Field(False, description="Log one line for every HTTP request.")
+    access_log: bool = Field(
+        False, description="Log method, route, status and request id of every request."
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerSettings:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from engines.base import (
     Engine,
@@ -27,7 +27,6 @@ from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
-from engines.cpu.storage_rule import Storage
 from engines.cpu.waiting import WaitingCounter
 from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import check_request, stop_token_ids, token_limit, without_work
@@ -40,6 +39,7 @@ from engines.errors import (
 )
 from engines.native.layout import VERSION
 from engines.text import TextCodec
+from engines.typed_options import read_options
 from engines.version import own_version
 
 
@@ -48,53 +48,28 @@ class CpuEngine(Engine):
 
     Args:
         directory: an engine directory of target `cpu`.
-        verify: compare the content of all files with what was built, and not their sizes alone.
         progress: told how much has been read.
-        The others: see `CpuOptions`.
+        options: see `CpuOptions`.
 
     Raises:
         EngineDirectoryError: the directory is malformed or damaged, or its key-value cache too
             small.
-        ValueError: an option is out of range.
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        verify: bool = True,
         progress: BuildProgress = silent,
-        kv_bytes: int | None = None,
-        context_length: int | None = None,
-        threads: int | None = None,
-        isa: str | None = None,
-        max_sequences: int = 64,
-        max_waiting: int = 256,
-        step_tokens: int = 512,
-        mixed_prefill_tokens: int = 256,
-        prefix_cache: bool = True,
-        invariant: bool = False,
-        map_weights: bool = False,
-        mask_storage: Storage | None = None,
-        patch_limit: float | Literal["measure"] | None = None,
+        **options: Any,
     ) -> None:
-        self._options = CpuOptions(
-            kv_bytes=kv_bytes,
-            context_length=context_length,
-            threads=threads,
-            isa=isa,
-            max_sequences=max_sequences,
-            max_waiting=max_waiting,
-            step_tokens=step_tokens,
-            mixed_prefill_tokens=mixed_prefill_tokens,
-            prefix_cache=prefix_cache,
-            invariant=invariant,
-            map_weights=map_weights,
-            mask_storage=mask_storage,
-            patch_limit=patch_limit,
-        )
+        self._options = read_options(CpuOptions, options, "the cpu engine")
         opened = open_cpu_directory(
-            directory, verify=verify, map_weights=map_weights, progress=progress
+            directory,
+            verify=self._options.verify,
+            map_weights=self._options.map_weights,
+            progress=progress,
         )
         self._manifest, config = opened.manifest, opened.config
         self._codec = TextCodec(directory)

@@ -55,8 +55,10 @@ from engines.errors import (
     as_engine_directory_error,
 )
 from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
+from engines.reference.options import ReferenceOptions
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
+from engines.typed_options import read_options
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
 from maskgen.format.weight_files import (
@@ -169,28 +171,26 @@ class ReferenceEngine(Engine):
 
     Args:
         directory: a directory that `build` wrote.
-        verify: compare the content of all files with what was built, and not their sizes alone.
         progress: told how much has been read.
-        max_requests: requests that may be in progress at once.
-        device: `cpu`, or a GPU with sparse tensor cores (`cuda`, `cuda:1`).
+        options: see `ReferenceOptions`.
 
     Raises:
         EngineDirectoryError: the directory is malformed, or the device cannot run it.
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        verify: bool = True,
         progress: BuildProgress = silent,
-        max_requests: int = 64,
-        device: str = "cpu",
+        **options: Any,
     ) -> None:
-        manifest = open_directory(directory, "reference", verify=verify, progress=progress)
+        chosen = read_options(ReferenceOptions, options, "the reference engine")
+        manifest = open_directory(directory, "reference", verify=chosen.verify, progress=progress)
         self._manifest = manifest
         self._codec = TextCodec(directory)
-        self._device = checked_device(device)
+        self._device = checked_device(chosen.device)
         sparse = has_sparse_kernels(self._device)
         dtype = torch.bfloat16 if sparse else torch.float32
         self._model = _load_model(directory, dtype)
@@ -211,7 +211,7 @@ class ReferenceEngine(Engine):
         else:
             self._dense = {n: self._modules[n].weight.detach().clone() for n in layers}
         self._active: str | None = None
-        self._max_requests = max_requests
+        self._max_requests = chosen.max_requests
         self._running: dict[str, bool] = {}
         self._pinned: dict[str, int] = {}
         self._stats = EngineStats()

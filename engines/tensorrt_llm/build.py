@@ -24,6 +24,7 @@ import typer
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import Manifest
 from engines.errors import EngineDirectoryError
+from engines.option_flags import option_flags
 from engines.tensorrt_llm.directory import recheck_checkpoint, write_directory
 from engines.tensorrt_llm.extend import add_masks
 from engines.tensorrt_llm.record import (
@@ -35,7 +36,7 @@ from engines.tensorrt_llm.record import (
     record_build,
 )
 from engines.tensorrt_llm.script import engine_steps
-from engines.tensorrt_llm.settings import parse_build_settings
+from engines.tensorrt_llm.settings import BuildSettings, parse_build_settings
 from engines.tensorrt_llm.version import ToolsMissingError, find_environment
 
 _LOG_TAIL = 15
@@ -152,6 +153,7 @@ def show_progress(what: str, done: int, total: int) -> None:
         typer.echo(f"\r\x1b[K{what} ({done}/{total})", err=True, nl=False)
 
 
+@option_flags(BuildSettings)
 def command(
     model: Annotated[Path | None, typer.Option(help="Hugging Face model directory.")] = None,
     mask: Annotated[
@@ -159,25 +161,6 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Engine directory to make.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name that requests will use.")] = None,
-    tp_size: Annotated[int | None, typer.Option(help="Tensor-parallel GPUs.")] = None,
-    pp_size: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 (default) or float16.")] = None,
-    per_mask: Annotated[
-        str | None,
-        typer.Option(help="engine (default): a build per mask; refit: one plan, refitted."),
-    ] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Most sequences of a step.")] = None,
-    max_num_tokens: Annotated[int | None, typer.Option(help="Most tokens of a step.")] = None,
-    max_seq_len: Annotated[int | None, typer.Option(help="Most tokens of a sequence.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Ranks built at the same time.")] = None,
-    prompt_logprobs: Annotated[bool, typer.Option(help="Let requests ask for them.")] = False,
-    allow_dense: Annotated[
-        bool, typer.Option(help="Accept engines in which TensorRT chose no sparse tactic.")
-    ] = False,
-    timing_cache: Annotated[Path | None, typer.Option(help="Kernel timings to share.")] = None,
-    trtllm_arg: Annotated[
-        list[str] | None, typer.Option(help="Further argument of trtllm-build; repeatable.")
-    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an engine directory.")] = False,
     extend_: Annotated[
         Path | None, typer.Option("--extend", help="Add the masks to this directory instead.")
@@ -188,16 +171,17 @@ def command(
     record: Annotated[
         Path | None, typer.Option(help="Read the logs of this directory's finished engines.")
     ] = None,
+    **settings: Any,
 ) -> None:
     """Build 2:4-sparse TensorRT-LLM engines, one per mask, and report what TensorRT chose."""
     if record is not None:
         typer.echo(summary(record, record_build(record)))
         return
     if resume_ is not None:
-        resume(resume_, timing_cache)
+        resume(resume_, settings["timing_cache"])
         return
     if model is not None and extend_ is not None:
-        extend(extend_, model, parse_masks(mask or []), timing_cache)
+        extend(extend_, model, parse_masks(mask or []), settings["timing_cache"])
         return
     if model is None or out is None:
         raise EngineDirectoryError(
@@ -211,21 +195,7 @@ def command(
         overwrite=overwrite,
         progress=show_progress,
     )
-    build(
-        request,
-        tp_size=tp_size,
-        pp_size=pp_size,
-        dtype=dtype,
-        per_mask=per_mask,
-        allow_dense=allow_dense,
-        max_batch_size=max_batch_size,
-        max_num_tokens=max_num_tokens,
-        max_seq_len=max_seq_len,
-        workers=workers,
-        prompt_logprobs=prompt_logprobs,
-        timing_cache=timing_cache,
-        trtllm_args=tuple(trtllm_arg or ()),
-    )
+    build(request, **settings)
 
 
 def run_program(function: Any, arguments: list[str] | None = None) -> None:

@@ -35,6 +35,7 @@ from engines.mask_rules import check_requested, check_room, check_unload, read_f
 from engines.tensorrt_llm import llm_api
 from engines.tensorrt_llm.choice import run_choice
 from engines.tensorrt_llm.engine_files import EngineFiles
+from engines.tensorrt_llm.options import TensorRtLlmOptions
 from engines.tensorrt_llm.pool import EnginePool
 from engines.tensorrt_llm.record import (
     BASE,
@@ -44,6 +45,7 @@ from engines.tensorrt_llm.record import (
     open_record,
 )
 from engines.text import TextCodec
+from engines.typed_options import read_options
 
 
 class TensorRtLlmEngine(Engine):
@@ -51,42 +53,41 @@ class TensorRtLlmEngine(Engine):
 
     Args:
         directory: a directory that `twofour build --target tensorrt-llm` finished.
-        verify: compare the content of all files with what was built, and not their sizes alone.
         progress: told how much has been read.
-        memory_gib: most GPU memory of all loaded engines together, KV caches included; without
-            it every engine stays once it is loaded.
-        kv_gib: KV cache of each engine, over all its GPUs.
-        max_requests: requests that may be in progress at once.
+        options: see `TensorRtLlmOptions`.
 
     Raises:
         EngineDirectoryError: the directory is malformed, its engines are not built yet, or the
             default engine does not fit the memory.
         ToolsMissingError: TensorRT-LLM is absent or of another version.
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        verify: bool = True,
         progress: BuildProgress = silent,
-        memory_gib: float | None = None,
-        kv_gib: float = 4.0,
-        max_requests: int = 256,
+        **options: Any,
     ) -> None:
+        chosen = read_options(TensorRtLlmOptions, options, "the tensorrt-llm engine")
         self._directory = directory
-        self._manifest, self._record = open_record(directory, verify=verify, progress=progress)
+        self._manifest, self._record = open_record(
+            directory, verify=chosen.verify, progress=progress
+        )
         self._default = self._manifest.default_mask or BASE
-        self._kv_bytes = int(kv_gib * 2**30)
+        self._kv_bytes = int(chosen.kv_gib * 2**30)
         kv_tokens = self._kv_bytes // self._record.kv_bytes_per_token
         if kv_tokens < self._record.max_seq_len:
             raise EngineDirectoryError(
-                f"kv_gib {kv_gib} holds {kv_tokens} tokens, less than one sequence of"
+                f"kv_gib {chosen.kv_gib} holds {kv_tokens} tokens, less than one sequence of"
                 f" {self._record.max_seq_len}"
             )
         self._options = llm_api.EngineOptions(kv_tokens, self._record.prompt_logprobs)
         self._served = {name for name, engine in self._record.engines.items() if engine.built}
-        self._files = EngineFiles(directory, self._manifest, self._record, self._served, verify)
+        self._files = EngineFiles(
+            directory, self._manifest, self._record, self._served, chosen.verify
+        )
         if self._default not in self._served:
             raise EngineDirectoryError(
                 f"{directory} holds checkpoints but no engine yet: run {directory / SCRIPT_FILE}"
@@ -94,11 +95,12 @@ class TensorRtLlmEngine(Engine):
             )
         self._version = llm_api.require_version()
         self._codec = TextCodec(directory)
-        budget = None if memory_gib is None else int(memory_gib * 2**30)
+        memory = chosen.memory_gib
+        budget = None if memory is None else int(memory * 2**30)
         sizes = {name: self._size(self._record.engines[name]) for name in self._served}
         self._pool = EnginePool(self._load, sizes, budget)
         self._pool.preload(self._default)
-        self._max_requests = max_requests
+        self._max_requests = chosen.max_requests
         self._results: dict[str, list[llm_api.GenerationResult]] = {}
         self._aborted: set[str] = set()
         self._stats = EngineStats()

@@ -6,52 +6,67 @@ from collections.abc import Mapping as MappingType
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from engines.directory.decoder_config import DecoderConfig
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.commands import BuildOptions
 from engines.tensorrt_llm.config import Mapping, check_mapping
 from engines.tensorrt_llm.record import PerMask
+from engines.typed_options import TypedOptions, read_options
 
 
-class BuildSettings(BaseModel):
-    """Settings of a build; the names are also those of `twofour build --option NAME=VALUE`.
+class BuildSettings(TypedOptions):
+    """Settings of a build; the names are also those of `twofour build --option NAME=VALUE`."""
 
-    Attributes:
-        tp_size: tensor-parallel GPUs.
-        pp_size: pipeline stages.
-        dtype: of weights and arithmetic.
-        per_mask: `engine`: one build per mask, the fastest engines; `refit`: one stripped plan
-            that `trtllm-refit` fills per mask, far fewer builds.
-        sparse: let TensorRT choose sparse tactics; False builds a dense engine to compare with.
-        gemm_plugin: for dense engines, what multiplies: `disable`, `auto` or a type.
-        allow_dense: accept sparse builds in which no layer uses a sparse tactic.
-        max_batch_size: most sequences of one step.
-        max_num_tokens: most tokens of one step.
-        max_seq_len: most tokens of one sequence; by default 4096, or what the model allows.
-        workers: ranks built at the same time, one GPU each.
-        prompt_logprobs: keep what log-probs of prompts need.
-        timing_cache: file of kernel timings to read and extend; one in the directory by default.
-        trtllm_args: further arguments of `trtllm-build`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tp_size: int = Field(default=1, ge=1)
-    pp_size: int = Field(default=1, ge=1)
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    per_mask: PerMask = "engine"
-    sparse: bool = True
-    gemm_plugin: str = "disable"
-    allow_dense: bool = False
-    max_batch_size: int = Field(default=64, ge=1)
-    max_num_tokens: int = Field(default=8192, ge=1)
-    max_seq_len: int | None = Field(default=None, ge=1)
-    workers: int = Field(default=1, ge=1)
-    prompt_logprobs: bool = False
-    timing_cache: Path | None = None
-    trtllm_args: tuple[str, ...] = ()
+    tp_size: int = Field(1, ge=1, description="Tensor-parallel GPUs.")
+    pp_size: int = Field(1, ge=1, description="Pipeline stages, each on a GPU.")
+    dtype: Literal["bfloat16", "float16"] = Field(
+        "bfloat16",
+        description="Type of weights and arithmetic; in `float16` TensorRT-LLM inserts a cast"
+        " behind every weight.",
+    )
+    per_mask: PerMask = Field(
+        "engine",
+        description="`engine`: one build per mask, the fastest engines. `refit`: one stripped plan"
+        " that `trtllm-refit` fills per mask, far fewer builds.",
+    )
+    sparse: bool = Field(
+        True,
+        description="TensorRT may choose sparse tactics; false builds a dense engine to compare"
+        " with.",
+    )
+    gemm_plugin: str = Field(
+        "disable", description="For dense engines, what multiplies: `disable`, `auto` or a type."
+    )
+    allow_dense: bool = Field(
+        False, description="Accept sparse builds in which no layer uses a sparse tactic."
+    )
+    max_batch_size: int = Field(64, ge=1, description="Most sequences of one step.")
+    max_num_tokens: int = Field(8192, ge=1, description="Most tokens of one step.")
+    max_seq_len: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of one sequence. None: 4096, or what the model allows if that is"
+        " less.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Ranks built at a time, one GPU each; above 1 the log cannot be told apart by"
+        " rank.",
+    )
+    prompt_logprobs: bool = Field(
+        False,
+        description="Keep the logits of prompts, which their log-probs need; switches the reuse of"
+        " prefixes off.",
+    )
+    timing_cache: Path | None = Field(
+        None,
+        description="File of kernel timings to read and extend, shared by all builds that name it."
+        " None: `timing.cache` in the directory.",
+    )
+    trtllm_args: tuple[str, ...] = Field((), description="Further arguments of `trtllm-build`.")
 
     @property
     def mapping(self) -> Mapping:
@@ -90,17 +105,9 @@ def parse_build_settings(values: MappingType[str, Any]) -> BuildSettings:
         EngineDirectoryError: a name is unknown, or a value is out of range.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    unknown = sorted(given.keys() - BuildSettings.model_fields.keys())
-    if unknown:
-        raise EngineDirectoryError(
-            f"TensorRT-LLM builds have no setting {unknown[0]!r};"
-            f" there are: {', '.join(BuildSettings.model_fields)}"
-        )
     if isinstance(given.get("trtllm_args"), str):
         given["trtllm_args"] = tuple(given["trtllm_args"].split())
     try:
-        return BuildSettings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise EngineDirectoryError(f"{name} is {first['input']!r}: {first['msg']}") from error
+        return read_options(BuildSettings, given, "the tensorrt-llm builder")
+    except ValueError as error:
+        raise EngineDirectoryError(str(error)) from error

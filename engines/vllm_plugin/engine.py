@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,12 @@ from engines.errors import (
     MaskError,
 )
 from engines.text import TextCodec
+from engines.typed_options import read_options
 from engines.version import own_version
 from engines.vllm_plugin.catalog import MaskCatalog
+from engines.vllm_plugin.errors import as_engine_error
 from engines.vllm_plugin.gate import MaskGate
+from engines.vllm_plugin.options import VllmOptions
 from engines.vllm_plugin.version import check_version, vllm_version
 
 _EXTENSION = "engines.vllm_plugin.worker.MaskWorker"
@@ -54,38 +57,27 @@ class VllmEngine(Engine):
 
     Args:
         directory: what `twofour build --target vllm` wrote.
-        verify: compare the content of all files with what was built, and not their sizes alone;
-            the complement's, at the first change of the mask, always.
         progress: told how much has been read.
-        max_requests: requests that may be in progress at once, waiting ones included.
-        enforce_eager: run without torch.compile: starts much sooner, decodes slower.
-        tensor_parallel_size: workers that share each layer.
-        max_model_len: most tokens of one sequence; None is what the model allows.
-        kv_cache_bytes: memory for the KV cache of each worker; None leaves it to vLLM.
-        vllm_options: further arguments of vLLM's `AsyncEngineArgs`.
+        options: see `VllmOptions`.
 
     Raises:
         VllmVersionError: vLLM is missing or of an untested version.
         EngineDirectoryError: the directory is malformed.
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        verify: bool = True,
         progress: BuildProgress = silent,
-        max_requests: int = 256,
-        enforce_eager: bool = False,
-        tensor_parallel_size: int = 1,
-        max_model_len: int | None = None,
-        kv_cache_bytes: int | None = 1 << 30,
-        vllm_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
+        chosen = read_options(VllmOptions, options, "the vllm engine")
         self._version = vllm_version()
         check_version(self._version)
         self._manifest = open_directory(
-            directory, "vllm", verify=verify, later=(COMPLEMENT_FILE,), progress=progress
+            directory, "vllm", verify=chosen.verify, later=(COMPLEMENT_FILE,), progress=progress
         )
         self._codec = TextCodec(directory)
         self._catalog = MaskCatalog(directory, self._manifest)
@@ -101,14 +93,14 @@ class VllmEngine(Engine):
         arguments = {
             "model": str(directory),
             "worker_extension_cls": _EXTENSION,
-            "enforce_eager": enforce_eager,
-            "tensor_parallel_size": tensor_parallel_size,
-            "max_model_len": max_model_len,
-            "kv_cache_memory_bytes": kv_cache_bytes,
+            "enforce_eager": chosen.enforce_eager,
+            "tensor_parallel_size": chosen.tensor_parallel_size,
+            "max_model_len": chosen.max_model_len,
+            "kv_cache_memory_bytes": chosen.kv_cache_bytes,
             "enable_prefix_caching": True,
             "disable_log_stats": True,  # vLLM's own loggers; ours is given below
             "seed": 0,
-            **(vllm_options or {}),
+            **chosen.vllm_options,
         }
         self._llm: Any = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[lambda config, index=0: self._counter]
@@ -117,10 +109,10 @@ class VllmEngine(Engine):
         self._context = int(config.model_config.max_model_len)
         self._vocab_size = int(config.model_config.get_vocab_size())
         self._kv_bytes = int(config.cache_config.kv_cache_memory_bytes or 0)
-        self._tensor_parallel_size = tensor_parallel_size
+        self._tensor_parallel_size = chosen.tensor_parallel_size
         self._constraints = ConstraintCompiler(self._codec, self._vocab_size)
         self._gate = MaskGate(self._manifest.default_mask, self._switch)
-        self._max_requests = max_requests
+        self._max_requests = chosen.max_requests
         self._tasks: dict[str, set[asyncio.Task[None]]] = {}
         self._masks_of: dict[str, str | None] = {}
         self._aborted: set[str] = set()
@@ -280,7 +272,7 @@ class VllmEngine(Engine):
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            queue.put_nowait(self._translate(error))
+            queue.put_nowait(as_engine_error(error))
 
     async def _score(
         self, request: GenerationRequest, mask: str | None, index: int
@@ -366,14 +358,3 @@ class VllmEngine(Engine):
                 # Closing the stream aborts what vLLM would still generate after a stop string.
                 await outputs.aclose()
                 return
-
-    @staticmethod
-    def _translate(error: BaseException) -> BaseException:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-
-        if isinstance(error, VLLMClientError | ValueError):
-            return InvalidRequestError(str(error))
-        if isinstance(error, VllmDeadError):
-            return EngineDeadError("vLLM's engine has died; see its log")
-        return error

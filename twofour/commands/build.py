@@ -68,8 +68,8 @@ def build(
 def _settings(target: str, options: list[str]) -> dict[str, str]:
     from engines.registry import TARGETS, find_target
 
-    if options and not find_target(target).configurable:
-        able = [name for name, entry in TARGETS.items() if entry.configurable]
+    if options and not find_target(target).settings:
+        able = [name for name, entry in TARGETS.items() if entry.settings]
         raise ValueError(f"target {target} takes no --option; {', '.join(able)} does")
     pairs = [option.partition("=") for option in options]
     for name, found, _ in pairs:

@@ -326,8 +326,7 @@ def test_options_out_of_range(directory: Path) -> None:
         ({"kv_bytes": 0}, "kv_bytes"),
         ({"step_tokens": 8}, "max_sequences"),
         ({"kv_bytes": 4096, "context_length": 512}, "raise kv_bytes"),
-        ({"mask_storage": "disk"}, "patch or copy, got 'disk'"),
-        ({"patch_limit": 1.5}, "patch_limit must be from 0 to 1, or measure, got 1.5"),
+        ({"mask_storage": "disk"}, "mask_storage is 'disk': must be 'patch' or 'copy'"),
     ]:
         with pytest.raises(ValueError, match=message):
             CpuEngine(directory, **options)

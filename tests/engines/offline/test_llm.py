@@ -289,6 +289,8 @@ def test_what_cannot_be_opened(directory: Path, tiny_model: Path) -> None:
         LLM(tiny_model)
     with pytest.raises(ValueError, match="has no option 'tensor'"):
         LLM(directory, tensor=2)
+    with pytest.raises(ValueError, match="verify is 'perhaps': must be a valid boolean"):
+        LLM(directory, verify="perhaps")
     assert threading.active_count() == before
 
 

@@ -402,7 +402,7 @@ def test_names_of_masks_stay_inside_the_directory(
         ({"max_seq_len": "4096"}, "max_seq_len 4096 exceeds the model's 512 positions"),
         ({"tp_size": "0"}, "tp_size is '0'"),
         ({"tp_size": "many"}, "tp_size is 'many'"),
-        ({"speed": "fast"}, "no setting 'speed'.*tp_size"),
+        ({"speed": "fast"}, "no option 'speed'.*tp_size"),
         ({"dtype": "float8"}, "dtype is 'float8'"),
         ({"tp_size": "4", "pp_size": "2"}, None),
     ],
