@@ -156,7 +156,7 @@ def learn(
             held_out_every=request.held_out_every,
             divergence=config.divergence if isinstance(config, GradientConfig) else float("inf"),
         )
-        seconds = run(learner, config, options, world, console)
+        outcome = run(learner, config, options, world, console)
     return LearnResult(
         mask=Mask(
             codes=learner.codes(),
@@ -169,7 +169,7 @@ def learn(
         ),
         changed=learner.movement().changed,
         tokens=config.steps * config.tokens_per_step,
-        seconds=seconds,
+        seconds=outcome.seconds,
         state_bytes=learner.state_bytes(),
         first=world.first,
     )

@@ -1,8 +1,9 @@
-"""Checkpoints of a learning run: safetensors and JSON in a folder that appears whole or not at all.
+"""Checkpoints of a run: safetensors and JSON in a folder that appears whole or not at all.
 
     RUN/checkpoint-000125/state.json                      step, settings, running statistics
-                          logits.safetensors              all logits
+                          learned.safetensors             what is learned: all logits, or weights
                           optimiser-00000-of-00002.safetensors    one per rank
+        best.safetensors                                what did best on held-out text, if watched
 
 A checkpoint is written under a temporary name and renamed, so a killed run leaves the last complete
 one. Every file carries a checksum of what it holds. Resuming reads the newest checkpoint that is
@@ -28,10 +29,11 @@ from torch import Tensor
 from maskgen.format.json_file import read_json, write_json
 from maskgen.learning.distributed import World
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _SHARD = re.compile(r"optimiser-\d{5}-of-(\d{5})\.safetensors")
-_STATE, _LOGITS, _CHECKSUM = "state.json", "logits.safetensors", "crc32"
+_STATE, _LEARNED, _CHECKSUM = "state.json", "learned.safetensors", "crc32"
+_BEST = "best.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -64,13 +66,13 @@ class LearningCheckpoint:
     Attributes:
         path: its folder.
         state: everything that is not tensors.
-        logits: all logits.
+        learned: what is learned: all logits, or weights.
         optimiser: the optimiser's tensors, of all ranks.
     """
 
     path: Path
     state: RunState
-    logits: dict[str, Tensor]
+    learned: dict[str, Tensor]
     optimiser: dict[str, Tensor]
 
 
@@ -84,7 +86,7 @@ class CheckpointFolder:
         self._damaged: set[Path] = set()
 
     def save(
-        self, state: RunState, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]
+        self, state: RunState, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]
     ) -> Path:
         """Write a checkpoint; all ranks call it, each with its own optimiser tensors.
 
@@ -94,7 +96,7 @@ class CheckpointFolder:
         final = self.root / f"checkpoint-{state.step:06d}"
         scratch = self.root / f".{final.name}.tmp"
         try:
-            self._write(scratch, state, logits, optimiser)
+            self._write(scratch, state, learned, optimiser)
             if self.world.first:
                 if final.exists():
                     shutil.rmtree(final)
@@ -110,6 +112,37 @@ class CheckpointFolder:
                 shutil.rmtree(old, ignore_errors=True)
         self.world.barrier()
         return final
+
+    def save_best(self, learned: Mapping[str, Tensor]) -> None:
+        """Keep what did best on held-out text, beside the checkpoints; the first rank writes it.
+
+        Raises:
+            CheckpointError: it cannot be written, as on a full disk.
+        """
+        if not self.world.first:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        final, scratch = self.root / _BEST, self.root / f".{_BEST}.tmp"
+        try:
+            _write_tensors(scratch, learned)
+            scratch.rename(final)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(self._not_written(final, error)) from error
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def best(self) -> dict[str, Tensor]:
+        """What `save_best` kept.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        try:
+            return _read_tensors(self.root / _BEST)
+        except _DamagedError as error:
+            raise CheckpointError(
+                f"{self.root / _BEST} is damaged: {error}; delete {self.root} to begin again"
+            ) from error
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint that was not found damaged."""
@@ -133,7 +166,7 @@ class CheckpointFolder:
             try:
                 state = _read_state(path)
                 _check_identity(path, state.identity, identity)
-                logits = _read_tensors(path / _LOGITS)
+                learned = _read_tensors(path / _LEARNED)
                 optimiser: dict[str, Tensor] = {}
                 for shard in _shards(path):
                     optimiser |= _read_tensors(shard)
@@ -142,7 +175,7 @@ class CheckpointFolder:
                 report(f"{path} is damaged and passed over: {error}")
                 self._damaged.add(path)
             else:
-                return LearningCheckpoint(path, state, logits, optimiser)
+                return LearningCheckpoint(path, state, learned, optimiser)
         if reasons:
             raise CheckpointError(
                 f"every checkpoint in {self.root} is damaged ({'; '.join(reasons)}); "
@@ -154,7 +187,7 @@ class CheckpointFolder:
         self,
         scratch: Path,
         state: RunState,
-        logits: Mapping[str, Tensor],
+        learned: Mapping[str, Tensor],
         optimiser: Mapping[str, Tensor],
     ) -> None:
         if self.world.first:
@@ -165,7 +198,7 @@ class CheckpointFolder:
         self.world.barrier()
         _write_tensors(scratch / _shard_name(self.world.rank, self.world.size), optimiser)
         if self.world.first:
-            _write_tensors(scratch / _LOGITS, logits)
+            _write_tensors(scratch / _LEARNED, learned)
             _write_state(scratch / _STATE, state)
         self.world.barrier()
 

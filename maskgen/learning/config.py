@@ -13,8 +13,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class LearnConfig(BaseModel):
-    """What every learned method takes."""
+class RunConfig(BaseModel):
+    """What every run of the loop takes."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
@@ -25,22 +25,27 @@ class LearnConfig(BaseModel):
     sequence_length: Annotated[int, Field(ge=2)] = 2048
     """Tokens in a sequence."""
     batch_size: Count = 1
-    """Sequences in a micro-batch; each micro-batch draws its own noise."""
+    """Sequences in a micro-batch; in mask learning each micro-batch draws its own noise."""
     micro_batches: Count = 1
     """Micro-batches in a step, over all ranks."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the noise, the initial logits and the order of the text."""
+    """Seed of everything random: the order of the text, and noise and initial logits of masks."""
     checkpoint_every: Count = 25
     """Steps between checkpoints."""
     log_every: Count = 10
-    """Steps between measurements of mask movement and sharpness."""
-    kernels: Kernels = "auto"
-    """native, torch, or auto: native wherever it applies."""
+    """Steps between measurements of how far masks or weights have moved."""
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one step learns from, over all ranks."""
         return self.sequence_length * self.batch_size * self.micro_batches
+
+
+class LearnConfig(RunConfig):
+    """What every learned method takes."""
+
+    kernels: Kernels = "auto"
+    """native, torch, or auto: native wherever it applies."""
 
 
 class GradientConfig(LearnConfig):

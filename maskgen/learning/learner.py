@@ -53,6 +53,10 @@ class Movement:
     changed: float
     sharpness: float
 
+    def numbers(self) -> dict[str, float]:
+        """For the log."""
+        return {"changed": self.changed, "sharpness": self.sharpness}
+
 
 class Learner(Protocol):
     """What the loop drives: `maskgen.learning.loop`."""
@@ -60,23 +64,30 @@ class Learner(Protocol):
     def step(self, step: int) -> StepReport:
         """Do step number `step`, counted from 0."""
 
-    def movement(self) -> Movement:
-        """Measure the masks (walks over all logits)."""
+    def measure(self) -> dict[str, float]:
+        """Numbers for the log that are too costly for every step (walks over all parameters)."""
 
-    def codes(self) -> dict[str, Codes]:
-        """The hard masks that the logits stand for now, by layer name."""
-
-    def logits(self) -> dict[str, Tensor]:
-        """All logits, for a checkpoint."""
+    def learned(self) -> dict[str, Tensor]:
+        """Everything that is learned, for a checkpoint."""
 
     def optimiser(self) -> dict[str, Tensor]:
         """This rank's optimiser state, for a checkpoint."""
 
-    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
-        """Take back what `logits` and `optimiser` gave."""
+    def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` and `optimiser` gave."""
 
     def evaluate(self, windows: Sequence[Tensor]) -> float:
-        """Mean loss of the hard masks over windows of token ids, nats a token."""
+        """Mean loss of what is learned so far over windows of token ids, nats a token."""
+
+
+class MaskLearner(Learner, Protocol):
+    """A learner of masks."""
+
+    def movement(self) -> Movement:
+        """How far the masks have moved; what `measure` reports."""
+
+    def codes(self) -> dict[str, Codes]:
+        """The hard masks that the logits stand for now, by layer name."""
 
     def state_bytes(self) -> dict[str, float]:
         """Bytes of training state per weight: each part, and `total`."""
@@ -217,6 +228,10 @@ class GradientLearner:
             self.clock.mask = "relaxed"
         return sum(losses) / len(losses)
 
+    def measure(self) -> dict[str, float]:
+        """The numbers of `movement`."""
+        return self.movement().numbers()
+
     def movement(self) -> Movement:
         """Share of changed groups and mean sharpness over all layers."""
         decided = [layer.decide() for layer in self.layers]
@@ -228,7 +243,7 @@ class GradientLearner:
         """Hard masks by layer name."""
         return {layer.name: layer.decide()[0].cpu().numpy() for layer in self.layers}
 
-    def logits(self) -> dict[str, Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """Logits by layer name."""
         return {layer.name: layer.mask_logits.detach() for layer in self.layers}
 
@@ -236,11 +251,11 @@ class GradientLearner:
         """This rank's AdamW moments."""
         return adamw_state(self._optimizer, [la.name for la in self.layers], self._parameters)
 
-    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+    def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Logits and AdamW moments from a checkpoint."""
         with torch.no_grad():
             for layer in self.layers:
-                layer.mask_logits.copy_(logits[layer.name])
+                layer.mask_logits.copy_(learned[layer.name])
         names = [layer.name for layer in self.layers]
         load_adamw_state(self._optimizer, names, self._parameters, optimiser)
 

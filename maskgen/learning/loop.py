@@ -1,4 +1,4 @@
-"""The loop that every learned method runs in: resume, step, watch, report, checkpoint."""
+"""The loop that masks are learned and weights are recovered in: resume, step, watch, checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from maskgen.learning.checkpoint import CheckpointFolder, RunState
-from maskgen.learning.config import LearnConfig
+from maskgen.learning.config import RunConfig
 from maskgen.learning.distributed import World
 from maskgen.learning.learner import Learner, StepReport
 from maskgen.learning.progress import Reporter
@@ -32,29 +32,49 @@ class RunOptions:
     Attributes:
         folder: checkpoints and `log.jsonl`.
         identity: settings and digests that a resumed run must share.
+        title: what the run is called on the screen.
         resume: go on from the folder's newest checkpoint; otherwise an occupied folder is refused.
         tensorboard: folder for event files.
-        held_out: windows of token ids on which the hard masks are evaluated while learning.
+        held_out: windows of token ids on which what was learned is evaluated on the way.
         held_out_every: steps between those evaluations; 0 for never.
+        keep_best: keep what did best on `held_out`, from before the first step on.
+        patience: evaluations without improvement after which the run stops; 0 for never.
         divergence: stop when the smoothed loss is this far above its lowest value, nats.
     """
 
     folder: Path
     identity: dict[str, Any]
+    title: str = "learn"
     resume: bool = False
     tensorboard: Path | None = None
     held_out: Sequence[Tensor] = ()
     held_out_every: int = 0
+    keep_best: bool = False
+    patience: int = 0
     divergence: float = math.inf
 
 
-def run(
-    learner: Learner, config: LearnConfig, options: RunOptions, world: World, console: Console
-) -> float:
-    """Drive `learner` to `config.steps`.
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended.
 
-    Returns:
-        Seconds that all steps took, those before a resumption included.
+    Attributes:
+        seconds: that all steps took, those before a resumption included.
+        steps: how many were done; fewer than asked for if held-out text stopped the run.
+        best_step: after how many steps held-out text was predicted best; None if not watched.
+    """
+
+    seconds: float
+    steps: int
+    best_step: int | None = None
+
+
+def run(
+    learner: Learner, config: RunConfig, options: RunOptions, world: World, console: Console
+) -> RunOutcome:
+    """Drive `learner` to `config.steps`, or until held-out text stops it.
+
+    With `keep_best` the learner ends with what did best there (its optimiser is not put back).
 
     Raises:
         LearningStoppedError: NaN or divergence.
@@ -71,14 +91,25 @@ def run(
         console = Console(quiet=True)
     state = _restored(folder, learner, options, console)
     watch = _Watch(state.statistics, options.divergence)
+    best = _Best(state.statistics, options, folder)
     log = options.folder / ("log.jsonl" if world.first else f".log-rank{world.rank}.jsonl")
     reporter = Reporter(
-        config.steps, state.step, log, console, options.tensorboard if world.first else None
+        config.steps,
+        state.step,
+        log,
+        console,
+        options.tensorboard if world.first else None,
+        title=options.title,
     )
     with reporter:
         begin, start = time.monotonic(), state.step
         before = seconds = state.statistics.get("seconds", 0.0)
-        for step in range(state.step, config.steps):
+        done = start
+        if start == 0 and options.keep_best and options.held_out_every:
+            reporter.report({"step": 0, "held_out": best.judge(learner, 0)})
+        for step in range(start, config.steps):
+            if best.is_past():
+                break
             report = learner.step(step)
             done = step + 1
             watch.check(report, done, folder)
@@ -95,16 +126,23 @@ def run(
             }
             last = done == config.steps
             if last or done % config.log_every == 0:
-                movement = learner.movement()
-                record |= {"changed": movement.changed, "sharpness": movement.sharpness}
+                record |= learner.measure()
             if options.held_out_every and (last or done % options.held_out_every == 0):
-                record["held_out"] = learner.evaluate(options.held_out)
+                record["held_out"] = best.judge(learner, done)
             reporter.report(record)
-            if last or done % config.checkpoint_every == 0:
-                statistics = {**watch.statistics(), "seconds": seconds}
+            if last or best.is_past() or done % config.checkpoint_every == 0:
+                statistics = {**watch.statistics(), **best.statistics(), "seconds": seconds}
                 state = RunState(done, options.identity, statistics)
-                folder.save(state, learner.logits(), learner.optimiser())
-    return seconds
+                folder.save(state, learner.learned(), learner.optimiser())
+    if best.step is not None:
+        learner.restore(folder.best(), {})
+        if done < config.steps:
+            console.print(
+                f"stopped after step {done}: {options.patience} evaluations on held-out text"
+                " without improvement"
+            )
+        console.print(f"held-out text was predicted best after step {best.step}")
+    return RunOutcome(seconds, done, best.step)
 
 
 def _restored(
@@ -118,9 +156,45 @@ def _restored(
     found = folder.load(options.identity, show)
     if found is None:
         return RunState(0, options.identity)
-    learner.restore(found.logits, found.optimiser)
+    learner.restore(found.learned, found.optimiser)
     show(f"resuming after step {found.state.step} from {found.path}")
     return found.state
+
+
+class _Best:
+    """Keeps what predicts held-out text best, and says when nothing better comes any more."""
+
+    def __init__(
+        self, statistics: dict[str, float], options: RunOptions, folder: CheckpointFolder
+    ) -> None:
+        self._options, self._folder = options, folder
+        self._loss = statistics.get("best_held_out", math.inf)
+        self._stale = int(statistics.get("stale_evaluations", 0))
+        found = statistics.get("best_step")
+        self.step = None if found is None else int(found)
+
+    def statistics(self) -> dict[str, float]:
+        if self.step is None:
+            return {}
+        return {
+            "best_held_out": self._loss,
+            "best_step": self.step,
+            "stale_evaluations": self._stale,
+        }
+
+    def judge(self, learner: Learner, step: int) -> float:
+        loss = learner.evaluate(self._options.held_out)
+        if not self._options.keep_best:
+            return loss
+        if loss < self._loss:
+            self._loss, self.step, self._stale = loss, step, 0
+            self._folder.save_best(learner.learned())
+        else:
+            self._stale += 1
+        return loss
+
+    def is_past(self) -> bool:
+        return 0 < self._options.patience <= self._stale
 
 
 class _Watch:

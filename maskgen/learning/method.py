@@ -12,7 +12,7 @@ from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import LearnConfig
 from maskgen.learning.distributed import World
-from maskgen.learning.learner import Learner
+from maskgen.learning.learner import MaskLearner
 
 ConfigT = TypeVar("ConfigT", bound=LearnConfig)
 
@@ -34,7 +34,7 @@ class LearnMethod(ABC, Generic[ConfigT]):
         config: ConfigT,
         batches: Batches,
         world: World,
-    ) -> Learner:
+    ) -> MaskLearner:
         """Set up learning.
 
         Args:

@@ -173,6 +173,10 @@ class PolicyLearner:
         ]
         return sum(losses) / len(losses)
 
+    def measure(self) -> dict[str, float]:
+        """The numbers of `movement`."""
+        return self.movement().numbers()
+
     def movement(self) -> Movement:
         """Share of changed groups and mean sharpness over all layers."""
         decided = [self._decide(layer.logits, layer.prior, 1.0) for layer in self.layers]
@@ -187,7 +191,7 @@ class PolicyLearner:
             for layer in self.layers
         }
 
-    def logits(self) -> dict[str, Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """Logits by layer name."""
         return {layer.name: layer.logits for layer in self.layers}
 
@@ -198,10 +202,10 @@ class PolicyLearner:
             "baseline": self._baseline,
         }
 
-    def restore(self, logits: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
-        """Take back what `logits` and `optimiser` gave."""
+    def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` and `optimiser` gave."""
         for layer in self.layers:
-            layer.logits.copy_(logits[layer.name])
+            layer.logits.copy_(learned[layer.name])
         self._tracker = float(optimiser["tracker"])
         self._baseline = optimiser["baseline"]
 

@@ -26,7 +26,7 @@ class RunLog:
     def __init__(self, path: Path, done: int) -> None:
         self._path = path
         if path.exists():
-            lines = path.read_text("utf-8", "replace").splitlines()
+            lines = path.read_text("utf-8", "replace").splitlines() if done else []
             with atomic_writer(path) as file:
                 file.writelines(f"{line}\n".encode() for line in lines if _step(line) <= done)
         else:
@@ -64,14 +64,16 @@ class Reporter:
         console: Console,
         tensorboard: Path | None = None,
         every: int = 10,
+        title: str = "learn",
     ) -> None:
         self._log = RunLog(log, done)
         self._console = console
         self._every = every
         self._total = total
+        self._title = title
         self._board = None if tensorboard is None else _summary_writer(tensorboard)
         self._bar = Progress(
-            TextColumn("[bold]learn"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
@@ -80,7 +82,7 @@ class Reporter:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("learn", total=total, completed=done, numbers="")
+        self._task = self._bar.add_task(title, total=total, completed=done, numbers="")
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -99,14 +101,16 @@ class Reporter:
         numbers = "  ".join(f"{name} {_short(record[name])}" for name in _SHOWN if name in record)
         self._bar.update(self._task, completed=step, numbers=numbers)
         if not self._console.is_terminal and (step % self._every == 0 or step == self._total):
-            self._console.print(f"step {step}/{self._total}  {numbers}", highlight=False)
+            self._console.print(
+                f"{self._title}: step {step}/{self._total}  {numbers}", highlight=False
+            )
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
 
 
-_SHOWN = ("loss", "held_out", "changed", "sharpness", "steps_per_second", "eta_seconds")
+_SHOWN = ("loss", "masked", "held_out", "changed", "sharpness", "steps_per_second", "eta_seconds")
 
 
 def _short(value: float) -> str:

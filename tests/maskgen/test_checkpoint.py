@@ -54,7 +54,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     found = save(tmp_path, 2, 4, 6).load(IDENTITY)
     assert found is not None
     assert (found.state.step, found.state.statistics) == (6, {"seconds": 1.5})
-    assert all(torch.equal(found.logits[name], value) for name, value in logits(6).items())
+    assert all(torch.equal(found.learned[name], value) for name, value in logits(6).items())
     assert all(torch.equal(found.optimiser[name], value) for name, value in optimiser(6).items())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-000004", "checkpoint-000006"]
     assert CheckpointFolder(tmp_path / "empty", World()).load(IDENTITY) is None
@@ -83,10 +83,10 @@ def other_step(path: Path) -> None:
         ("state.json", lambda path: path.write_text("[1]")),
         ("state.json", lambda path: path.write_bytes(b"\xff\xfe")),
         ("state.json", Path.unlink),
-        ("logits.safetensors", truncate),
-        ("logits.safetensors", flip_last),
-        ("logits.safetensors", lambda path: path.write_bytes(b"")),
-        ("logits.safetensors", Path.unlink),
+        ("learned.safetensors", truncate),
+        ("learned.safetensors", flip_last),
+        ("learned.safetensors", lambda path: path.write_bytes(b"")),
+        ("learned.safetensors", Path.unlink),
         ("optimiser-00000-of-00001.safetensors", truncate),
         ("optimiser-00000-of-00001.safetensors", flip_last),
         ("optimiser-00000-of-00001.safetensors", Path.unlink),
@@ -100,7 +100,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, name: str, d
     found = folder.load(IDENTITY, said.append)
     assert found is not None
     assert found.state.step == 4
-    assert torch.equal(found.logits["layer"], logits(4)["layer"])
+    assert torch.equal(found.learned["layer"], logits(4)["layer"])
     assert len(said) == 1
     assert "checkpoint-000006 is damaged and passed over" in said[0]
     assert name in said[0]
@@ -113,7 +113,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, name: str, d
 def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path: Path) -> None:
     folder = save(tmp_path, 4, 6)
     for step in (4, 6):
-        truncate(tmp_path / f"checkpoint-{step:06d}" / "logits.safetensors")
+        truncate(tmp_path / f"checkpoint-{step:06d}" / "learned.safetensors")
     with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged .*delete them"):
         folder.load(IDENTITY)
 
@@ -156,7 +156,7 @@ def test_random_damage_falls_back_or_is_refused(tmp_path: Path) -> None:
         assert found is not None
         step = found.state.step
         outcomes.add(step)
-        assert torch.equal(found.logits["layer"], logits(step)["layer"])
+        assert torch.equal(found.learned["layer"], logits(step)["layer"])
         assert torch.equal(found.optimiser["0.exp_avg"], optimiser(step)["0.exp_avg"])
     assert 4 in outcomes
 

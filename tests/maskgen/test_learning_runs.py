@@ -86,7 +86,7 @@ def test_maskllm_starts_from_its_prior_and_other_seeds_from_other_logits(model_d
     learners = [make_learner(model_dir, prior, alpha=10.0, seed=seed)[1] for seed in (0, 0, 1)]
     for one in learners:
         assert one.movement().changed == 0.0
-    first, again, other = (one.logits() for one in learners)
+    first, again, other = (one.learned() for one in learners)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
 

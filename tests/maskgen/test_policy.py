@@ -49,7 +49,7 @@ def make_learner(model_dir: Path, prior: Mask, **settings: object) -> PolicyLear
 
 
 def copied(learner: PolicyLearner) -> list[torch.Tensor]:
-    return [logits.clone() for logits in learner.logits().values()]
+    return [logits.clone() for logits in learner.learned().values()]
 
 
 def test_a_corrected_tracker_finds_the_first_sample_average(model_dir, prior):
