@@ -46,6 +46,15 @@ class Change:
     shape: tuple[int, ...]
     make: Callable[[Weight], None]
 
+    @classmethod
+    def to(cls, values: npt.NDArray[np.floating]) -> Change:
+        """The tensor gets these values, rounded to the type of the checkpoint."""
+
+        def make(stored: Weight) -> None:
+            stored[...] = values
+
+        return cls(values.shape, make)
+
 
 def with_decoder_weights(mask: Mask, model_dir: Path) -> Mask:
     """`mask`, with the decoder's weights counted in the model's own files.

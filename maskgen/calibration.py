@@ -71,7 +71,7 @@ def prune_sequentially(
     """
     prefix, stack = decoder_layers(model)
     outcome = PruneOutcome({}, {})
-    arguments, hidden = _embed(model, stack, windows)
+    arguments, hidden = embed(model, stack, windows)
     for index, layer in enumerate(stack):
         inner = {
             name: linear
@@ -86,7 +86,7 @@ def prune_sequentially(
                 if pruned.weight is not None:
                     outcome.weights[name] = pruned.weight
         for window, states in enumerate(hidden):
-            hidden[window] = _run(layer, states, arguments[index])
+            hidden[window] = run_layer(layer, states, arguments[index])
         progress(index + 1, len(stack), f"{prefix}.{index}")
     return outcome
 
@@ -98,9 +98,9 @@ def _prune_decoder_layer(
     arguments: dict[str, Any],
     hidden: list[Tensor],
 ) -> dict[str, PrunedLayer]:
-    with _observe(method, linears) as statistics:
+    with observe(linears, method.statistic) as statistics:
         for states in hidden:
-            _run(layer, states, arguments)
+            run_layer(layer, states, arguments)
     result = {}
     for name, linear in linears.items():
         if name not in statistics:
@@ -123,8 +123,8 @@ def _prune(
 
 
 @contextmanager
-def _observe(
-    method: PruneMethod[Any], linears: Mapping[str, nn.Linear]
+def observe(
+    linears: Mapping[str, nn.Linear], make: Callable[[int, torch.device], Statistic]
 ) -> Iterator[dict[str, Statistic]]:
     """Gather each linear's statistic; linears that read the same tensor share one."""
     statistics: dict[str, Statistic] = {}
@@ -142,7 +142,7 @@ def _observe(
                 statistics[name] = statistics[sharer]
                 return
             if name not in statistics:
-                statistics[name] = method.statistic(width, source.device)
+                statistics[name] = make(width, source.device)
             statistics[name].add(source.detach().reshape(-1, width).float())
 
         return hook
@@ -156,7 +156,8 @@ def _observe(
             handle.remove()
 
 
-def _run(layer: nn.Module, states: Tensor, arguments: dict[str, Any]) -> Tensor:
+def run_layer(layer: nn.Module, states: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """The hidden states that a decoder layer makes of others."""
     output = layer(states, **arguments)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
@@ -166,7 +167,7 @@ class _FirstLayerReached(Exception):  # noqa: N818 - it stops a forward pass, no
     pass
 
 
-def _embed(
+def embed(
     model: nn.Module, stack: nn.ModuleList, windows: Windows
 ) -> tuple[list[dict[str, Any]], list[Tensor]]:
     """Each layer's keyword arguments, and the first layer's input for every window.

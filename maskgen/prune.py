@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from maskgen.apply import Change, Weight, rewrite_weights
+from maskgen.apply import Change, rewrite_weights
 from maskgen.calibration import LayerProgress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
@@ -18,7 +15,7 @@ from maskgen.format.mask_file import Mask
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
-from maskgen.selection import LayerChoice, Selection, select_layers
+from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import draw_windows, token_windows
 from maskgen.torch_model import check_tokens, load_model
@@ -108,7 +105,7 @@ def prune(
         outcome = prune_sequentially(model, method, selection, windows, progress)
     seconds = time.perf_counter() - start
     if settings.checkpoint is not None:
-        digest = _write_checkpoint(model_dir, settings.checkpoint, selection, outcome)
+        digest = _write_checkpoint(model_dir, settings.checkpoint, outcome)
     mask = Mask(
         codes=outcome.codes,
         base_digest=digest,
@@ -135,19 +132,6 @@ def _check(method: PruneMethod[Any], texts: TextSet | None, settings: PruneSetti
         raise FileExistsError(f"{settings.checkpoint} exists already; name a new directory")
 
 
-def _write_checkpoint(
-    model_dir: Path, out: Path, selection: Selection, outcome: PruneOutcome
-) -> str:
-    changes = {}
-    for name, weight in outcome.weights.items():
-        linear = selection.layers[name]
-        shape = (linear.out_features, linear.in_features)
-        changes[f"{name}.weight"] = Change(shape, _store(weight))
+def _write_checkpoint(model_dir: Path, out: Path, outcome: PruneOutcome) -> str:
+    changes = {f"{n}.weight": Change.to(w.cpu().numpy()) for n, w in outcome.weights.items()}
     return rewrite_weights(model_dir, out, changes)
-
-
-def _store(weight: Tensor) -> Callable[[Weight], None]:
-    def change(stored: Weight) -> None:
-        stored[...] = weight.cpu().numpy()  # rounds to the type of the checkpoint
-
-    return change

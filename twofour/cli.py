@@ -10,7 +10,19 @@ import sys
 
 import typer
 
-from twofour.commands import bench, build, data, demo, eval, import_, info, mask, serve, transform
+from twofour.commands import (
+    bench,
+    build,
+    data,
+    demo,
+    eval,
+    import_,
+    info,
+    mask,
+    recover,
+    serve,
+    transform,
+)
 from twofour.extras import missing_extra
 
 app = typer.Typer(
@@ -24,6 +36,7 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(mask.app, name="mask")
 app.add_typer(transform.app, name="transform")
+app.command("recover")(recover.recover)
 app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
 app.command("import")(import_.import_checkpoint)

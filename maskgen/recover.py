@@ -1,0 +1,232 @@
+"""Recovery: from a dense model and one mask to a new base whose kept weights suit the mask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from maskgen.apply import Change, rewrite_weights, rewritten_digest
+from maskgen.data import TextSet
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import Mask
+from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.learning.allocator import keep_freed_memory
+from maskgen.learning.attention import use_short_attention
+from maskgen.learning.batches import Batches
+from maskgen.learning.distributed import World
+from maskgen.learning.loop import RunOptions, run
+from maskgen.recovery.config import GROUPS, RecoverConfig
+from maskgen.recovery.parameters import drop, keep_tensors, tuned_parameters
+from maskgen.recovery.reconstruction import Reconstruction
+from maskgen.recovery.tuning import Tuning
+from maskgen.torch_model import check_base, check_tokens, load_model, resolve_dtype
+from maskgen.windows import draw_windows, token_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Settings that change how a run reports but not what it recovers.
+_NOT_IDENTITY = {"checkpoint_every", "log_every"}
+_BLOCKS, _TUNING = "blocks", "tuning"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverRequest:
+    """What recovery needs besides model, mask and text.
+
+    Attributes:
+        config: settings.
+        folder: checkpoints and logs, a folder for each of the two stages.
+        checkpoint: the model directory to write.
+        resume: go on from the newest checkpoint.
+        dtype: to compute in: `bf16`, `fp32` or `auto` (`torch_model.resolve_dtype`); what is tuned
+            is fp32 always.
+        device: torch device; by default CUDA if there is one.
+        tensorboard: folder for event files.
+        held_out: text that decides which step was best, and when to stop.
+        held_out_every: steps between evaluations on it.
+        held_out_windows: windows of that text that are used, spread evenly.
+    """
+
+    config: RecoverConfig
+    folder: Path
+    checkpoint: Path
+    resume: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    tensorboard: Path | None = None
+    held_out: TextSet | None = None
+    held_out_every: int = 25
+    held_out_windows: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverResult:
+    """A finished recovery.
+
+    Attributes:
+        mask: the mask that was given, for the new model directory.
+        tokens: tokens that tuning saw, and those that blocks were reconstructed on.
+        seconds: wall time of all steps; those before a resumption included.
+        best_step: step of tuning that was kept; None if held-out text did not decide.
+    """
+
+    mask: Mask
+    tokens: int
+    seconds: float
+    best_step: int | None
+
+
+def recover(
+    model_dir: Path, mask: Mask, texts: TextSet, request: RecoverRequest, console: Console
+) -> RecoverResult:
+    """Recover a model for one mask and write it as a model directory of its own.
+
+    Raises:
+        MaskFileError: the mask belongs to another model, or does not fit it.
+        FileExistsError: `request.checkpoint` exists already.
+        LearningStoppedError: NaN or a diverging loss.
+        CheckpointError: the run cannot be resumed from its folder.
+        ModelDirectoryError: see `maskgen.torch_model.load_model`.
+        ValueError: every group of parameters is switched off, or there is nothing to do; or text
+            and settings do not fit.
+    """
+    config = request.config
+    digest = base_digest(model_dir)
+    check_base(mask, digest, str(model_dir))
+    _check(request)
+    dtype = resolve_dtype(request.dtype, request.device)
+    model = load_model(model_dir, "fp32", request.device)
+    keep = keep_tensors(mask, model)
+    tuned = tuned_parameters(model, keep, config.groups())
+    drop(model, keep)
+    dense = load_model(model_dir, dtype, request.device)
+    device = next(model.parameters()).device
+    if device.type == "cpu" and not keep_freed_memory():
+        console.print("the C library is not glibc: freed memory is not kept, steps take longer")
+    weights = sum(t.parameter.numel() - _count(t.dropped) for t in tuned.values())
+    console.print(f"recovering {weights:,} parameters: {', '.join(config.groups())}; {dtype}")
+    tokenizer = ModelTokenizer(model_dir)
+    identity = {
+        "base_digest": digest,
+        "mask_digest": mask.digest,
+        "text_digest": texts.digest,
+        "held_out_digest": None if request.held_out is None else request.held_out.digest,
+        "held_out": [request.held_out_every, request.held_out_windows],
+        "dtype": dtype,
+        **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},
+    }
+    options = RunOptions(request.folder, identity, resume=request.resume)
+    tokens, seconds = 0, 0.0
+    if _reconstructs(config):
+        windows = token_windows(tokenizer, texts.texts, config.window_length)
+        check_tokens(model, windows)
+        windows = draw_windows(windows, config.windows, config.seed)
+        blocks = Reconstruction(model, dense, keep, tuned, windows, config)
+        outcome = run(
+            blocks,
+            config.model_copy(update={"steps": len(blocks.blocks), "checkpoint_every": 1}),
+            replace(options, folder=request.folder / _BLOCKS, title=_BLOCKS),
+            World(),
+            console,
+        )
+        tokens, seconds = windows.size, outcome.seconds
+        del blocks
+    best_step = None
+    if config.steps:
+        batches = _batches(model, tokenizer, texts, config)
+        teacher = dense if config.distillation else None
+        for network in (model, dense):
+            use_short_attention(network, config.sequence_length)
+        tuning = Tuning(model, teacher, tuned, config, batches, dtype == "bf16")
+        outcome = run(
+            tuning,
+            config,
+            replace(
+                options,
+                folder=request.folder / _TUNING,
+                title=_TUNING,
+                tensorboard=request.tensorboard,
+                held_out=_held_out(model, tokenizer, request),
+                held_out_every=0 if request.held_out is None else request.held_out_every,
+                keep_best=request.held_out is not None,
+                patience=config.patience,
+                divergence=config.divergence,
+            ),
+            World(),
+            console,
+        )
+        tokens += outcome.steps * config.tokens_per_step
+        seconds += outcome.seconds
+        best_step = outcome.best_step
+    names = {*tuned, *(f"{name}.weight" for name in keep)}
+    new = _write(model_dir, request, {name: model.get_parameter(name) for name in sorted(names)})
+    recovered = replace(mask, base_digest=new, parent_digest=None)
+    return RecoverResult(recovered, tokens, seconds, best_step)
+
+
+def _check(request: RecoverRequest) -> None:
+    config = request.config
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("recovery runs in one process; start it without torchrun")
+    if not config.groups():
+        raise ValueError(
+            f"every group of parameters is switched off ({', '.join(GROUPS)}): nothing could"
+            " change; switch one on"
+        )
+    if not config.steps and not _reconstructs(config):
+        raise ValueError(
+            "steps is 0 and no block is reconstructed: nothing would change; give steps, or"
+            " least_squares or block_steps with weights on"
+        )
+    if config.patience and request.held_out is None:
+        raise ValueError(f"patience {config.patience} needs held-out text: give it, or patience 0")
+    if request.checkpoint.exists() and not request.resume:
+        raise FileExistsError(f"{request.checkpoint} exists already; name a new directory")
+
+
+def _reconstructs(config: RecoverConfig) -> bool:
+    return config.weights and bool(config.least_squares or config.block_steps)
+
+
+def _batches(
+    model: PreTrainedModel, tokenizer: ModelTokenizer, texts: TextSet, config: RecoverConfig
+) -> Batches:
+    windows = token_windows(tokenizer, texts.texts, config.sequence_length)
+    check_tokens(model, windows)
+    return Batches(windows, config.batch_size, config.seed)
+
+
+def _held_out(
+    model: PreTrainedModel, tokenizer: ModelTokenizer, request: RecoverRequest
+) -> Sequence[Tensor]:
+    if request.held_out is None:
+        return ()
+    windows = token_windows(tokenizer, request.held_out.texts, request.config.sequence_length)
+    check_tokens(model, windows)
+    count = min(request.held_out_windows, len(windows))
+    chosen = [windows[index * len(windows) // count] for index in range(count)]
+    return [torch.from_numpy(window[None]).long().to(model.device) for window in chosen]
+
+
+def _write(model_dir: Path, request: RecoverRequest, values: Mapping[str, Tensor]) -> str:
+    """Write the new model directory; one that an interrupted run has already written may stay."""
+    out = request.checkpoint
+    changes = {name: Change.to(value.detach().cpu().numpy()) for name, value in values.items()}
+    if not out.exists():
+        return rewrite_weights(model_dir, out, changes)
+    digest = rewritten_digest(model_dir, changes)
+    if base_digest(out) != digest:
+        raise FileExistsError(f"{out} exists already and is another model; name a new directory")
+    return digest
+
+
+def _count(dropped: Tensor | None) -> int:
+    return 0 if dropped is None else int(dropped.sum())

@@ -1,0 +1,111 @@
+"""The blocks of a decoder layer that are reconstructed apart, and what goes in and out of them.
+
+A block is a direct child of a decoder layer that holds masked linears: attention and MLP in models
+of Llama's kind. To reconstruct a whole non-linear block is as good as a wider window, and better
+than single matrices (arXiv 2510.14444).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskgen.calibration import observe
+from maskgen.methods.sparsegpt import Hessian
+from maskgen.selection import SelectionError, decoder_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block.
+
+    Attributes:
+        layer: index of its decoder layer.
+        name: module name.
+        linears: names of its masked linears.
+    """
+
+    layer: int
+    name: str
+    linears: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class BlockData:
+    """What a dense block was given and what it made of it.
+
+    Attributes:
+        inputs: (windows) hidden states.
+        targets: (windows) outputs of the dense block.
+        arguments: its other arguments, the same for every window.
+        moments: linear -> second moments of the linear's own inputs.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+
+def blocks_of(model: nn.Module, linears: Iterable[str]) -> list[Block]:
+    """The blocks that hold `linears`, in the order of the model; others are left out."""
+    prefix, stack = decoder_layers(model)
+    names = list(linears)
+    found = []
+    for index, layer in enumerate(stack):
+        for child, _ in layer.named_children():
+            name = f"{prefix}.{index}.{child}"
+            inside = tuple(n for n in names if n == name or n.startswith(f"{name}."))
+            if inside:
+                found.append(Block(index, name, inside))
+    return found
+
+
+def call_block(module: nn.Module, states: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """What a block makes of hidden states."""
+    output = module(states, **arguments)
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+@contextmanager
+def recording(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[str, BlockData]]:
+    """Record the blocks while their decoder layer runs; block name -> what was seen."""
+    found = {block.name: BlockData() for block in blocks}
+    linears: dict[str, Any] = {n: model.get_submodule(n) for b in blocks for n in b.linears}
+    handles = []
+    for name, data in found.items():
+
+        def hook(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Any,
+            data: BlockData = data,
+        ) -> None:
+            names = list(inspect.signature(module.forward).parameters)
+            bound = {**dict(zip(names, args, strict=False)), **kwargs}
+            data.inputs.append(bound.pop(names[0]))
+            data.targets.append(output[0] if isinstance(output, tuple) else output)
+            data.arguments = bound
+
+        block: nn.Module = model.get_submodule(name)
+        handles.append(block.register_forward_hook(hook, with_kwargs=True))
+    try:
+        with torch.no_grad(), observe(linears, Hessian) as statistics:
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    for block_ in blocks:
+        for linear in block_.linears:
+            statistic = statistics.get(linear)
+            if not isinstance(statistic, Hessian):
+                raise SelectionError(f"{linear} saw no input on the text; use a mask without it")
+            found[block_.name].moments[linear] = statistic.sum

@@ -1,0 +1,165 @@
+"""Block-wise reconstruction: every masked attention and MLP block learns its dense outputs.
+
+For each block in turn: a share of the layer-wise least squares step on its kept weights, then, if
+asked for, AdamW on the squared error of the block's outputs. Blocks are seen apart, so that one
+costs little memory and needs little text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskgen.calibration import embed, run_layer
+from maskgen.learning.learner import StepReport
+from maskgen.least_squares import damped, kept_weights_update
+from maskgen.recovery.blocks import Block, BlockData, blocks_of, call_block, recording
+from maskgen.recovery.config import RecoverConfig
+from maskgen.recovery.parameters import Tuned
+from maskgen.selection import decoder_layers
+from maskgen.windows import Windows
+
+_JUDGED = 4  # windows that a block's error is measured on
+
+
+class Reconstruction:
+    """A `maskgen.learning.learner.Learner` whose step is one block.
+
+    Args:
+        model: the masked model, changed in place.
+        dense: the model as it was.
+        keep: layer name -> (N, K) bool.
+        tuned: what may change.
+        windows: the text.
+        config: of the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dense: nn.Module,
+        keep: Mapping[str, Tensor],
+        tuned: Mapping[str, Tuned],
+        windows: Windows,
+        config: RecoverConfig,
+    ) -> None:
+        self._model, self._dense = model, dense
+        self._keep, self._tuned = keep, tuned
+        self._windows, self._config = windows, config
+        self.blocks = blocks_of(model, keep)
+        self._hidden: list[Tensor] = []
+        self._arguments: list[dict[str, object]] = []
+        self._layer = -1  # whose input `_hidden` is
+        self._recorded: dict[str, BlockData] = {}
+        self._done: set[str] = set()
+
+    def step(self, step: int) -> StepReport:
+        """Reconstruct block number `step`; the loss is its squared error, a share of its power."""
+        block = self.blocks[step]
+        self._record(block.layer)
+        data = self._recorded.pop(block.name)
+        module = self._model.get_submodule(block.name)
+        masked = self._error(module, data)
+        self._least_squares(block, data)
+        solved = self._error(module, data)
+        self._descend(step, module, block, data)
+        self._done |= {n for n in self._tuned if n.startswith(f"{block.name}.")}
+        numbers = {"masked": masked, "least_squares": solved, "tokens": self._windows.size}
+        return StepReport(self._error(module, data), numbers)
+
+    def measure(self) -> dict[str, float]:
+        """Nothing beyond what every step reports."""
+        return {}
+
+    def learned(self) -> dict[str, Tensor]:
+        """The parameters of all blocks that are done."""
+        return {name: self._tuned[name].parameter.detach() for name in sorted(self._done)}
+
+    def optimiser(self) -> dict[str, Tensor]:
+        """Nothing: a block begins and ends within a step."""
+        return {}
+
+    def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Take back what `learned` gave."""
+        with torch.no_grad():
+            for name, value in learned.items():
+                self._tuned[name].parameter.copy_(value)
+        self._done = set(learned)
+
+    def evaluate(self, windows: Sequence[Tensor]) -> float:
+        """Not asked for: a block is judged by its own error."""
+        raise NotImplementedError("blocks are judged by their own error")
+
+    @torch.no_grad()
+    def _record(self, layer: int) -> None:
+        """Run the dense layer that the next block is in, and keep what its blocks do."""
+        if layer == self._layer:
+            return
+        stack = decoder_layers(self._dense)[1]
+        if self._layer < 0:
+            self._arguments, self._hidden = embed(self._dense, stack, self._windows)
+            self._layer = 0
+        followed = stack if self._config.inputs == "dense" else decoder_layers(self._model)[1]
+        while self._layer < layer:
+            self._hidden = self._run(followed[self._layer], self._hidden)
+            self._layer += 1
+        inside = [block for block in self.blocks if block.layer == layer]
+        with recording(self._dense, inside) as self._recorded:
+            self._run(stack[layer], self._hidden)
+
+    def _run(self, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
+        return [run_layer(layer, states, self._arguments[self._layer]) for states in hidden]
+
+    @torch.no_grad()
+    def _least_squares(self, block: Block, data: BlockData) -> None:
+        if not self._config.least_squares:
+            return
+        for name in block.linears:
+            dense = self._dense.get_parameter(f"{name}.weight").float()
+            update = kept_weights_update(dense, self._keep[name], damped(data.moments[name]))
+            weight = self._tuned[f"{name}.weight"].parameter
+            weight.add_(update.to(weight.dtype), alpha=self._config.least_squares)
+
+    def _descend(self, step: int, module: nn.Module, block: Block, data: BlockData) -> None:
+        config = self._config
+        inside = [t for n, t in self._tuned.items() if n.startswith(f"{block.name}.")]
+        if not config.block_steps or not inside:
+            return
+        for tuned in inside:
+            tuned.parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(
+            [t.parameter for t in inside],
+            lr=config.block_learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        random = np.random.Generator(np.random.Philox(key=[config.seed, step]))
+        count = len(data.inputs)
+        for index in range(config.block_steps):
+            rate = config.block_learning_rate * (1 - index / config.block_steps)
+            optimizer.param_groups[0]["lr"] = rate
+            chosen = random.choice(count, min(config.block_batch_size, count), replace=False)
+            optimizer.zero_grad()
+            for window in chosen.tolist():
+                self._loss(module, data, window).backward()  # type: ignore[no-untyped-call]
+            for tuned in inside:
+                if tuned.dropped is not None and tuned.parameter.grad is not None:
+                    tuned.parameter.grad.masked_fill_(tuned.dropped, 0)
+            optimizer.step()
+        for tuned in inside:
+            tuned.parameter.requires_grad_(False)
+            tuned.parameter.grad = None
+
+    @torch.no_grad()
+    def _error(self, module: nn.Module, data: BlockData) -> float:
+        windows = range(min(len(data.inputs), _JUDGED))
+        return sum(float(self._loss(module, data, window)) for window in windows) / len(windows)
+
+    def _loss(self, module: nn.Module, data: BlockData, window: int) -> Tensor:
+        target = data.targets[window].float()
+        output = call_block(module, data.inputs[window], data.arguments).float()
+        return (output - target).square().mean() / target.square().mean().clamp_min(1e-12)

@@ -1,0 +1,107 @@
+"""`twofour recover`: change the weights that a mask keeps until the masked model is good again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from twofour.commands.option_values import method_settings
+
+_Option = typer.Option
+
+
+def recover(
+    model: Annotated[str, _Option(help="Dense model: alias, directory or Hugging Face id.")],
+    mask: Annotated[Path, _Option(help="Mask file of that model.")],
+    data: Annotated[
+        list[str], _Option(help="Text to learn on: named set, file, folder or hub:NAME (repeat).")
+    ],
+    checkpoint: Annotated[Path, _Option(help="The model directory to write.")],
+    out: Annotated[Path, _Option(help="The mask file of that model to write.")],
+    steps: Annotated[int | None, _Option(help="Steps of end-to-end tuning; 0 for none.")] = None,
+    learning_rate: Annotated[float | None, _Option(help="Peak learning rate of tuning.")] = None,
+    final_learning_rate: Annotated[
+        float | None, _Option(help="Where the cosine ends [default: a tenth of --learning-rate].")
+    ] = None,
+    sequence_length: Annotated[int | None, _Option(help="Tokens in a sequence.")] = None,
+    batch_size: Annotated[int | None, _Option(help="Sequences in a micro-batch.")] = None,
+    micro_batches: Annotated[int | None, _Option(help="Micro-batches in a step.")] = None,
+    weights: Annotated[bool, _Option(help="Change the weights that the mask keeps.")] = True,
+    norms: Annotated[bool, _Option(help="Change the gains of norms.")] = True,
+    biases: Annotated[bool, _Option(help="Change the biases of linears.")] = True,
+    embeddings: Annotated[bool, _Option(help="Change the embedding and a tied head.")] = False,
+    seed: Annotated[int, _Option(help="Of text order and drawn windows.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        _Option("--set", help="Any other setting, NAME=VALUE, as block_steps=50 (repeat)."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, _Option(help="Checkpoints and logs [default: OUT with .run].")
+    ] = None,
+    resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    held_out: Annotated[
+        list[str] | None,
+        _Option(help="Text that decides which step was best (repeat); not the test text."),
+    ] = None,
+    held_out_every: Annotated[int, _Option(help="Steps between evaluations.", min=1)] = 25,
+    held_out_windows: Annotated[int, _Option(help="Sequences of it that are used.", min=1)] = 16,
+    dtype: Annotated[str, _Option(help="bf16, fp32, or auto: what is fast here.")] = "auto",
+    device: Annotated[str | None, _Option(help="torch device [default: CUDA, if any].")] = None,
+    tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
+) -> None:
+    """Tune the kept weights for one mask; writes a new model directory and the mask for it."""
+    from maskgen.data import TextSet, load_texts
+    from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.models import resolve_model
+    from maskgen.recover import RecoverRequest
+    from maskgen.recover import recover as run
+    from maskgen.recovery.config import RecoverConfig
+
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    given = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "final_learning_rate": final_learning_rate,
+        "sequence_length": sequence_length,
+        "batch_size": batch_size,
+        "micro_batches": micro_batches,
+    }
+    if learning_rate is not None and final_learning_rate is None:
+        given["final_learning_rate"] = learning_rate / 10
+    chosen = {name: value for name, value in given.items() if value is not None}
+    groups = {"weights": weights, "norms": norms, "biases": biases, "embeddings": embeddings}
+    config = RecoverConfig.model_validate(
+        {**chosen, **groups, "seed": seed, **method_settings(settings or [])}
+    )
+
+    def texts_of(names: list[str]) -> TextSet:
+        return TextSet.of("+".join(names), [t for name in names for t in load_texts(name).texts])
+
+    request = RecoverRequest(
+        config=config,
+        folder=run_dir or out.with_suffix(".run"),
+        checkpoint=checkpoint,
+        resume=resume,
+        dtype=dtype,
+        device=device,
+        tensorboard=tensorboard,
+        held_out=texts_of(held_out) if held_out else None,
+        held_out_every=held_out_every,
+        held_out_windows=held_out_windows,
+    )
+    console = Console()
+    given_mask = read_mask(mask)
+    result = run(resolve_model(model), given_mask, texts_of(data), request, console)
+    write_mask(out, result.mask)
+    kept = "" if result.best_step is None else f", best after step {result.best_step} of tuning"
+    console.print(
+        f"{checkpoint}: {model} recovered for {mask} from {result.tokens:,} tokens in "
+        f"{result.seconds:.1f} s{kept}, base digest {result.mask.base_digest}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"{out}: the mask for it", highlight=False, soft_wrap=True)
