@@ -45,6 +45,14 @@ METHODS: dict[str, MethodEntry] = {
         "maskgen.methods.sparsegpt:SparseGPTUpdate",
         "second-order, with changed weights in a new checkpoint",
     ),
+    "sparseswaps": MethodEntry(
+        "prune",
+        "maskgen.methods.sparseswaps:SparseSwaps",
+        "Wanda's mask, weights exchanged where the layer's error falls",
+    ),
+    "admm": MethodEntry(
+        "prune", "maskgen.methods.admm:ADMM", "mask and changed weights by ADMM, a new checkpoint"
+    ),
     "maskllm": MethodEntry(
         "learn", "maskgen.methods.maskllm:MaskLLM", "six logits a group, Gumbel-softmax"
     ),

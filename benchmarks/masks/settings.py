@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PRUNED = ("magnitude", "wanda", "ria", "sparsegpt", "sparsegpt-update")
+PRUNED = ("magnitude", "wanda", "ria", "sparsegpt", "sparsegpt-update", "sparseswaps", "admm")
 SHORT = {"sequence_length": 512, "batch_size": 4}
 FOCUSED = {"epsilon": 1e-4}
 """AdamW's epsilon near the gradient's size: groups that matter little stay (experiments.md)."""

@@ -16,6 +16,7 @@ from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.prune import PruneSettings, prune
+from maskgen.registry import load_method
 from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import (
     TorchScorer,
@@ -88,10 +89,9 @@ class Workbench:
 
     def pruned(self, method: str, texts: TextSet, label: str) -> Made:
         """A one-shot mask of the text; kept in the work folder under `label`."""
-        calibrated = method != "magnitude"
-        checkpoint = None
-        if method == "sparsegpt-update":
-            checkpoint = self.folder / f"{label}-model"
+        chosen = load_method(method, "prune")
+        calibrated = chosen.uses_calibration
+        checkpoint = self.folder / f"{label}-model" if chosen.updates_weights else None
         path = self.folder / f"{label}.safetensors"
         facts = path.with_suffix(".json")
         if not facts.is_file():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.format.placements import PAIRS, keep_from_codes
+from maskgen.format.placements import PAIRS, keep_from_codes, project_nm
+from maskgen.methods.admm import ADMM
 from maskgen.methods.base import NoStatistic, SquaredNorms
 from maskgen.methods.magnitude import Magnitude
 from maskgen.methods.ria import Ria
@@ -19,6 +20,7 @@ from maskgen.methods.sparsegpt import (
     inverse_factor,
     sparsegpt,
 )
+from maskgen.methods.sparseswaps import SparseSwaps, swap
 from maskgen.methods.wanda import Wanda
 
 CPU = torch.device("cpu")
@@ -172,3 +174,58 @@ def test_squared_norms_add_up() -> None:
     statistic.add(torch.tensor([[3.0, 0.0, 1.0]]))
     statistic.add(torch.tensor([[4.0, 0.0, 1.0]]))
     assert statistic.norms.tolist() == pytest.approx([5.0, 0.0, 2**0.5])
+
+
+def error(weight: torch.Tensor, inputs: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Squared error of the outputs of each row."""
+    return ((weight - new) @ inputs.T).square().sum(dim=-1)
+
+
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (4, 8), (16, 32)])
+def test_swaps_lower_the_error_of_every_row_and_end_where_no_swap_gains(kept, group) -> None:
+    weight, inputs = layer(5)
+    gram = inputs.T @ inputs
+    scores = (weight.abs() * inputs.norm(dim=0)).numpy()
+    start = torch.from_numpy(project_nm(scores, kept, group))
+    keep = swap(weight, start, gram, group, sweeps=100)
+    assert torch.equal(
+        keep.unflatten(1, (-1, group)).sum(-1), start.unflatten(1, (-1, group)).sum(-1)
+    )
+    before, after = (error(weight, inputs, weight * mask) for mask in (start, keep))
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.sum() < 0.95 * before.sum()
+    for row, (out, back) in itertools.product(range(3), itertools.permutations(range(group), 2)):
+        if keep[row, out] and not keep[row, back]:
+            other = keep[row].clone()
+            other[out], other[back] = False, True
+            assert error(weight[row], inputs, weight[row] * other) > after[row] * (1 - 1e-4)
+
+
+def test_sparseswaps_starts_from_wanda_and_leaves_weights_alone() -> None:
+    weight, inputs = layer(6)
+    statistic = Hessian(32, CPU)
+    statistic.add(inputs)
+    norms = SquaredNorms(32, CPU)
+    norms.add(inputs)
+    pruned = SparseSwaps().prune_layer(weight, statistic)
+    assert pruned.weight is None
+    wanda = Wanda().prune_layer(weight, norms)
+    errors = [
+        error(weight, inputs, weight * torch.from_numpy(keep_from_codes(p.codes))).sum()
+        for p in (pruned, wanda)
+    ]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_admm_beats_sparsegpt_and_is_stationary_on_its_mask() -> None:
+    weight, inputs = layer(7, n=64, k=64, tokens=400)
+    statistic = Hessian(64, CPU)
+    statistic.add(inputs)
+    ours, theirs = (m().prune_layer(weight, statistic) for m in (ADMM, SparseGPTUpdate))
+    assert ours.weight is not None
+    assert theirs.weight is not None
+    keep = torch.from_numpy(keep_from_codes(ours.codes))
+    assert not ours.weight[~keep].any()
+    assert error(weight, inputs, ours.weight).sum() < error(weight, inputs, theirs.weight).sum()
+    slope = ((ours.weight - weight) @ (inputs.T @ inputs))[keep]
+    assert slope.norm() < 0.05 * (weight @ (inputs.T @ inputs)).norm()
