@@ -23,7 +23,9 @@ from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
 from maskgen.learning.loop import RunOptions, run
 from maskgen.recovery.config import GROUPS, RecoverConfig
+from maskgen.recovery.low_rank import add_low_rank, low_rank_parameters
 from maskgen.recovery.parameters import drop, keep_tensors, tuned_parameters
+from maskgen.recovery.quantiser import Grid, fake_quantise
 from maskgen.recovery.reconstruction import Reconstruction
 from maskgen.recovery.tuning import Tuning
 from maskgen.torch_model import check_base, check_tokens, load_model, resolve_dtype
@@ -105,8 +107,10 @@ def recover(
     dtype = resolve_dtype(request.dtype, request.device)
     model = load_model(model_dir, "fp32", request.device)
     keep = keep_tensors(mask, model)
-    tuned = tuned_parameters(model, keep, config.groups())
     drop(model, keep)
+    if config.values != "bf16":
+        fake_quantise(model, keep, Grid(config.values, config.block, config.minimum))
+    tuned = tuned_parameters(model, keep, config.groups())
     dense = load_model(model_dir, dtype, request.device)
     device = next(model.parameters()).device
     if device.type == "cpu" and not keep_freed_memory():
@@ -145,6 +149,10 @@ def recover(
         teacher = dense if config.distillation else None
         for network in (model, dense):
             use_short_attention(network, config.sequence_length)
+        if config.rank and config.weights:
+            add_low_rank(model, keep, config.rank, config.seed)
+            others = {n: t for n, t in tuned.items() if t.dropped is None}
+            tuned = {**others, **low_rank_parameters(model)}
         tuning = Tuning(model, teacher, tuned, config, batches, dtype == "bf16")
         outcome = run(
             tuning,
@@ -166,14 +174,22 @@ def recover(
         tokens += outcome.steps * config.tokens_per_step
         seconds += outcome.seconds
         best_step = outcome.best_step
-    names = {*tuned, *(f"{name}.weight" for name in keep)}
-    new = _write(model_dir, request, {name: model.get_parameter(name) for name in sorted(names)})
+    values = {n: t.parameter.detach() for n, t in tuned.items() if ".parametrizations." not in n}
+    for name in keep:  # as they are computed from what was tuned
+        weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+        values[f"{name}.weight"] = weight.detach()
+    new = _write(model_dir, request, values)
     recovered = replace(mask, base_digest=new, parent_digest=None)
     return RecoverResult(recovered, tokens, seconds, best_step)
 
 
 def _check(request: RecoverRequest) -> None:
     config = request.config
+    if config.rank and config.values != "bf16":
+        raise ValueError(
+            f"rank {config.rank} and values {config.values} do not go together: a low-rank"
+            " difference leaves the grid; give one of them"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("recovery runs in one process; start it without torchrun")
     if not config.groups():
@@ -219,7 +235,7 @@ def _held_out(
 def _write(model_dir: Path, request: RecoverRequest, values: Mapping[str, Tensor]) -> str:
     """Write the new model directory; one that an interrupted run has already written may stay."""
     out = request.checkpoint
-    changes = {name: Change.to(value.detach().cpu().numpy()) for name, value in values.items()}
+    changes = {name: Change.to(value.cpu().numpy()) for name, value in values.items()}
     if not out.exists():
         return rewrite_weights(model_dir, out, changes)
     digest = rewritten_digest(model_dir, changes)

@@ -32,6 +32,13 @@ class RecoverConfig(RunConfig):
     rank: Annotated[int, Field(ge=0)] = 0
     """Tune the kept weights by a masked low-rank difference of this rank; 0 for all of them."""
 
+    values: Literal["bf16", "int8", "int4"] = "bf16"
+    """Type of the kept weights: int8 and int4 are quantised in the loop (see `quantiser.py`)."""
+    block: Literal[32, 64, 128] = 32
+    """Inputs of a row that share a scale, with int8 and int4."""
+    minimum: bool = False
+    """Let int4 blocks have a minimum of their own, in place of a symmetric grid."""
+
     least_squares: Share = 0.3
     """Share of the layer-wise least squares step that is taken; the whole step overfits a learned
     mask, which already lets the errors of layers cancel."""

@@ -19,7 +19,7 @@ class Tuned:
     """A parameter that recovery changes.
 
     Attributes:
-        parameter: the model's own.
+        parameter: the model's own, in fp32.
         dropped: where it stays zero; None where nothing is masked.
     """
 
@@ -70,6 +70,8 @@ def tuned_parameters(
 ) -> dict[str, Tuned]:
     """Name -> parameter, of the groups that are switched on.
 
+    A weight that is computed from another, as a quantised one is, goes by its own name.
+
     Raises:
         ValueError: the model has no parameter of those groups.
     """
@@ -77,7 +79,8 @@ def tuned_parameters(
     norms = {n for n, m in model.named_modules() if "norm" in type(m).__name__.lower()}
     embeddings = {n for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     found = {}
-    for name, parameter in model.named_parameters():
+    for full_name, parameter in model.named_parameters():
+        name = full_name.replace(".parametrizations.weight.original", ".weight")
         module, _, own = name.rpartition(".")
         group = None
         if module in keep and own == "weight":

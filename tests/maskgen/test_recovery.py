@@ -19,6 +19,7 @@ from maskgen.format.mask_file import Mask, MaskFileError, write_mask
 from maskgen.format.placements import keep_from_codes
 from maskgen.learning import loop
 from maskgen.least_squares import damped, kept_weights_update
+from maskgen.recovery.quantiser import Grid, quantise
 from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior
 from tests.maskgen.recovery_runs import small_recovery
@@ -190,6 +191,7 @@ def test_held_out_text_stops_a_run_and_the_best_step_is_kept(model_dir, mask, tm
         ({"steps": 0, "weights": False}, "nothing would change"),
         ({"patience": 2}, "needs held-out text"),
         ({"stepz": 3}, "stepz"),
+        ({"rank": 2, "values": "int4"}, "do not go together"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model_dir, mask, tmp_path, settings, message):
@@ -218,3 +220,38 @@ def test_what_is_there_already_is_not_written_over(model_dir, mask, tmp_path):
     with pytest.raises(ValueError, match=r"belongs to another run: .*learning_rate"):
         small_recovery(model_dir, tmp_path, mask, resume=True, learning_rate=2e-3)
     assert len(losses(tmp_path / "run" / "blocks")) == 4
+
+
+def test_quantised_recovery_writes_weights_that_lie_on_their_grid(model_dir, mask, tmp_path):
+    settings = {"values": "int4", "steps": 30, "batch_size": 8, "learning_rate": 2e-3}
+    result = small_recovery(model_dir, tmp_path, mask, held_out=TEXTS, **settings)
+    curve = held_out(tmp_path)
+    assert result.best_step
+    assert min(curve) < curve[0] - 0.2
+    recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
+    for name, codes in mask.codes.items():
+        weight, keep = recovered[f"{name}.weight"], torch.from_numpy(keep_from_codes(codes))
+        assert not weight[~keep].any()
+        levels = {len(block.unique()) for block in weight.reshape(-1, 32)}
+        assert max(levels) <= 16
+        rounded = quantise(weight, keep, Grid("int4")).weight(weight.shape[1])
+        torch.testing.assert_close(rounded[keep], weight[keep], rtol=0.01, atol=0)
+
+
+def test_a_low_rank_difference_is_merged_and_keeps_the_mask(model_dir, mask, tmp_path):
+    settings = {"rank": 2, "steps": 20, "batch_size": 8, "learning_rate": 1e-2}
+    result = small_recovery(
+        model_dir, tmp_path, mask, held_out=TEXTS, norms=False, biases=False, least_squares=0,
+        **settings,
+    )  # fmt: skip
+    assert result.best_step
+    curve = held_out(tmp_path)
+    assert min(curve) < curve[0] - 0.1
+    before, after = (
+        load_model(path, "fp32", "cpu").state_dict() for path in (model_dir, tmp_path / "model")
+    )
+    assert before.keys() == after.keys()
+    for name, codes in mask.codes.items():
+        keep = torch.from_numpy(keep_from_codes(codes))
+        assert not after[f"{name}.weight"][~keep].any()
+        assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] * keep)

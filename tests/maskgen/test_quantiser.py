@@ -1,0 +1,75 @@
+"""Fake quantisation: the grids, their rounding, and gradients that pass through."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from maskgen.recovery.quantiser import Grid, fake_quantise, quantise
+
+GRIDS = [
+    Grid(values, block, minimum)
+    for values, minimum in (("int8", False), ("int4", False), ("int4", True))
+    for block in (32, 64)
+]
+
+
+def masked_weight(columns: int = 80) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(3)
+    weight = torch.randn(6, columns, generator=random) * torch.logspace(-2, 1, 6)[:, None]
+    keep = torch.rand(6, columns, generator=random) < 0.5
+    weight[2, :32] = 0
+    keep[3, 32:64] = False
+    return weight, keep
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_kept_weights_are_rounded_to_the_nearest_value_of_a_small_grid(grid):
+    weight, keep = masked_weight()
+    found = quantise(weight, keep, grid)
+    assert torch.equal(found.scales, found.scales.half().float())
+    assert (found.scales > 0).all()
+    assert torch.equal(found.values, found.values.round())
+    assert found.values.abs().max() <= 127
+    step = 1 if grid.values == "int8" else 8
+    for row, block in ((0, 0), (1, 1), (5, 0)):
+        values = found.values[row, block]
+        assert len(((values - values[0]) % step).unique()) == 1
+        assert (values.max() - values.min()) / step <= (254 if step == 1 else 15)
+    away = (found.weight(80) - weight).abs().masked_fill(~keep, 0).unflatten(1, (-1, 16))
+    scales = found.scales[:, :, 0].repeat_interleave(grid.block // 16, dim=1)[:, :5, None]
+    # Half a step; a minimum is rounded to an eighth of one.
+    assert (away <= scales * step * (0.5 + 0.07 * grid.minimum) * 1.002).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_what_is_quantised_stays_what_it_is(grid):
+    weight, keep = masked_weight()
+    once = quantise(weight, keep, grid).weight(80)
+    again = quantise(once, keep, grid).weight(80)
+    torch.testing.assert_close(again[keep], once[keep], rtol=2e-3, atol=0)
+
+
+def test_a_minimum_of_its_own_follows_weights_that_lie_to_one_side():
+    weight = torch.linspace(0.0, 1.0, 32)[None]
+    keep = torch.ones_like(weight, dtype=torch.bool)
+    errors = [
+        float((quantise(weight, keep, Grid("int4", 32, m)).weight(32) - weight).square().mean())
+        for m in (False, True)
+    ]
+    assert errors[1] < 0.4 * errors[0]
+
+
+def test_gradients_pass_straight_through_and_dropped_weights_are_zero():
+    weight, keep = masked_weight()
+    model = nn.Sequential(nn.Linear(80, 6, bias=False))
+    model[0].weight = nn.Parameter(weight.clone())
+    fake_quantise(model, {"0": keep}, Grid("int4"))
+    inputs = torch.randn(10, 80, generator=torch.Generator().manual_seed(1))
+    model(inputs).sum().backward()
+    original = model[0].parametrizations.weight.original
+    assert torch.equal(original, weight)
+    torch.testing.assert_close(original.grad, inputs.sum(dim=0).expand(6, 80))
+    assert not model[0].weight[~keep].any()
+    assert torch.equal(model[0].weight[keep], quantise(weight, keep, Grid("int4")).weight(80)[keep])
