@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from maskgen.apply import Change, rewrite_weights, rewritten_digest
-from maskgen.data import TextSet
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask
 from maskgen.format.tokenizer import ModelTokenizer
@@ -28,8 +27,9 @@ from maskgen.recovery.parameters import drop, keep_tensors, tuned_parameters
 from maskgen.recovery.quantiser import Grid, fake_quantise
 from maskgen.recovery.reconstruction import Reconstruction
 from maskgen.recovery.tuning import Tuning
+from maskgen.texts.text_sets import TextSet
+from maskgen.texts.windows import draw_windows, token_windows
 from maskgen.torch_model import check_base, check_tokens, load_model, resolve_dtype
-from maskgen.windows import draw_windows, token_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from maskgen.recovery.blocks import Block, BlockData, blocks_of, call_block, rec
 from maskgen.recovery.config import RecoverConfig
 from maskgen.recovery.parameters import Tuned
 from maskgen.selection import decoder_layers
-from maskgen.windows import Windows
+from maskgen.texts.windows import Windows
 
 _JUDGED = 4  # windows that a block's error is measured on
 

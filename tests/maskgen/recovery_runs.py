@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskgen.data import TextSet
 from maskgen.format.mask_file import Mask, read_mask, write_mask
 from maskgen.recover import RecoverRequest, RecoverResult, recover
 from maskgen.recovery.config import RecoverConfig
+from maskgen.texts.text_sets import TextSet
 from tests.maskgen.learning_runs import TEXTS
 
 SMALL = {

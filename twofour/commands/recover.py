@@ -53,12 +53,12 @@ def recover(
     tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
 ) -> None:
     """Tune the kept weights for one mask; writes a new model directory and the mask for it."""
-    from maskgen.data import TextSet, load_texts
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.recover import RecoverRequest
     from maskgen.recover import recover as run
     from maskgen.recovery.config import RecoverConfig
+    from maskgen.texts.text_sets import TextSet, load_texts
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
