@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 # Settings that change how a run reports but not what it recovers.
 _NOT_IDENTITY = {"checkpoint_every", "log_every"}
 _BLOCKS, _TUNING = "blocks", "tuning"
+FACTS_FILE = "recovery.json"
+"""Beside the recovered weights: what they came from, settings, tokens, and the held-out curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def recover(
     model_dir: Path, mask: Mask, texts: TextSet, request: RecoverRequest, console: Console
 ) -> RecoverResult:
     """Recover a model for one mask and write it as a model directory of its own.
+
+    Beside the weights lies `recovery.json`, which says how they were made.
 
     Raises:
         MaskFileError: the mask belongs to another model, or does not fit it.
@@ -178,7 +183,17 @@ def recover(
     for name in keep:  # as they are computed from what was tuned
         weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
         values[f"{name}.weight"] = weight.detach()
-    new = _write(model_dir, request, values)
+    facts = {
+        "dense_digest": digest,
+        "mask_digest": mask.digest,
+        "text_digest": texts.digest,
+        "settings": config.model_dump(mode="json"),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "best_step": best_step,
+        "held_out_curve": _curve(request.folder / _TUNING / "log.jsonl"),
+    }
+    new = _write(model_dir, request, values, facts)
     recovered = replace(mask, base_digest=new, parent_digest=None)
     return RecoverResult(recovered, tokens, seconds, best_step)
 
@@ -232,12 +247,30 @@ def _held_out(
     return [torch.from_numpy(window[None]).long().to(model.device) for window in chosen]
 
 
-def _write(model_dir: Path, request: RecoverRequest, values: Mapping[str, Tensor]) -> str:
+def _curve(log: Path) -> list[list[float]]:
+    """(tokens seen by tuning, loss on held-out text in nats a token)."""
+    if not log.is_file():
+        return []
+    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [[r.get("tokens", 0), round(r["held_out"], 4)] for r in rows if "held_out" in r]
+
+
+def _write(
+    model_dir: Path,
+    request: RecoverRequest,
+    values: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> str:
     """Write the new model directory; one that an interrupted run has already written may stay."""
+
+    def finish(folder: Path, digest: str) -> None:
+        text = json.dumps({**facts, "base_digest": digest}, indent=1)
+        (folder / FACTS_FILE).write_text(f"{text}\n", encoding="utf-8")
+
     out = request.checkpoint
     changes = {name: Change.to(value.cpu().numpy()) for name, value in values.items()}
     if not out.exists():
-        return rewrite_weights(model_dir, out, changes)
+        return rewrite_weights(model_dir, out, changes, finish)
     digest = rewritten_digest(model_dir, changes)
     if base_digest(out) != digest:
         raise FileExistsError(f"{out} exists already and is another model; name a new directory")

@@ -23,7 +23,7 @@ _LEAGUE = """
 Perplexity by method, in windows of 2,048 tokens of texts that neither calibration nor learning has
 seen. *Gap closed* is the share of the distance in log-perplexity from SparseGPT with update to
 dense (MaskLLM on Llama-2-7B closed 62 % of it on 2 billion tokens). All masks leave the weights as
-they are; `sparsegpt-update` alone changes them, and has no mask file. *Changed groups* counts
+they are; `sparsegpt-update` and `admm` alone change them, for one mask. *Changed groups* counts
 against the prior that learning started from.
 """
 _CURVE = "The curve is of a few short windows, hence its higher numbers."

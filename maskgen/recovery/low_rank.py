@@ -41,6 +41,8 @@ def low_rank_parameters(model: nn.Module) -> dict[str, Tuned]:
 
 
 class _Difference(nn.Module):
+    keep: Tensor
+
     def __init__(self, first: Tensor, second: Tensor, keep: Tensor) -> None:
         super().__init__()
         self.first, self.second = nn.Parameter(first), nn.Parameter(second)

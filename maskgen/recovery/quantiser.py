@@ -93,6 +93,8 @@ def fake_quantise(model: nn.Module, keep: dict[str, Tensor], grid: Grid) -> None
 class _OnGrid(nn.Module):
     """weight -> the same on its grid, zero where it is dropped."""
 
+    keep: Tensor
+
     def __init__(self, keep: Tensor, grid: Grid) -> None:
         super().__init__()
         self.register_buffer("keep", keep, persistent=False)
@@ -118,7 +120,7 @@ def _blocks(weight: Tensor, block: int) -> Tensor:
     """(N, blocks, block), the last one filled up with zeros."""
     missing = -weight.shape[1] % block
     padded = F.pad(weight, (0, missing)) if missing else weight
-    return padded.unflatten(1, (-1, block))
+    return padded.reshape(len(weight), -1, block)
 
 
 def _fp16(scales: Tensor) -> Tensor:

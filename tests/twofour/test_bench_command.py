@@ -27,7 +27,7 @@ def test_modes_are_commands() -> None:
     assert {name.removeprefix("bench ") for name, _ in bench_commands()} == {
         *("kernels", "serve", "quality", "trtllm", "pages", "picture"),
         *("engine speed", "engine split", "engine mix"),
-        *("masks league", "masks domains", "masks ablations", "masks cost"),
+        *("masks league", "masks domains", "masks ablations", "masks products", "masks cost"),
         *("vllm speed", "vllm agreement"),
     }
 

@@ -164,6 +164,51 @@ def ablations(
     _finish(table, console, json_)
 
 
+@app.command("products")
+def products(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    swappable: Annotated[
+        list[str] | None, _Option(help="Mask file of the model as it is (repeat).")
+    ] = None,
+    single: Annotated[
+        list[str] | None,
+        _Option(help="DIR=FILE: a model that twofour recover made, and its mask (repeat)."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        _Option(help="NAME=FILE of twofour eval --tasks: adds accuracies (repeat)."),
+    ] = None,
+    limit: Annotated[
+        int | None, _Option(help="Only the first N questions of every task.", min=1)
+    ] = None,
+    dtype: Dtype = "auto",
+    windows: FirstWindows = None,
+    work: Work = Path("runs/masks"),
+    redo: RedoRows = False,
+    json_: JsonLine = False,
+) -> None:
+    """Dense model, masks of it, and recovered models (docs/results/products.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.products import KEY, Product, run_products, shared_runs
+    from benchmarks.masks.products import single as recovered
+    from benchmarks.masks.products_page import products_page
+
+    console = Console(stderr=json_)
+    bench = _workbench(model, work, console, 1, 2, windows, dtype)
+    texts = _general_texts(learn, wikitext2, c4)
+    found = [Product("dense", bench.directory, None, {})]
+    found += [Product("swappable", bench.directory, Path(file), {}) for file in swappable or ()]
+    found += [recovered(*_directory_and_mask(spec)) for spec in single or ()]
+    shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
+    spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
+    table = _table(spec, bench, texts.digests(), redo)
+    run_products(bench, texts, table, found, tasks or (), limit)
+    _finish(table, console, json_)
+
+
 @app.command("cost")
 def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: JsonLine = False) -> None:
     """What sampling masks costs beside the matrix products (docs/results/mask-cost.json)."""
@@ -257,6 +302,15 @@ def _given(specs: Sequence[str]) -> dict[str, Path]:
             )
         files[method] = Path(file)
     return files
+
+
+def _directory_and_mask(spec: str) -> tuple[Path, Path]:
+    directory, _, file = spec.rpartition("=")
+    if not directory or not Path(directory).is_dir() or not Path(file).is_file():
+        raise ValueError(
+            f"--single {spec!r} is not DIR=FILE with a model directory and a mask file"
+        )
+    return Path(directory), Path(file)
 
 
 def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:

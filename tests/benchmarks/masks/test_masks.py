@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from benchmarks.common.table import StaleRowsError
 from benchmarks.masks import domains, league, settings
 from benchmarks.masks.league import gap_closed
+from benchmarks.masks.products import shared_runs
 from maskgen.format.mask_file import read_mask
+from maskgen.texts.text_sets import TextSet
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 
@@ -33,12 +35,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bench(folder: Path, *arguments: object, learn: str = "learn.txt") -> Result:
     """The league, without saying so; `domains` and `ablations` first where they are meant."""
-    mode = [arguments[0]] if arguments and arguments[0] in ("domains", "ablations") else []
+    mode = (
+        [arguments[0]] if arguments and arguments[0] in ("domains", "ablations", "products") else []
+    )
     words = ["bench", "masks", *mode, "--model", folder / "model"]
     if mode != ["domains"]:
         words += ["--learn", folder / learn]
         words += ["--wikitext2", folder / "test.txt", "--c4", folder / "test.txt"]
-    words += ["--windows", 1, "--calibration-windows", 2, "--calibration-length", 64]
+    words += ["--windows", 1]
+    if mode != ["products"]:
+        words += ["--calibration-windows", 2, "--calibration-length", 64]
     words += ["--work", folder / "work", *arguments[len(mode) :]]
     return CliRunner().invoke(app, [str(word) for word in words])
 
@@ -121,11 +127,65 @@ def test_the_cost_of_sampling_is_measured_by_part(folder):
     assert {row["part"] for row in rows("mask-cost")} == {"products", "maskllm", "roi"}
 
 
+def test_products_are_the_dense_model_its_masks_and_recovered_models(folder):
+    assert bench(folder, "--only", "magnitude").exit_code == 0
+    mask = folder / "work" / "general-magnitude.safetensors"
+    texts = ["--data", folder / "learn.txt", "--held-out", folder / "learn.txt"]
+    made = CliRunner().invoke(
+        app,
+        [
+            str(word)
+            for word in (
+                "recover", "--model", folder / "model", "--mask", mask, *texts,
+                "--steps", 4, "--sequence-length", 16, "--batch-size", 1, "--held-out-every", 2,
+                "--set", "windows=2", "--set", "window_length=16",
+                "--checkpoint", folder / "single", "--out", folder / "single.safetensors",
+            )
+        ],
+    )  # fmt: skip
+    assert made.exit_code == 0, (made.output, made.exception)
+    arguments = ["products", "--swappable", mask]
+    arguments += ["--single", f"{folder / 'single'}={folder / 'single.safetensors'}"]
+    result = bench(folder, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    dense, swappable, single = rows("products")
+    assert [row["product"] for row in (dense, swappable, single)] == [
+        "dense",
+        "swappable",
+        "single",
+    ]
+    assert (dense["pattern"], swappable["pattern"], single["pattern"]) == ("dense", "2:4", "2:4")
+    assert single["values"] == "bf16"
+    assert single["tokens_seen"] == 2 * 16 + 4 * 16
+    assert [tokens for tokens, _ in single["held_out_curve"]] == [0, 32, 64]
+    assert swappable["mask_digest"] != single["mask_digest"]
+    assert swappable["model_digest"] == dense["model_digest"] != single["model_digest"]
+    assert len({row["wikitext2"] for row in (dense, swappable, single)}) == 3
+    data = json.loads(Path("docs/results/products.json").read_text())
+    assert data["shared_runs"] == {"wikitext2": 0.0, "c4": 0.0}
+    assert "| single | 2:4 | bf16 |" in Path("docs/results/products.md").read_text()
+    before = Path("docs/results/products.json").read_text()
+    assert bench(folder, *arguments).exit_code == 0
+    assert Path("docs/results/products.json").read_text() == before
+    wrong = bench(folder, "products", "--single", f"{folder / 'model'}={mask}")
+    assert "no recovery.json" in str(wrong.exception)
+    wrong = bench(folder, "products", "--single", f"{folder / 'single'}={mask}", "--redo")
+    assert "belongs to the base model" in str(wrong.exception)
+
+
+def test_text_that_is_in_both_sets_is_counted():
+    words = [str(n) for n in range(40)]
+    learn = TextSet.of("learn", [" ".join(words[:20])])
+    test = TextSet.of("test", [" ".join(words[10:40]), " ".join(words[:13])])
+    assert shared_runs(learn, test, words=5) == (6 + 9) / (26 + 9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "maskllm.steps=0"], "greater than or equal to 1"),
         (["--set", "wanda.steps=3"], "METHOD.NAME=VALUE"),
+        (["products", "--single", "nowhere"], "DIR=FILE"),
         (["domains", "--general", "g.safetensors", "--domain", "french"], "NAME=TRAIN,TEST"),
     ],
 )
