@@ -6,13 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
-from engines.sampling import SamplingParams
+from engines.sampling import SamplingParams, StructuredOutput
 from engines.text import TextCodec
-
-if TYPE_CHECKING:
-    from engines.decoding.structured_output import ConstraintCompiler
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -173,6 +170,17 @@ class EngineStats:
     seconds_since_step: float = 0.0
 
 
+class StructuredOutputCompiler(Protocol):
+    """Compiles structured output, as `engines.decoding.structured_output` does."""
+
+    def compile(self, spec: StructuredOutput) -> object:
+        """Compile a constraint; may take a second.
+
+        Raises:
+            InvalidRequestError: it is malformed, or beyond the limits.
+        """
+
+
 class Engine(ABC):
     """Generates text with one base model under any of its loaded masks.
 
@@ -187,7 +195,7 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def constraints(self) -> ConstraintCompiler | None:
+    def constraints(self) -> StructuredOutputCompiler | None:
         """Compiler of structured output, to check one before it is asked for; None without any."""
 
     @abstractmethod

@@ -10,9 +10,11 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from engines.directory.manifest import NAME_PATTERN, Manifest
 from engines.errors import MaskError, UnknownMaskError
 from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a mask may be called; a request names it as `<model>:<mask>`."""
 
 Shapes = Mapping[str, tuple[int, int]]
 """Layer name -> (outputs, inputs) of its weight."""
@@ -27,13 +29,14 @@ def check_name(name: str) -> None:
         )
 
 
-def check_room(name: str, manifest: Manifest, loaded: Collection[str]) -> None:
-    """May a mask be loaded under this name into an engine of this directory?
+def check_load(name: str, loaded: Collection[str], default: str | None, sealed: bool) -> None:
+    """May a mask be loaded under this name?
 
     Args:
         name: what requests will call it.
-        manifest: of the engine's directory.
         loaded: names that are taken.
+        default: the engine's default mask; None if it was built without one.
+        sealed: whether its directory left out what the masks drop.
 
     Raises:
         MaskError: the name is malformed or taken, or the engine is dense or its directory sealed.
@@ -41,9 +44,9 @@ def check_room(name: str, manifest: Manifest, loaded: Collection[str]) -> None:
     check_name(name)
     if name in loaded:
         raise MaskError(f"a mask named {name!r} is loaded already")
-    if manifest.default_mask is None:
+    if default is None:
         raise MaskError("this engine is dense: it was built without a mask, and takes none")
-    if manifest.sealed:
+    if sealed:
         raise MaskError(
             "this engine directory is sealed: the weights that its mask drops were left out, so no"
             " mask can be added; build it again without --sealed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from engines.decoding.structured_output import ConstraintCompiler
+from engines.base import StructuredOutputCompiler
 from engines.errors import InvalidRequestError
 from engines.sampling import StructuredOutput
 from serving.errors import invalid, overloaded
@@ -24,7 +24,7 @@ class Constraints:
     the compiler, and is there when the request runs.
     """
 
-    def __init__(self, compiler: ConstraintCompiler | None) -> None:
+    def __init__(self, compiler: StructuredOutputCompiler | None) -> None:
         self._compiler = compiler
         self._thread = ThreadPoolExecutor(1, "constraints")
         self._waiting = 0
@@ -55,7 +55,7 @@ class Constraints:
             self._waiting -= 1
 
     async def _compile(
-        self, compiler: ConstraintCompiler, spec: StructuredOutput, field: str
+        self, compiler: StructuredOutputCompiler, spec: StructuredOutput, field: str
     ) -> None:
         loop = asyncio.get_running_loop()
         begun = asyncio.Event()

@@ -5,56 +5,57 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-OURS = ("maskgen", "engines", "evaluation", "serving", "loadtests", "benchmarks", "twofour")
+from tests import import_map
+from tests.import_map import PARTS, ROOT, grouped, module_graph, room
+
 ALLOWED = {
     "maskgen": {"maskgen"},
     "engines": {"engines", "maskgen.format"},
     "evaluation": {"evaluation", "engines", "maskgen"},
     "serving": {"serving", "engines"},
     "loadtests": {"loadtests"},
-    "benchmarks": set(OURS) - {"twofour"},
-    "twofour": set(OURS),
+    "benchmarks": set(PARTS) - {"twofour"},
+    "twofour": set(PARTS),
 }
 
 
-def _imported_modules(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            # `from maskgen import maskfile` names the module in the alias.
-            if node.module in OURS:
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
-    return {name for name in found if name.split(".")[0] in OURS}
-
-
-@pytest.mark.parametrize("folder", OURS)
-def test_imports_point_one_way(folder: str) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_imports_point_one_way(part: str) -> None:
     wrong = [
-        f"{path.relative_to(ROOT)} imports {module}"
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for module in _imported_modules(path)
-        if not any(module == a or module.startswith(f"{a}.") for a in ALLOWED[folder])
+        f"{importer} imports {imported}"
+        for importer, found in module_graph().items()
+        if import_map.part(importer) == part
+        for imported in sorted(found)
+        if not any(imported == a or imported.startswith(f"{a}.") for a in ALLOWED[part])
     ]
     assert not wrong
 
 
+@pytest.mark.parametrize("group", [str, room])
+def test_no_circles_between_modules_or_rooms(group: Callable[[str], str]) -> None:
+    try:
+        TopologicalSorter(grouped(group)).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' <- '.join(error.args[1])}")
+
+
+def test_the_map_shows_the_imports() -> None:
+    page = import_map.PAGE.read_text(encoding="utf-8")
+    assert page == import_map.with_map(page), "draw it anew: python -m tests.import_map"
+
+
 def test_rooms_of_the_benchmarks_share_only_what_is_common() -> None:
-    rooms = [path.name for path in (ROOT / "benchmarks").iterdir() if path.is_dir()]
     wrong = [
-        f"{path.relative_to(ROOT)} imports {module}"
-        for room in rooms
-        for path in sorted((ROOT / "benchmarks" / room).rglob("*.py"))
-        for module in _imported_modules(path)
-        if module.startswith("benchmarks.") and module.split(".")[1] not in (room, "common")
+        f"{importer} imports {imported}"
+        for importer, found in grouped(import_map.folder).items()
+        if importer.startswith("benchmarks.")
+        for imported in sorted(found)
+        if imported.startswith("benchmarks") and imported != "benchmarks.common"
     ]
     assert not wrong
 
@@ -75,7 +76,7 @@ def test_no_module_takes_the_name_of_a_package() -> None:
     # A module beside a script is found before the package of that name.
     foreign = {
         name.split(".")[0]
-        for folder in OURS
+        for folder in PARTS
         for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -84,8 +85,8 @@ def test_no_module_takes_the_name_of_a_package() -> None:
             if isinstance(node, ast.Import)
             else [node.module or ""]
         )
-    } - set(OURS)
-    ours = [path for folder in OURS for path in (ROOT / folder).rglob("*.py")]
+    } - set(PARTS)
+    ours = [path for folder in PARTS for path in (ROOT / folder).rglob("*.py")]
     assert [str(path.relative_to(ROOT)) for path in ours if path.stem in foreign] == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -22,11 +21,10 @@ from engines.directory.manifest import (
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
 from engines.native import kernels
-from engines.native.layout import VERSION, Layout, pack_dense, pack_sparse, packed_bytes
+from engines.native.layout import BF16, VERSION, Layout, pack_dense, pack_sparse, packed_bytes
 from maskgen.format.placements import PAIRS
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 PACKED_HEAD = "lm_head"
 _U8 = np.dtype(np.uint8)
 _F32 = np.dtype(np.float32)
@@ -87,7 +85,7 @@ def as_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values if values.dtype == BF16 else values.astype(BF16)
 
 
-def dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+def _dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     """(n, k) weights and (n, k/4) codes -> (n, k/2): what the mask drops, by rising position."""
     # The complement of placement c is placement 5 - c.
     positions = PAIRS[5 - codes].astype(np.intp)
@@ -140,7 +138,7 @@ def _write_layers(
             if name in codes:
                 packed = pack_sparse(dense, codes[name])
                 if complement is not None:
-                    values = dropped_values(dense, codes[name])
+                    values = _dropped_values(dense, codes[name])
                     complement.write(f"{name}.dropped", values)
             else:
                 packed = pack_dense(dense)

@@ -22,7 +22,7 @@ from engines.directory.manifest import Manifest
 from engines.directory.opening import read_own_mask
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError
-from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
+from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
 from engines.native.layout import Layout
 from maskgen.format.mask_file import Mask
 
@@ -128,7 +128,9 @@ class MaskStore:
         Raises:
             MaskError: see `engines.base.Engine.load_mask`.
         """
-        check_room(name, self._manifest, {*self._masks, *self._loading})
+        check_load(
+            name, {*self._masks, *self._loading}, self._manifest.default_mask, self._manifest.sealed
+        )
         self._loading.add(name)
         try:
             async with self._changing:

@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.cpu.build import BF16
 from engines.directory.decoder_config import LINEARS, DecoderConfig
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
 from engines.native._native import PatchArrays
-from engines.native.layout import PackedWeights, pack_sparse, unpack
+from engines.native.layout import BF16, PackedWeights, pack_sparse, unpack
 from engines.native.patch import Patch, apply_patch, make_patch
 from maskgen.format.mask_file import Mask
-from maskgen.format.placements import PAIRS
-
-Codes = npt.NDArray[np.uint8]
+from maskgen.format.placements import PAIRS, Codes
 
 LayerPatches = list[list[Patch | None]]
 """By layer and linear, in the order of `LINEARS`; None where the masks agree."""

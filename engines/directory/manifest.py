@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from engines.errors import EngineDirectoryError, one_line
+from engines.mask_rules import NAME_PATTERN
 from maskgen.format.json_file import read_json, write_json
 
 MANIFEST_FILE = "engine.json"
@@ -23,8 +24,6 @@ ENGINE_WEIGHTS_FILE = "weights.safetensors"
 COMPLEMENT_FILE = "complement.safetensors"
 MANIFEST_VERSION = 2
 MANIFEST_FEATURES: frozenset[str] = frozenset()
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What a mask may be called; a request names it as `<model>:<mask>`."""
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
 """Relative names of files, without hidden ones and without a way out of the directory."""
 

@@ -54,7 +54,7 @@ from engines.errors import (
     MaskError,
     as_engine_directory_error,
 )
-from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
+from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
 from engines.reference.options import ReferenceOptions
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
@@ -285,8 +285,8 @@ class ReferenceEngine(Engine):
             self._running[request_id] = False
 
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
-        check_room(name, self._manifest, self._masks)
-        assert self._manifest.default_mask is not None  # check_room
+        check_load(name, self._masks, self._manifest.default_mask, self._manifest.sealed)
+        assert self._manifest.default_mask is not None  # check_load
         shapes = self._masks[self._manifest.default_mask].shapes
         digest = self._manifest.base_digest
         mask = await asyncio.to_thread(read_fitting, name, path, digest, shapes)

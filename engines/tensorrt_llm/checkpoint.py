@@ -16,7 +16,7 @@ import numpy as np
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import DecoderConfig
 from engines.directory.progress import BuildProgress, silent
-from engines.directory.tensor_file import TensorSpec, TensorWriter
+from engines.directory.tensor_file import Array, TensorSpec, TensorWriter
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.config import (
     Mapping,
@@ -25,7 +25,6 @@ from engines.tensorrt_llm.config import (
     convertible_decoder,
 )
 from engines.tensorrt_llm.tensors import (
-    Array,
     SourceTensor,
     TargetTensor,
     local_part,

@@ -31,7 +31,7 @@ from engines.errors import (
     InvalidRequestError,
     MaskError,
 )
-from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
+from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
 from engines.tensorrt_llm import llm_api
 from engines.tensorrt_llm.choice import run_choice
 from engines.tensorrt_llm.engine_files import EngineFiles
@@ -186,7 +186,7 @@ class TensorRtLlmEngine(Engine):
             result.abort()
 
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
-        check_room(name, self._manifest, self._served)
+        check_load(name, self._served, self._manifest.default_mask, self._manifest.sealed)
         # Whether it fits the other masks was checked when its engine was built.
         digest = self._manifest.base_digest
         mask = await asyncio.to_thread(read_fitting, name, path, digest, None)

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from engines.decoding.sampler import Logits
 from engines.errors import InvalidRequestError
 from engines.sampling import SamplingParams
 from engines.tensorrt_llm.version import ToolsMissingError, installed_version, version_problem
-
-Logits = npt.NDArray[np.float32]
 
 NO_TOKEN = -1
 """An end-of-sequence id that no token has."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from engines.directory.tensor_file import TensorFile
+from engines.directory.tensor_file import Array, TensorFile
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import CHECKPOINT_DTYPES, rank_file
-from engines.tensorrt_llm.tensors import Array, TargetTensor
+from engines.tensorrt_llm.tensors import TargetTensor
 from maskgen.format.json_file import read_json
 
 INPUT_MULTIPLE = 16

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.directory.decoder_config import DecoderConfig
+from engines.directory.tensor_file import Array
 from engines.tensorrt_llm.config import Mapping
-
-Array = npt.NDArray[Any]
 
 
 class Split(Enum):

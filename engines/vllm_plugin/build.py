@@ -15,8 +15,8 @@ from engines.directory.decoder_config import MODEL_TYPES, decoder_config
 from engines.directory.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
+from engines.native.layout import BF16
 from engines.vllm_plugin.format import (
-    BF16,
     CODES,
     COLUMN_STEP,
     DROPPED,

@@ -11,7 +11,7 @@ from engines.directory.build import changed_share
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import Manifest
 from engines.errors import as_engine_directory_error
-from engines.mask_rules import check_requested, check_room, check_unload, read_fitting
+from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
 
 
@@ -80,8 +80,8 @@ class MaskCatalog:
             MaskError: the name is taken or malformed, the file is unreadable or belongs elsewhere,
                 or the directory is sealed.
         """
-        check_room(name, self._manifest, self._entries)
-        assert self._manifest.default_mask is not None  # check_room
+        check_load(name, self._entries, self._manifest.default_mask, self._manifest.sealed)
+        assert self._manifest.default_mask is not None  # check_load
         default = self._entries[self._manifest.default_mask]
         base = read_fitting(
             self._manifest.default_mask, default.file, self._manifest.base_digest, None

@@ -85,7 +85,7 @@ class VllmEngine(Engine):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from engines.vllm_plugin.backend import device_kernels
+        from engines.vllm_plugin.device import device_kernels
         from engines.vllm_plugin.stats import StatCounter
 
         self._counter = StatCounter()

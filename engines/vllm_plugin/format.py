@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engines.directory.manifest import first_fault
+from engines.directory.tensor_file import Array
 from engines.errors import EngineDirectoryError
+from engines.native.layout import BF16
 from maskgen.format.placements import PAIRS, Codes
 
 QUANT_METHOD = "twofour"
@@ -30,9 +31,6 @@ KEPT, CODES, DROPPED = "kept", "codes", "dropped"
 GROUPS_PER_BYTE = 2
 COLUMN_STEP = 8
 """Inputs that one byte of codes covers: the grain of column shards."""
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
-Array = npt.NDArray[Any]
 
 
 class QuantizationSpec(BaseModel):

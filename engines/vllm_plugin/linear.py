@@ -19,7 +19,8 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 
 from engines.errors import EngineDirectoryError
-from engines.vllm_plugin.backend import PackedRows, select_backend
+from engines.vllm_plugin.backend import PackedRows
+from engines.vllm_plugin.device import select_backend
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT
 
 logger = init_logger("vllm.twofour")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from engines.directory.manifest import NAME_PATTERN
+from engines.mask_rules import NAME_PATTERN
 from serving.errors import invalid
 from serving.schemas.chat import MAX_MESSAGES, Message
 from serving.schemas.common import StrictModel, TokenIds

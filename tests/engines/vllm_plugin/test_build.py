@@ -16,9 +16,10 @@ from engines.directory.build import BuildRequest
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
+from engines.native.layout import BF16
 from engines.vllm_plugin.build import build
 from engines.vllm_plugin.catalog import MaskCatalog
-from engines.vllm_plugin.format import BF16, dense_values, parse_spec, unpack_nibbles
+from engines.vllm_plugin.format import dense_values, parse_spec, unpack_nibbles
 from engines.vllm_plugin.weights import MaskedWeights
 from maskgen.format.mask_file import read_mask
 from maskgen.format.placements import keep_from_codes

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from engines.errors import EngineDirectoryError
+from engines.native.layout import BF16
 from engines.vllm_plugin.cuda import unpack_kept
-from engines.vllm_plugin.format import BF16, dense_values, kept_values, pack_nibbles
+from engines.vllm_plugin.format import dense_values, kept_values, pack_nibbles
 
 CHECK = """
 import numpy as np, torch

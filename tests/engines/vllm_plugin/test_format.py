@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import EngineDirectoryError
+from engines.native.layout import BF16
 from engines.vllm_plugin.format import (
-    BF16,
     QuantizationSpec,
     dense_values,
     dropped_values,
