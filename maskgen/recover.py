@@ -138,7 +138,7 @@ def recover(
         windows = token_windows(tokenizer, texts.texts, config.window_length)
         check_tokens(model, windows)
         windows = draw_windows(windows, config.windows, config.seed)
-        blocks = Reconstruction(model, dense, keep, tuned, windows, config)
+        blocks = Reconstruction(model, dense, keep, tuned, windows, config, dtype == "bf16")
         outcome = run(
             blocks,
             config.model_copy(update={"steps": len(blocks.blocks), "checkpoint_every": 1}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from maskgen.learning.config import Count, NotNegative, Positive, RunConfig
 
@@ -34,7 +34,7 @@ class RecoverConfig(RunConfig):
 
     values: Literal["bf16", "int8", "int4"] = "bf16"
     """Type of the kept weights: int8 and int4 are quantised in the loop (see `quantiser.py`)."""
-    block: Literal[32, 64, 128] = 32
+    block: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = 32
     """Inputs of a row that share a scale, with int8 and int4."""
     minimum: bool = False
     """Let int4 blocks have a minimum of their own, in place of a symmetric grid."""

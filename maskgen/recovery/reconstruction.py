@@ -35,6 +35,7 @@ class Reconstruction:
         tuned: what may change.
         windows: the text.
         config: of the run.
+        bf16: compute in bf16.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Reconstruction:
         tuned: Mapping[str, Tuned],
         windows: Windows,
         config: RecoverConfig,
+        bf16: bool,
     ) -> None:
-        self._model, self._dense = model, dense
+        self._model, self._dense, self._bf16 = model, dense, bf16
         self._keep, self._tuned = keep, tuned
         self._windows, self._config = windows, config
         self.blocks = blocks_of(model, keep)
@@ -111,7 +113,10 @@ class Reconstruction:
             self._run(stack[layer], self._hidden)
 
     def _run(self, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
-        return [run_layer(layer, states, self._arguments[self._layer]) for states in hidden]
+        first = next(layer.parameters())
+        arguments = self._arguments[self._layer]
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=self._bf16):
+            return [run_layer(layer, states.to(first.dtype), arguments) for states in hidden]
 
     @torch.no_grad()
     def _least_squares(self, block: Block, data: BlockData) -> None:
@@ -161,5 +166,7 @@ class Reconstruction:
 
     def _loss(self, module: nn.Module, data: BlockData, window: int) -> Tensor:
         target = data.targets[window].float()
-        output = call_block(module, data.inputs[window], data.arguments).float()
+        states = data.inputs[window].float()
+        with torch.autocast(states.device.type, torch.bfloat16, enabled=self._bf16):
+            output = call_block(module, states, data.arguments).float()
         return (output - target).square().mean() / target.square().mean().clamp_min(1e-12)

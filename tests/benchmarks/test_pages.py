@@ -44,6 +44,20 @@ def test_every_page_is_listed_and_has_a_result(tmp_path: Path) -> None:
     assert [path.name for path in write_pages(tmp_path)] == ["serve.md", "README.md"]
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.sh")), ids=lambda p: p.name)
+def test_recipes_use_options_that_exist_and_check_their_texts(recipe: Path) -> None:
+    subprocess.run(["bash", "-n", recipe], check=True)
+    commands = re.findall(r"^ *(twofour .*)", recipe.read_text().replace("\\\n", " "), re.M)
+    assert commands
+    for command in commands:
+        check_command(re.sub(r'"\$\{\w+\[@\]\}"|"\$\w+[^"]*"', "FILE", command), recipe.name)
+    missing = subprocess.run(
+        [recipe, "nowhere", "out"], capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: nowhere/general/")
+
+
 def test_a_result_that_nothing_renders_is_refused() -> None:
     assert page_of("bench-engine-1b") is page_of("bench-engine")
     assert page_of("mask-cost") is not page_of("masks")

@@ -73,3 +73,34 @@ def test_gradients_pass_straight_through_and_dropped_weights_are_zero():
     torch.testing.assert_close(original.grad, inputs.sum(dim=0).expand(6, 80))
     assert not model[0].weight[~keep].any()
     assert torch.equal(model[0].weight[keep], quantise(weight, keep, Grid("int4")).weight(80)[keep])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_engines_layouts_hold_what_the_quantiser_makes(grid):
+    weight, _ = masked_weight(96)
+    keep = torch.from_numpy(keep_from_codes(project(weight.abs().numpy())))
+    found = quantise(weight, keep, grid)
+    values = found.values.flatten(1)[:, :96]
+    minima = None
+    if grid.values == "int4":
+        least = found.values.amin(dim=2) if grid.minimum else torch.tensor(-64.0)
+        # Levels count from the minimum; a block need not reach it.
+        least = (least - 8 * ((least + 127) // 8)) if grid.minimum else least
+        if grid.minimum:
+            least = least.clamp(max=7)
+            minima = least.to(torch.int8).numpy()
+            least = least.repeat_interleave(grid.block, dim=1)[:, :96]
+        values = (values - least) / 8
+    layout = Layout.SPARSE24_INT8 if grid.values == "int8" else Layout.SPARSE24_INT4
+    packed = pack(
+        layout,
+        QuantisedWeights(
+            values.masked_fill(~keep, 0).to(torch.int8).numpy(),
+            found.scales[:, :, 0].half().numpy(),
+            grid.block,
+            minima,
+            kept_words(keep.numpy()),
+        ),
+    )
+    stands_for = torch.from_numpy(dequantise(layout, unpack(packed)))
+    assert torch.equal(stands_for, found.weight(96).masked_fill(~keep, 0))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import Mask, MaskFileError, write_mask
@@ -115,6 +116,18 @@ def test_a_group_that_is_off_does_not_change(model_dir, mask, tmp_path, settings
 
 
 @pytest.mark.parametrize("inputs", ["dense", "sparse"])
+def test_products_may_run_in_bf16_while_what_is_tuned_is_fp32(model_dir, mask, tmp_path, inputs):
+    settings = {"dtype": "bf16", "inputs": inputs, "block_steps": 2}
+    small_recovery(model_dir, tmp_path, mask, held_out=TEXTS, steps=20, **settings)
+    curve = held_out(tmp_path)
+    assert min(curve) < curve[0] - 0.1
+    tensors = load_file(
+        next((tmp_path / "run/tuning").glob("checkpoint-*")) / "learned.safetensors"
+    )
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("inputs", ["dense", "sparse"])
 def test_a_run_interrupted_in_either_stage_ends_with_the_same_model(
     model_dir, mask, tmp_path, inputs
 ):
@@ -192,6 +205,7 @@ def test_held_out_text_stops_a_run_and_the_best_step_is_kept(model_dir, mask, tm
         ({"patience": 2}, "needs held-out text"),
         ({"stepz": 3}, "stepz"),
         ({"rank": 2, "values": "int4"}, "do not go together"),
+        ({"values": "int4", "block": "48"}, "32, 64 or 128"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model_dir, mask, tmp_path, settings, message):

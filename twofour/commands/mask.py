@@ -34,7 +34,10 @@ def prune(
     model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
     out: Annotated[Path, typer.Option(help="The mask file to write.")],
     method: Annotated[
-        str, typer.Option(help="magnitude, wanda, ria, sparsegpt or sparsegpt-update.")
+        str,
+        typer.Option(
+            help="magnitude, wanda, ria, sparsegpt, sparsegpt-update, sparseswaps or admm."
+        ),
     ] = "wanda",
     transform: Transform = None,
     data: Annotated[

@@ -33,6 +33,13 @@ def recover(
     norms: Annotated[bool, _Option(help="Change the gains of norms.")] = True,
     biases: Annotated[bool, _Option(help="Change the biases of linears.")] = True,
     embeddings: Annotated[bool, _Option(help="Change the embedding and a tied head.")] = False,
+    values: Annotated[
+        str, _Option(help="Type of the kept weights: bf16, or int8 or int4, quantised in the loop.")
+    ] = "bf16",
+    block: Annotated[int, _Option(help="Inputs that share a scale: 32, 64 or 128.")] = 32,
+    minimum: Annotated[
+        bool, _Option("--minimum", help="Let int4 blocks have a minimum of their own.")
+    ] = False,
     seed: Annotated[int, _Option(help="Of text order and drawn windows.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -73,9 +80,10 @@ def recover(
     if learning_rate is not None and final_learning_rate is None:
         given["final_learning_rate"] = learning_rate / 10
     chosen = {name: value for name, value in given.items() if value is not None}
+    grid = {"values": values, "block": block, "minimum": minimum}
     groups = {"weights": weights, "norms": norms, "biases": biases, "embeddings": embeddings}
     config = RecoverConfig.model_validate(
-        {**chosen, **groups, "seed": seed, **method_settings(settings or [])}
+        {**chosen, **groups, **grid, "seed": seed, **method_settings(settings or [])}
     )
 
     def texts_of(names: list[str]) -> TextSet:
