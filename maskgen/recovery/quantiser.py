@@ -22,6 +22,8 @@ from torch.nn.utils import parametrize
 Values = Literal["int8", "int4"]
 STEP = 8
 """int4 values between two levels."""
+SYMMETRIC_MINIMUM = -8.0 * STEP
+"""The minimum of blocks without one of their own: level 8 is 0."""
 _SMALLEST = 2.0**-24  # of fp16: a block of zeros has a scale all the same
 
 
@@ -45,17 +47,20 @@ class Quantised:
     """Weights on a grid.
 
     Attributes:
-        values: (N, blocks, block) whole numbers, in the type of the weights; int4 ones are
-            `8 level + minimum`. Padding is at the end of a row's last block.
+        numbers: (N, blocks, block) int8 values or int4 levels, in the type of the weights. Padding
+            is at the end of a row's last block.
         scales: (N, blocks, 1), of fp16's numbers.
+        minima: (N, blocks, 1) or (), of int4; None for int8.
     """
 
-    values: Tensor
+    numbers: Tensor
     scales: Tensor
+    minima: Tensor | None = None
 
     def weight(self, columns: int) -> Tensor:
-        """(N, columns): what the values stand for."""
-        return (self.values * self.scales).flatten(1)[:, :columns]
+        """(N, columns): what the numbers stand for."""
+        values = self.numbers if self.minima is None else self.numbers * STEP + self.minima
+        return (values * self.scales).flatten(1)[:, :columns]
 
 
 def quantise(weight: Tensor, keep: Tensor, grid: Grid) -> Quantised:
@@ -73,14 +78,14 @@ def quantise(weight: Tensor, keep: Tensor, grid: Grid) -> Quantised:
     if not grid.minimum:
         scales = _fp16(blocks.abs().amax(dim=2, keepdim=True) / (7 * STEP))
         levels = (blocks / (scales * STEP)).round_().clamp_(-8, 7)
-        return Quantised(levels * STEP, scales)
+        return Quantised(levels + 8, scales, levels.new_tensor(SYMMETRIC_MINIMUM))
     kept = _blocks(keep, grid.block)
     low = blocks.masked_fill(~kept, torch.inf).amin(dim=2, keepdim=True).clamp(max=0)
     high = blocks.masked_fill(~kept, -torch.inf).amax(dim=2, keepdim=True).clamp(min=0)
     scales = _fp16((high - low) / (15 * STEP))
     minima = (low / scales).round_().clamp_(-127, 7)
     levels = ((blocks / scales - minima) / STEP).round_().clamp_(0, 15)
-    return Quantised(levels * STEP + minima, scales)
+    return Quantised(levels, scales, minima)
 
 
 def fake_quantise(model: nn.Module, keep: dict[str, Tensor], grid: Grid) -> None:
