@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Options = TypeVar("Options", bound="TypedOptions")
+Options = TypeVar("Options", bound=BaseModel)
 
 
 class TypedOptions(BaseModel):

@@ -58,7 +58,11 @@ def test_a_run_writes_mask_log_and_checkpoint(folder):
         (["--prior", "nowhere.safetensors"], "neither a mask file nor one of magnitude"),
         (["--prior", "sparsegpt-update"], "changes weights"),
         (["--prior", "magnitude", "--set", "alpha"], "not NAME=VALUE"),
-        (["--prior", "magnitude", "--set", "alhpa=3"], "alhpa"),
+        (
+            ["--prior", "magnitude", "--set", "alhpa=3"],
+            "maskllm has no option 'alhpa'",
+        ),
+        (["--prior", "magnitude", "--set", "alpha=-3"], "alpha is '-3': must be greater than or"),
         (["--prior", "magnitude", "--method", "wanda"], "mask prune"),
     ],
 )

@@ -71,11 +71,13 @@ def learn(
     ] = None,
 ) -> None:
     """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
+    from engines.typed_options import read_options
     from maskgen.format.coverage import coverage
     from maskgen.format.mask_file import read_mask, write_mask
-    from maskgen.learn import LearnRequest, parse_config
+    from maskgen.learn import LearnRequest
     from maskgen.learn import learn as run
     from maskgen.models import resolve_model
+    from maskgen.registry import load_method
     from maskgen.selection import LayerChoice
     from maskgen.texts.text_sets import TextSet, load_texts
 
@@ -92,7 +94,11 @@ def learn(
     if learning_rate is not None and final_learning_rate is None and method != "maskpro":
         given["final_learning_rate"] = learning_rate / 10
     chosen = {name: value for name, value in given.items() if value is not None}
-    config = parse_config(method, {**chosen, "seed": seed, **method_settings(settings or [])})
+    config = read_options(
+        load_method(method, "learn").config,
+        {**chosen, "seed": seed, **method_settings(settings or [])},
+        method,
+    )
     console = Console()
     base = None if parent is None else read_mask(parent)
     directory = resolve_model(model, transform)

@@ -60,6 +60,7 @@ def recover(
     tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
 ) -> None:
     """Tune the kept weights for one mask; writes a new model directory and the mask for it."""
+    from engines.typed_options import read_options
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.recover import RecoverRequest
@@ -82,8 +83,10 @@ def recover(
     chosen = {name: value for name, value in given.items() if value is not None}
     grid = {"values": values, "block": block, "minimum": minimum}
     groups = {"weights": weights, "norms": norms, "biases": biases, "embeddings": embeddings}
-    config = RecoverConfig.model_validate(
-        {**chosen, **groups, **grid, "seed": seed, **method_settings(settings or [])}
+    config = read_options(
+        RecoverConfig,
+        {**chosen, **groups, **grid, "seed": seed, **method_settings(settings or [])},
+        "twofour recover",
     )
 
     def texts_of(names: list[str]) -> TextSet:
