@@ -5,8 +5,8 @@
 #   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
 #   OUT   folder for the model, its mask and the unfinished run
 set -euo pipefail
-cd "$(dirname "$0")/.."
 data=$1 out=$2
+root=$(dirname "$0")/..
 general=$data/general
 
 for text in "$general"/{wikipedia,openwebtext}.{train.jsonl.gz,test.jsonl} \
@@ -19,7 +19,7 @@ done
 mkdir -p "$out"
 learn=(--data "$general/wikipedia.train.jsonl.gz" --data "$general/openwebtext.train.jsonl.gz")
 if [ ! -f "$out/single.safetensors" ]; then
-    twofour recover --model smollm2-135m --mask masks/smollm2-135m/general.safetensors \
+    twofour recover --model smollm2-135m --mask "$root/masks/smollm2-135m/general.safetensors" \
         "${learn[@]}" \
         --held-out "$general/wikipedia.test.jsonl" --held-out "$general/openwebtext.test.jsonl" \
         --held-out-every 20 --held-out-windows 16 --steps 300 --seed 0 --resume \

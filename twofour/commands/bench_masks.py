@@ -178,8 +178,7 @@ def products(
         _Option(help="DIR=FILE: a model that twofour recover made, and its mask (repeat)."),
     ] = None,
     tasks: Annotated[
-        list[str] | None,
-        _Option(help="NAME=FILE of twofour eval --tasks: adds accuracies (repeat)."),
+        str | None, _Option(help="As those of twofour eval, separated by commas: adds accuracies.")
     ] = None,
     limit: Annotated[
         int | None, _Option(help="Only the first N questions of every task.", min=1)
@@ -205,7 +204,7 @@ def products(
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
     spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
     table = _table(spec, bench, texts.digests(), redo)
-    run_products(bench, texts, table, found, tasks or (), limit)
+    run_products(bench, texts, table, found, tasks.split(",") if tasks else (), limit)
     _finish(table, console, json_)
 
 
