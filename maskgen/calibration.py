@@ -73,11 +73,7 @@ def prune_sequentially(
     outcome = PruneOutcome({}, {})
     arguments, hidden = embed(model, stack, windows)
     for index, layer in enumerate(stack):
-        inner = {
-            name: linear
-            for name, linear in selection.layers.items()
-            if name.startswith(f"{prefix}.{index}.")
-        }
+        inner = _inside(selection.layers, f"{prefix}.{index}")
         if inner:
             for name, pruned in _prune_decoder_layer(
                 method, layer, inner, arguments[index], hidden
@@ -89,6 +85,47 @@ def prune_sequentially(
             hidden[window] = run_layer(layer, states, arguments[index])
         progress(index + 1, len(stack), f"{prefix}.{index}")
     return outcome
+
+
+@torch.no_grad()
+def dense_statistics(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    make: Callable[[int, torch.device], Statistic],
+    windows: Windows,
+    progress: LayerProgress,
+) -> Iterator[dict[str, Statistic]]:
+    """The statistics of the dense model's linears, one decoder layer after the other.
+
+    Args:
+        model: as `prune_sequentially`; left as it is.
+        linears: by name; which inputs are observed.
+        make: a fresh statistic for an input width and a device.
+        windows: (windows, length) token ids.
+
+    Raises:
+        SelectionError: as `prune_sequentially`.
+    """
+    prefix, stack = decoder_layers(model)
+    arguments, hidden = embed(model, stack, windows)
+    for index, layer in enumerate(stack):
+        inner = _inside(linears, f"{prefix}.{index}")
+        with observe(inner, make) as statistics:
+            for window, states in enumerate(hidden):
+                hidden[window] = run_layer(layer, states, arguments[index])
+        for name in inner:
+            _refuse_unseen(name, statistics)
+        progress(index + 1, len(stack), f"{prefix}.{index}")
+        yield statistics
+
+
+def _inside(linears: Mapping[str, nn.Linear], layer: str) -> dict[str, nn.Linear]:
+    return {name: linear for name, linear in linears.items() if name.startswith(f"{layer}.")}
+
+
+def _refuse_unseen(name: str, statistics: Mapping[str, Statistic]) -> None:
+    if name not in statistics:
+        raise SelectionError(f"{name} saw no input on the calibration text; exclude it")
 
 
 def _prune_decoder_layer(
@@ -103,8 +140,7 @@ def _prune_decoder_layer(
             run_layer(layer, states, arguments)
     result = {}
     for name, linear in linears.items():
-        if name not in statistics:
-            raise SelectionError(f"{name} saw no input on the calibration text; exclude it")
+        _refuse_unseen(name, statistics)
         result[name] = pruned = _prune(method, name, linear, statistics[name])
         keep = torch.from_numpy(keep_from_codes(pruned.codes)).to(linear.weight.device)
         if pruned.weight is not None:

@@ -81,6 +81,24 @@ class PruneMethod(ABC, Generic[StatisticT]):
     def statistic(self, width: int, device: torch.device) -> StatisticT:
         """A fresh statistic for a layer with `width` input features."""
 
+    def scores(self, weight: Tensor, statistic: StatisticT) -> Tensor:
+        """How much each weight matters before any was dropped: (N, K) fp32, not negative.
+
+        What transforms look at: they put weights side by side so that what is dropped matters
+        least.
+
+        Args:
+            weight: (N, K) fp32; not to be modified.
+            statistic: what this method gathered on the layer's inputs.
+
+        Raises:
+            ValueError: the method decides on more than scores, or the statistic allows none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} decides on more than a score for every weight; use magnitude,"
+            " wanda, ria or sparsegpt as the score"
+        )
+
     @abstractmethod
     def prune_layer(self, weight: Tensor, statistic: StatisticT) -> PrunedLayer:
         """Decide one layer.

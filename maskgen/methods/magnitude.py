@@ -17,5 +17,8 @@ class Magnitude(PruneMethod[NoStatistic]):
     def statistic(self, width: int, device: torch.device) -> NoStatistic:
         return NoStatistic()
 
+    def scores(self, weight: Tensor, statistic: NoStatistic) -> Tensor:
+        return weight.abs()
+
     def prune_layer(self, weight: Tensor, statistic: NoStatistic) -> PrunedLayer:
-        return PrunedLayer(project(weight.abs().cpu().numpy()))
+        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))

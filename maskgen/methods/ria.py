@@ -37,5 +37,8 @@ class Ria(PruneMethod[SquaredNorms]):
     def statistic(self, width: int, device: torch.device) -> SquaredNorms:
         return SquaredNorms(width, device)
 
+    def scores(self, weight: Tensor, statistic: SquaredNorms) -> Tensor:
+        return ria_scores(weight, statistic.norms)
+
     def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        return PrunedLayer(project(ria_scores(weight, statistic.norms).cpu().numpy()))
+        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))

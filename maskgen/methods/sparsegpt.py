@@ -114,6 +114,11 @@ class SparseGPT(PruneMethod[Hessian]):
     def statistic(self, width: int, device: torch.device) -> Hessian:
         return Hessian(width, device)
 
+    def scores(self, weight: Tensor, statistic: Hessian) -> Tensor:
+        """w^2 / [H^-1]_jj: the error of dropping a weight alone, the others making up for it."""
+        factor = inverse_factor(statistic.sum, statistic.tokens)
+        return (weight.square() / factor.square().sum(dim=0)).float()
+
     def prune_layer(self, weight: Tensor, statistic: Hessian) -> PrunedLayer:
         codes, _ = self._reconstruct(weight, statistic)
         return PrunedLayer(codes)

@@ -25,5 +25,8 @@ class Wanda(PruneMethod[SquaredNorms]):
     def statistic(self, width: int, device: torch.device) -> SquaredNorms:
         return SquaredNorms(width, device)
 
+    def scores(self, weight: Tensor, statistic: SquaredNorms) -> Tensor:
+        return wanda_scores(weight, statistic.norms)
+
     def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        return PrunedLayer(project(wanda_scores(weight, statistic.norms).cpu().numpy()))
+        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))

@@ -31,7 +31,7 @@ BESIDE = Path("transform") / "transform.safetensors"
 """The transform in the directory that it made. In a folder of its own, because some loaders take
 every safetensors file beside config.json for weights."""
 
-Step = tuple[PermutationGroup, Place]
+Move = tuple[PermutationGroup, Place]
 
 
 def apply_transform(model_dir: Path, transform: Transform, out: Path) -> str:
@@ -128,9 +128,9 @@ def check_transform(transform: Transform, model: ModelGroups) -> None:
         check_rotation(model.groups[name], rotation)
 
 
-def steps_by_tensor(transform: Transform, groups: Groups) -> dict[str, list[Step]]:
+def steps_by_tensor(transform: Transform, groups: Groups) -> dict[str, list[Move]]:
     """For every tensor that changes, the groups that change it, in the order of the table."""
-    steps: dict[str, list[Step]] = {}
+    steps: dict[str, list[Move]] = {}
     for name, group in groups.items():
         if name in transform.permutations or name in transform.rotations:
             for place in group.places:
@@ -138,7 +138,7 @@ def steps_by_tensor(transform: Transform, groups: Groups) -> dict[str, list[Step
     return steps
 
 
-def change_weight(weight: Weight, transform: Transform, steps: list[Step]) -> None:
+def change_weight(weight: Weight, transform: Transform, steps: list[Move]) -> None:
     """Apply a transform's steps to one tensor, in place."""
     for group, place in steps:
         if group.name in transform.rotations:
@@ -147,7 +147,7 @@ def change_weight(weight: Weight, transform: Transform, steps: list[Step]) -> No
             permute(weight, group, place, transform.permutations[group.name])
 
 
-def _change(transform: Transform, steps: list[Step]) -> Callable[[Weight], None]:
+def _change(transform: Transform, steps: list[Move]) -> Callable[[Weight], None]:
     return lambda weight: change_weight(weight, transform, steps)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskgen.texts.windows import Windows
-from maskgen.torch_model import load_model
+from maskgen.torch_model import context_length, load_model
 from maskgen.transform.groups import TransformError
 
 LARGEST_DIFFERENCE = 1e-3
@@ -35,7 +35,7 @@ class AnswerDifference:
 
 @torch.inference_mode()
 def compare_answers(before: Path, after: Path, window: Windows) -> AnswerDifference:
-    """Compare two model directories on (length,) token ids."""
+    """Compare two model directories on (length,) token ids, or as many as their context holds."""
     ids = torch.from_numpy(window[None]).long()
     old, new = (_logits(directory, ids) for directory in (before, after))
     return AnswerDifference(
@@ -63,5 +63,6 @@ def check_exact(difference: AnswerDifference) -> None:
 
 def _logits(directory: Path, ids: Tensor) -> Tensor:
     model = load_model(directory, "fp32")
-    logits: Tensor = model(ids.to(model.device), use_cache=False).logits[0]
+    cut = ids[:, : context_length(model)].to(model.device)
+    logits: Tensor = model(cut, use_cache=False).logits[0]
     return logits.cpu()

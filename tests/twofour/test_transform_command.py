@@ -51,6 +51,26 @@ def test_apply_writes_a_base_and_carries_masks_over(
     assert read_mask(out / "masks" / "old.safetensors").base_digest == base_digest(out)
 
 
+def test_learn_writes_what_it_found_and_goes_on_from_it(model: Path, tmp_path: Path) -> None:
+    text, turned, both = tmp_path / "t.txt", tmp_path / "r.safetensors", tmp_path / "b.safetensors"
+    text.write_text(SAMPLE_TEXT * 4)
+    common = ("transform", "learn", "--model", model, "--data", text, "--windows", 4,
+              "--length", 32, "--dtype", "fp32")  # fmt: skip
+    said = run(*common, "--method", "rotation", "--set", "steps=3", "--out", turned)
+    assert "entropy before" in said
+    said = run(*common, "--method", "assignment", "--start", turned, "--out", both)
+    assert "rotation + assignment, retained before" in said
+    assert "the likeliest token at " in said
+    facts = json.loads(run("transform", "inspect", both, "--json"))
+    assert facts["base_digest"] == base_digest(model)
+    assert {row["what"] for row in facts["groups"]} == {"permutation", "rotation"}
+    run("transform", "learn", "--model", model, "--method", "zigzag", "--set", "score=magnitude",
+        "--out", tmp_path / "z.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match="zigzag needs calibration text"):
+        run("transform", "learn", "--model", model, "--method", "zigzag",
+            "--out", tmp_path / "w.safetensors")  # fmt: skip
+
+
 def test_inspect(transform: Path) -> None:
     facts = json.loads(run("transform", "inspect", transform, "--json"))
     assert (facts["architecture"], facts["method"], facts["seed"]) == ("llama", "random", 0)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from twofour.commands import mask_learn
 from twofour.commands.option_values import Transform
+from twofour.commands.progress import layer_bar
 
 if TYPE_CHECKING:
     from maskgen.format.mask_file import Mask
@@ -101,7 +102,7 @@ def prune(
             texts = calibration_texts(
                 data, directory, tokens=windows * length, seed=seed, dtype=dtype
             )
-    with _layer_bar(f"{method} on {model}") as report:
+    with layer_bar(f"{method} on {model}") as report:
         result = run(directory, texts, settings, report)
     write_mask(out, result.mask, parent=base)
     for line in dense_lines(result.dense, result.mask.decoder_weights or 0):
@@ -262,38 +263,6 @@ def apply(
         digest = apply_mask(directory, loaded, out)
     _say(console, f"{out}: {model} with {mask} applied, base digest {digest}")
     _say(console, f"{mask} {coverage(with_decoder_weights(loaded, directory))}")
-
-
-class _layer_bar:  # noqa: N801 - used like a function
-    """A progress bar over decoder layers; entering gives the callback that moves it."""
-
-    def __init__(self, title: str) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[layer]}"),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True))  # stdout has the results
-        self._task = self._progress.add_task(title, total=None, layer="loading")
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return lambda done, count, name: self._progress.update(
-            self._task, completed=done, total=count, layer=name
-        )
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
 
 
 def _facts(mask: Mask) -> dict[str, Any]:

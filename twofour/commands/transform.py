@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands import transform_learn
+
 if TYPE_CHECKING:
     from maskgen.transform.file import Transform
 
 app = typer.Typer(
     no_args_is_help=True, help="Change a model's basis, not its answers, so that masks lose less."
 )
+
+app.command("learn")(transform_learn.learn)
 
 Model = Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")]
 
