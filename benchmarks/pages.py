@@ -11,6 +11,7 @@ from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import quality_page, speed_page, split_page
 from benchmarks.kernels.page import kernels_page
 from benchmarks.masks.pages import ablations_page, cost_page, domains_page, league_page
+from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
@@ -33,6 +34,7 @@ PAGES: Mapping[str, Page] = {
     "domains": domains_page,
     "mask-ablations": ablations_page,
     "mask-cost": cost_page,
+    "permutation": permutation_page,
     "products": products_page,
     "serve": serve_page,
     "bench-vllm": vllm_speed_page,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
-from evaluation.perplexity import evaluate
+from evaluation.perplexity import joined_tokens, measure_perplexity
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json, write_json
 from maskgen.format.mask_file import Mask, read_mask, write_mask
@@ -22,7 +25,6 @@ from maskgen.torch_model import (
     TorchScorer,
     apply_to_module,
     check_base,
-    dtype_name,
     load_model,
 )
 
@@ -175,18 +177,20 @@ class Workbench:
 
     def perplexity(self, made: Made, texts: TextSet) -> float:
         """Standard protocol, windows of 2048."""
+        return round(math.exp(fmean(self.losses(made, texts))), 3)
+
+    def losses(self, made: Made, texts: TextSet) -> list[float]:
+        """Mean loss of every window that `perplexity` is taken of, nats a token."""
         model = load_model(made.model, self.dtype)
         if made.mask is not None:
             apply_to_module(model, made.mask)
-        tokenizer = ModelTokenizer(made.model)
-        result = evaluate(
-            TorchScorer(model),
-            tokenizer.encode,
-            texts,
-            model=self.name,
-            mask=None if made.mask is None else made.mask.method,
-            dtype=dtype_name(model),
-            bos_token_id=tokenizer.bos_token_id,
-            windows=self.limit,
-        )
-        return round(result.perplexity, 3)
+        tokenizer, scorer = ModelTokenizer(made.model), TorchScorer(model)
+        losses: list[float] = []
+
+        def score(tokens: Sequence[int]) -> float:
+            total = scorer(tokens)
+            losses.append(-total / (len(tokens) - 1))
+            return total
+
+        measure_perplexity(score, joined_tokens(tokenizer.encode, texts), windows=self.limit)
+        return losses

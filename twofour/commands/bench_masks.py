@@ -208,6 +208,42 @@ def products(
     _finish(table, console, json_)
 
 
+@app.command("permutation")
+def permutation(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    only: Annotated[list[str] | None, _Option(help="Only this transform (repeat).")] = None,
+    method: Annotated[list[str] | None, _Option(help="Only this method (repeat).")] = None,
+    seeds: Annotated[int, _Option(help="Of transforms, with Wanda.", min=1)] = 1,
+    dtype: Dtype = "auto",
+    windows: FirstWindows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: RedoRows = False,
+    json_: JsonLine = False,
+) -> None:
+    """Masks of the model in other bases (docs/results/permutation.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.permutation import CELLS, KEY, run_permutation
+    from benchmarks.masks.permutation_page import permutation_page
+
+    for given, known in ((only, {t for t, _ in CELLS}), (method, {m for _, m in CELLS})):
+        for name in given or ():
+            if name not in known:
+                raise ValueError(f"{name!r} has no row; there are {', '.join(sorted(known))}")
+    console = Console(stderr=json_)
+    bench = _workbench(
+        model, work, console, calibration_windows, calibration_length, windows, dtype
+    )
+    texts = _general_texts(learn, wikitext2, c4)
+    table = _table(TableSpec("permutation", KEY, permutation_page), bench, texts.digests(), redo)
+    run_permutation(bench, texts, table, only or (), method or (), seeds)
+    _finish(table, console, json_)
+
+
 @app.command("cost")
 def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: JsonLine = False) -> None:
     """What sampling masks costs beside the matrix products (docs/results/mask-cost.json)."""
