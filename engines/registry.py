@@ -51,7 +51,7 @@ TARGETS: dict[Target, TargetEntry] = {
     "reference": TargetEntry(
         "engines.reference.engine:ReferenceEngine",
         "engines.reference.options:ReferenceOptions",
-        "engines.reference.engine:build",
+        "engines.reference.build:build",
     ),
 }
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import shutil
-import textwrap
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,113 +39,22 @@ from engines.decoding.request_checks import (
 )
 from engines.decoding.sampler import SequenceSampler, logprobs_of, sample
 from engines.decoding.structured_output import ConstraintCompiler
-from engines.directory.atomic_directory import atomic_directory
-from engines.directory.build import BuildRequest, changed_share, finish_directory, open_inputs
-from engines.directory.manifest import Manifest
+from engines.directory.build import changed_share
 from engines.directory.opening import open_directory, read_own_mask
 from engines.directory.progress import BuildProgress, silent
 from engines.errors import (
     EngineDeadError,
-    EngineDirectoryError,
     EngineOverloadedError,
     MaskError,
-    as_engine_directory_error,
 )
 from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
+from engines.reference.model import load_transformers_model
 from engines.reference.options import ReferenceOptions
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
 from engines.typed_options import read_options
 from maskgen.format.mask_file import Mask
 from maskgen.format.placements import keep_from_codes
-from maskgen.format.weight_files import (
-    files_of_weights,
-    refuse_other_size,
-    refuse_other_weights,
-    stored_tensors,
-)
-
-
-def build(request: BuildRequest) -> Manifest:
-    """Build a reference engine directory: the model's own files, and the masks.
-
-    Raises:
-        EngineDirectoryError: see `engines.directory.build.open_inputs`; or transformers cannot
-            load it.
-        MaskError: see `engines.directory.build.open_inputs`; or a listed layer cannot be masked.
-        MaskFileError: a mask file is unreadable.
-    """
-    inputs = open_inputs(request)
-    _check_layers(request.model, {name for mask in inputs.masks.values() for name in mask.codes})
-    with atomic_directory(request.out, overwrite=request.overwrite) as directory:
-        for path in files_of_weights(request.model):
-            shutil.copyfile(path, directory / path.name)
-        return finish_directory(request, inputs, directory, "reference", None)
-
-
-def _load_model(directory: Path, dtype: torch.dtype) -> Any:
-    _skeleton(directory)
-    loader: Any = transformers.AutoModelForCausalLM
-    with _one_line_errors(directory):
-        model, found = loader.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    with as_engine_directory_error():
-        refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
-    return model
-
-
-def _skeleton(directory: Path) -> torch.nn.Module:
-    """The model that config.json describes, without weights.
-
-    Raises:
-        EngineDirectoryError: transformers has no such model, or it is far larger than the files.
-    """
-    with as_engine_directory_error():
-        stored = stored_tensors(directory)
-    with _one_line_errors(directory):
-        config = transformers.AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        layers = config.get_text_config().num_hidden_layers
-    with as_engine_directory_error():
-        refuse_other_size(directory, stored, layers=layers)
-    with _one_line_errors(directory), torch.device("meta"):
-        model: torch.nn.Module = transformers.AutoModelForCausalLM.from_config(
-            config, trust_remote_code=False
-        )
-    with as_engine_directory_error():
-        refuse_other_size(directory, stored, weights=sum(p.numel() for p in model.parameters()))
-    return model
-
-
-@contextmanager
-def _one_line_errors(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # transformers passes on whatever a strange config.json leads to
-        reason = textwrap.shorten(str(error), 300) or type(error).__name__
-        raise EngineDirectoryError(
-            f"transformers {transformers.__version__} cannot load {directory}: {reason}"
-        ) from error
-
-
-def _check_layers(directory: Path, layers: set[str]) -> None:
-    """Load the model as serving will; refuse layers that transformers does not keep as linears."""
-    model = _load_model(directory, torch.bfloat16)
-    modules = dict(model.named_modules())
-    for layer in sorted(layers):
-        if not isinstance(modules.get(layer), torch.nn.Linear):
-            raise MaskError(
-                f"the mask lists {layer}, which {type(model).__name__} of transformers"
-                f" {transformers.__version__} does not keep as an nn.Linear: the reference engine"
-                " cannot mask it. Use a mask without such layers, or none"
-            )
 
 
 @dataclass
@@ -170,7 +76,7 @@ class ReferenceEngine(Engine):
     """See `engines.base.Engine`.
 
     Args:
-        directory: a directory that `build` wrote.
+        directory: a directory that `engines.reference.build` wrote.
         progress: told how much has been read.
         options: see `ReferenceOptions`.
 
@@ -193,7 +99,7 @@ class ReferenceEngine(Engine):
         self._device = checked_device(chosen.device)
         sparse = has_sparse_kernels(self._device)
         dtype = torch.bfloat16 if sparse else torch.float32
-        self._model = _load_model(directory, dtype)
+        self._model = load_transformers_model(directory, dtype)
         torch.nn.Module.to(self._model.eval(), self._device)
         self._modules = dict(self._model.named_modules())
         # Renamed in transformers 5.24.

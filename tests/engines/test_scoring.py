@@ -16,7 +16,7 @@ from engines.cpu.model import PAGE_POSITIONS
 from engines.directory.build import BuildRequest
 from engines.errors import PromptTooLongError
 from engines.native import _native
-from engines.reference.engine import build as build_reference
+from engines.reference.build import build as build_reference
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from tests.engines.conftest import random_mask

@@ -17,7 +17,7 @@ from engines.decoding import structured_output as structured
 from engines.decoding.structured_output import ConstraintCompiler
 from engines.directory.build import BuildRequest
 from engines.errors import InvalidRequestError
-from engines.reference.engine import build as build_reference
+from engines.reference.build import build as build_reference
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
 from engines.text import TextCodec

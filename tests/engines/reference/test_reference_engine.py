@@ -15,7 +15,8 @@ from engines.base import GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError, PromptTooLongError, UnknownMaskError
-from engines.reference.engine import ReferenceEngine, build
+from engines.reference.build import build
+from engines.reference.engine import ReferenceEngine
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import engines.reference.engine as reference
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
+from engines.reference.build import build as build_reference
+from engines.reference.engine import ReferenceEngine
 from engines.reference.semi_structured import (
     PackedMasks,
     PackedWeight,
@@ -163,7 +164,7 @@ def kernel_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("_sparse_semi_structured_mm", multiply, "CPU")
-    monkeypatch.setattr(reference, "has_sparse_kernels", lambda device: True)
+    monkeypatch.setattr("engines.reference.engine.has_sparse_kernels", lambda device: True)
     yield calls
     library._destroy()
 
@@ -174,8 +175,8 @@ async def test_the_reference_engine_swaps_packed_masks(
     """All of the GPU path but the kernel: bf16, packed weights, masks exchanged in place."""
     model = make_tiny_llama(tmp_path / "hf")
     masks = {n: mask_file(model, tmp_path / f"{n}.safetensors", i) for i, n in enumerate("ab")}
-    reference.build(BuildRequest(model, "tiny", masks, tmp_path / "engine"))
-    engine = reference.ReferenceEngine(tmp_path / "engine")
+    build_reference(BuildRequest(model, "tiny", masks, tmp_path / "engine"))
+    engine = ReferenceEngine(tmp_path / "engine")
     info = engine.describe()
     assert (info.sparse_layers, info.eligible_layers, info.layout) == (14, 14, "cutlass")
     extra = mask_file(model, tmp_path / "c.safetensors", 2)
@@ -210,6 +211,6 @@ def test_devices_that_cannot_run_it(tmp_path: Path, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     model = make_tiny_llama(tmp_path / "hf")
-    reference.build(BuildRequest(model, "tiny", {}, tmp_path / "engine"))
+    build_reference(BuildRequest(model, "tiny", {}, tmp_path / "engine"))
     with pytest.raises(EngineDirectoryError, match=f"device '{device}'"):
-        reference.ReferenceEngine(tmp_path / "engine", device=device)
+        ReferenceEngine(tmp_path / "engine", device=device)

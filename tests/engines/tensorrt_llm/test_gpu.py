@@ -13,8 +13,8 @@ import torch
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError
+from engines.reference.build import build as build_reference
 from engines.reference.engine import ReferenceEngine
-from engines.reference.engine import build as build_reference
 from engines.reference.semi_structured import pack, sparse_tensor, swap_
 from engines.sampling import SamplingParams
 from engines.tensorrt_llm.build import build, resume

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-import engines.reference.engine as reference
 from engines.base import Engine, GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
+from engines.reference.build import build as build_reference
 from engines.sampling import SamplingParams
 from engines.vllm_plugin import build as vllm_build
 from tests.engines.conftest import random_mask
@@ -44,7 +44,7 @@ def make_directories(folder: Path, *, leave_out: str = "", **config: Any) -> dic
     vllm_build.build(
         BuildRequest(model=model, model_name="tiny", masks=carried, out=folder / "vllm")
     )
-    reference.build(
+    build_reference(
         BuildRequest(model=model, model_name="tiny", masks=masks, out=folder / "reference")
     )
     return {
