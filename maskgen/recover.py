@@ -127,10 +127,8 @@ def recover(
         "base_digest": digest,
         "mask_digest": mask.digest,
         "text_digest": texts.digest,
-        "held_out_digest": None if request.held_out is None else request.held_out.digest,
-        "held_out": [request.held_out_every, request.held_out_windows],
         "dtype": dtype,
-        **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},
+        **config.block_settings(),
     }
     options = RunOptions(request.folder, identity, resume=request.resume)
     tokens, seconds = 0, 0.0
@@ -165,6 +163,7 @@ def recover(
             replace(
                 options,
                 folder=request.folder / _TUNING,
+                identity={**identity, **_tuning_identity(request)},
                 title=_TUNING,
                 tensorboard=request.tensorboard,
                 held_out=_held_out(model, tokenizer, request),
@@ -221,6 +220,16 @@ def _check(request: RecoverRequest) -> None:
         raise ValueError(f"patience {config.patience} needs held-out text: give it, or patience 0")
     if request.checkpoint.exists() and not request.resume:
         raise FileExistsError(f"{request.checkpoint} exists already; name a new directory")
+
+
+def _tuning_identity(request: RecoverRequest) -> dict[str, Any]:
+    """What tuning depends on beside what blocks do, which can be tuned again in another folder."""
+    settings = request.config.model_dump()
+    return {
+        "held_out_digest": None if request.held_out is None else request.held_out.digest,
+        "held_out": [request.held_out_every, request.held_out_windows],
+        **{name: value for name, value in settings.items() if name not in _NOT_IDENTITY},
+    }
 
 
 def _reconstructs(config: RecoverConfig) -> bool:

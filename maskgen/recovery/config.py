@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -79,10 +79,20 @@ class RecoverConfig(RunConfig):
     divergence: Positive = 3.0
     """Stop when the smoothed loss is this many nats above its lowest value."""
 
+    def block_settings(self) -> dict[str, Any]:
+        """The settings that the reconstruction of blocks depends on."""
+        return self.model_dump(include=_OF_BLOCKS)
+
     def groups(self) -> list[str]:
         """Names of the parameter groups that are switched on."""
         return [name for name in GROUPS if getattr(self, name)]
 
+
+_OF_BLOCKS = {
+    *("seed", "weights", "norms", "biases", "values", "block", "minimum", "inputs", "windows"),
+    *("window_length", "least_squares", "block_steps", "block_learning_rate", "block_batch_size"),
+    *("beta1", "beta2", "weight_decay"),
+}
 
 GROUPS = ("weights", "norms", "biases", "embeddings")
 """The parameter groups, each a setting of its own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -233,7 +234,18 @@ def test_what_is_there_already_is_not_written_over(model_dir, mask, tmp_path):
         small_recovery(model_dir, tmp_path, mask)
     with pytest.raises(ValueError, match=r"belongs to another run: .*learning_rate"):
         small_recovery(model_dir, tmp_path, mask, resume=True, learning_rate=2e-3)
+    with pytest.raises(ValueError, match=r"belongs to another run: least_squares"):
+        small_recovery(model_dir, tmp_path, mask, resume=True, least_squares=0.5)
     assert len(losses(tmp_path / "run" / "blocks")) == 4
+
+
+def test_blocks_that_are_done_can_be_tuned_with_other_settings(model_dir, mask, tmp_path):
+    first = small_recovery(model_dir, tmp_path, mask)
+    for folder in ("model", "run/tuning"):
+        shutil.rmtree(tmp_path / folder)
+    again = small_recovery(model_dir, tmp_path, mask, resume=True, learning_rate=2e-3)
+    fresh = small_recovery(model_dir, tmp_path / "fresh", mask, learning_rate=2e-3)
+    assert again.mask.base_digest == fresh.mask.base_digest != first.mask.base_digest
 
 
 def test_quantised_recovery_writes_weights_that_lie_on_their_grid(model_dir, mask, tmp_path):
