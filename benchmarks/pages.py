@@ -10,7 +10,13 @@ from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import quality_page, speed_page, split_page
 from benchmarks.kernels.page import kernels_page
-from benchmarks.masks.pages import ablations_page, cost_page, domains_page, league_page
+from benchmarks.masks.pages import (
+    ablations_page,
+    cost_page,
+    domains_page,
+    league_page,
+    patterns_page,
+)
 from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.serve.page import serve_page
@@ -31,6 +37,7 @@ PAGES: Mapping[str, Page] = {
     "mask-mix": mix_page,
     "quality": quality_page,
     "masks": league_page,
+    "patterns": patterns_page,
     "domains": domains_page,
     "mask-ablations": ablations_page,
     "mask-cost": cost_page,

@@ -8,16 +8,64 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import MaskError, UnknownMaskError
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR, Pattern
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a mask may be called; a request names it as `<model>:<mask>`."""
 
-Shapes = Mapping[str, tuple[int, int]]
-"""Layer name -> (outputs, inputs) of its weight."""
+RUN_PATTERNS: Mapping[str, tuple[Pattern, ...] | None] = {
+    "cpu": (TWO_FOUR,),
+    "vllm": (TWO_FOUR,),
+    "tensorrt-llm": (TWO_FOUR,),
+    "reference": None,
+}
+"""The patterns that each target has kernels for; None: every one, as dense weights with zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedLayers:
+    """What all masks of a directory have in common.
+
+    Attributes:
+        pattern: of every mask.
+        shapes: layer name -> (outputs, inputs) of its weight.
+    """
+
+    pattern: Pattern
+    shapes: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, mask: Mask) -> MaskedLayers:
+        """Those of a directory whose default mask is this one."""
+        return cls(mask.pattern, mask.shapes)
+
+
+def describe_patterns(target: str) -> str:
+    """The patterns that a target runs, for people."""
+    patterns = RUN_PATTERNS[target]
+    return "every N:M" if patterns is None else ", ".join(map(str, patterns))
+
+
+def check_runs(name: str, pattern: Pattern, target: str) -> None:
+    """Raise MaskError unless a target runs masks of this pattern."""
+    patterns = RUN_PATTERNS[target]
+    if patterns is not None and pattern not in patterns:
+        able = ", ".join(other for other in RUN_PATTERNS if _runs(other, pattern))
+        raise MaskError(
+            f"mask {name!r} is {pattern}; {target} runs {describe_patterns(target)}: build for"
+            f" {able}, or make a mask of a pattern that {target} runs"
+        )
+
+
+def _runs(target: str, pattern: Pattern) -> bool:
+    patterns = RUN_PATTERNS[target]
+    return patterns is None or pattern in patterns
 
 
 def check_name(name: str) -> None:
@@ -53,14 +101,17 @@ def check_load(name: str, loaded: Collection[str], default: str | None, sealed: 
         )
 
 
-def read_fitting(name: str, path: Path, base_digest: str, shapes: Shapes | None) -> Mask:
+def read_fitting(
+    name: str, path: Path, target: str, base_digest: str, layers: MaskedLayers | None
+) -> Mask:
     """Read a mask file that an engine is to use.
 
     Args:
         name: what requests will call it; for the messages.
         path: the mask file.
+        target: what is to run it.
         base_digest: digest of the engine's base model.
-        shapes: the layers of the default mask; None for the default mask itself.
+        layers: those of the default mask; None for the default mask itself.
 
     Raises:
         MaskError: the file is unreadable, or the mask does not fit.
@@ -69,33 +120,45 @@ def read_fitting(name: str, path: Path, base_digest: str, shapes: Shapes | None)
         mask = read_mask(path)
     except (MaskFileError, OSError) as error:
         raise MaskError(str(error)) from error
-    check_fits(name, mask, base_digest, shapes)
+    check_fits(name, mask, target, base_digest, layers)
     return mask
 
 
-def check_fits(name: str, mask: Mask, base_digest: str, shapes: Shapes | None) -> None:
-    """Does a mask belong to a base model, and to the other masks of a directory?
+def check_fits(
+    name: str, mask: Mask, target: str, base_digest: str, layers: MaskedLayers | None
+) -> None:
+    """Does a mask belong to a target, to a base model, and to the other masks of a directory?
 
     Args:
         name: for the messages.
         mask: the mask.
+        target: what is to run it.
         base_digest: digest of the base model.
-        shapes: the layers of the default mask; None for the default mask itself.
+        layers: those of the default mask; None for the default mask itself.
 
     Raises:
-        MaskError: it belongs to another model, or lists other layers or shapes.
+        MaskError: the target does not run its pattern, it belongs to another model, or has another
+            pattern, other layers or shapes.
     """
+    check_runs(name, mask.pattern, target)
     if mask.base_digest != base_digest:
         raise MaskError(
             f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"
             f" this one's is {base_digest[:12]}..."
         )
-    if shapes is None or mask.shapes == shapes:
+    if layers is None:
+        return
+    if mask.pattern != layers.pattern:
+        raise MaskError(
+            f"mask {name!r} is {mask.pattern}, the default mask {layers.pattern}; an engine needs"
+            " one pattern in all its masks"
+        )
+    if mask.shapes == layers.shapes:
         return
     odd = min(
         layer
-        for layer in mask.shapes.keys() | shapes.keys()
-        if mask.shapes.get(layer) != shapes.get(layer)
+        for layer in mask.shapes.keys() | layers.shapes.keys()
+        if mask.shapes.get(layer) != layers.shapes.get(layer)
     )
     raise MaskError(
         f"mask {name!r} lists other layers than the default mask, or other shapes ({odd} first);"

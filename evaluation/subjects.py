@@ -69,7 +69,8 @@ def torch_subject(
         MaskFileError: the mask file is malformed or belongs to another model.
         ModelNotFoundError: there is no such model.
     """
-    from maskgen.format.mask_file import base_digest, read_mask
+    from maskgen.format.digests import base_digest
+    from maskgen.format.mask_file import read_mask
     from maskgen.format.tokenizer import ModelTokenizer
     from maskgen.models import model_name, resolve_model
     from maskgen.torch_model import (

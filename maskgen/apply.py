@@ -20,8 +20,7 @@ from maskgen.format.checkpoint_files import checkpoint_files
 from maskgen.format.container import ContainerError, TensorEntry, read_header
 from maskgen.format.coverage import decoder_weights
 from maskgen.format.digests import base_digest, tensors_digest
-from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.placements import keep_from_codes
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.staging import new_directory
 from maskgen.format.weight_files import StoredTensor, stored_tensors, weight_files
 
@@ -85,7 +84,7 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
 
     def drop(name: str) -> Callable[[Weight], None]:
         def change(weight: Weight) -> None:
-            weight[~keep_from_codes(mask.codes[name])] = 0
+            weight[~mask.keep(name)] = 0
 
         return change
 

@@ -29,7 +29,7 @@ class PruneOutcome:
     """What the pass leaves.
 
     Attributes:
-        codes: layer name -> (N, K/4) codes.
+        codes: layer name -> (N, K/M) codes of the method's pattern.
         weights: layer name -> changed (N, K) fp32 weight, for methods that change weights.
     """
 
@@ -142,7 +142,9 @@ def _prune_decoder_layer(
     for name, linear in linears.items():
         _refuse_unseen(name, statistics)
         result[name] = pruned = _prune(method, name, linear, statistics[name])
-        keep = torch.from_numpy(keep_from_codes(pruned.codes)).to(linear.weight.device)
+        keep = torch.from_numpy(keep_from_codes(pruned.codes, method.pattern)).to(
+            linear.weight.device
+        )
         if pruned.weight is not None:
             linear.weight.copy_(pruned.weight)
         linear.weight.masked_fill_(~keep, 0)

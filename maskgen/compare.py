@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from maskgen.format.difference import conditional_entropy, transition_counts
-from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.placements import GROUP, PLACEMENTS, keep_from_codes
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.placements import Codes
+from maskgen.format.swaps import swap_counts, swap_entropy
+from maskgen.format.two_four import PLACEMENTS
+
+FEW = 6
+"""Up to so many placements of a pattern are told apart; of others, the places in a group."""
 
 _OVERLAP = PLACEMENTS.astype(np.int64) @ PLACEMENTS.T.astype(np.int64)
 
@@ -21,13 +27,15 @@ class LayerSummary:
     Attributes:
         name: the layer.
         shape: (N, K) of its weight.
-        density: share of kept weights, counted on the expanded mask: 0.5 for any 2:4 mask.
-        placements: share of each of the six placements.
+        density: share of kept weights, counted on the expanded mask: N/M for any N:M mask.
+        places: for each of the M places in a group, the share of groups that keep it.
+        placements: share of each placement; empty where the pattern has more than `FEW`.
     """
 
     name: str
     shape: tuple[int, int]
     density: float
+    places: tuple[float, ...]
     placements: tuple[float, ...]
 
 
@@ -37,17 +45,19 @@ class LayerComparison:
 
     Attributes:
         name: the layer, or `all`.
-        groups: groups of four weights.
+        pattern: of both masks.
+        groups: of the layer.
         changed: groups whose placement differs.
-        agreement: share of the weights kept by one that the other keeps too; two random masks
-            agree in 0.5.
-        entropy: bits that the mask's codes carry given the other's.
+        agreed: weights that both keep.
+        entropy: bits that the mask's codes carry given the other's: for 2:4 those of the
+            transitions between placements, for other patterns those of `maskgen.format.swaps`.
     """
 
     name: str
+    pattern: Pattern
     groups: int
     changed: int
-    agreement: float
+    agreed: int
     entropy: float
 
     @property
@@ -56,46 +66,66 @@ class LayerComparison:
         return self.changed / self.groups
 
     @property
+    def agreement(self) -> float:
+        """Share of the weights kept by one that the other keeps too; random masks agree in N/M."""
+        return self.agreed / (self.groups * self.pattern.n)
+
+    @property
     def bits_per_weight(self) -> float:
         """Conditional entropy per weight, kept or not."""
-        return self.entropy / (self.groups * GROUP)
+        return self.entropy / (self.groups * self.pattern.m)
 
 
 def summarise_layers(mask: Mask) -> list[LayerSummary]:
     """Every layer of a mask, decoder layer by decoder layer."""
     rows = []
     for name in ordered(mask):
-        codes = mask.codes[name]
-        shares = np.bincount(codes.reshape(-1), minlength=6) / codes.size
-        density = float(keep_from_codes(codes).mean())
-        rows.append(LayerSummary(name, mask.shapes[name], density, tuple(shares.tolist())))
+        codes, keep = mask.codes[name], mask.keep(name)
+        shares: Sequence[float] = ()
+        if (count := mask.pattern.placements) <= FEW:
+            shares = (np.bincount(codes.reshape(-1), minlength=count) / codes.size).tolist()
+        places = keep.reshape(-1, mask.pattern.m).mean(axis=0).tolist()
+        density = float(keep.mean())
+        rows.append(LayerSummary(name, mask.shapes[name], density, tuple(places), tuple(shares)))
     return rows
+
+
+def check_comparable(mask: Mask, other: Mask) -> None:
+    """Raise MaskFileError unless both are of one model, one pattern and the same layers."""
+    if mask.base_digest != other.base_digest:
+        raise MaskFileError(
+            f"the masks are for different models: {mask.base_digest[:16]}... "
+            f"and {other.base_digest[:16]}..."
+        )
+    if mask.pattern != other.pattern:
+        raise MaskFileError(
+            f"the masks have different patterns: {mask.pattern} and {other.pattern}"
+        )
+    if mask.shapes != other.shapes:
+        alone = sorted(mask.shapes.keys() ^ other.shapes.keys())
+        what = f"only one of them lists {alone[0]}" if alone else "a layer's shapes differ"
+        raise MaskFileError(f"the masks do not list the same layers: {what}")
 
 
 def compare(mask: Mask, other: Mask) -> tuple[list[LayerComparison], LayerComparison]:
     """Per layer and in all, how `mask` differs from `other`.
 
     Raises:
-        MaskFileError: they are for different models, or list other layers.
+        MaskFileError: see `check_comparable`.
     """
-    if mask.base_digest != other.base_digest:
-        raise MaskFileError(
-            f"the masks are for different models: {mask.base_digest[:16]}... "
-            f"and {other.base_digest[:16]}..."
-        )
-    if mask.shapes != other.shapes:
-        alone = sorted(mask.shapes.keys() ^ other.shapes.keys())
-        what = f"only one of them lists {alone[0]}" if alone else "a layer's shapes differ"
-        raise MaskFileError(f"the masks do not list the same layers: {what}")
-    rows = []
-    every = np.zeros((6, 6), dtype=np.int64)
-    entropy = 0.0
-    for name in ordered(mask):
-        counts = transition_counts(mask.codes[name], other.codes[name])
-        rows.append(_difference(name, counts, conditional_entropy(counts)))
-        every += counts
-        entropy += rows[-1].entropy
-    return rows, _difference("all", every, entropy)
+    check_comparable(mask, other)
+    rows = [
+        _compared(name, mask.codes[name], other.codes[name], mask.pattern) for name in ordered(mask)
+    ]
+    total = LayerComparison(
+        "all",
+        mask.pattern,
+        groups=sum(row.groups for row in rows),
+        changed=sum(row.changed for row in rows),
+        agreed=sum(row.agreed for row in rows),
+        entropy=sum(row.entropy for row in rows),
+    )
+    return rows, total
 
 
 def ordered(mask: Mask) -> list[str]:
@@ -107,12 +137,15 @@ def _key(part: str) -> tuple[int, str]:
     return (int(part), "") if part.isdigit() else (-1, part)
 
 
-def _difference(name: str, counts: npt.NDArray[np.int64], entropy: float) -> LayerComparison:
-    groups = int(counts.sum())
-    return LayerComparison(
-        name=name,
-        groups=groups,
-        changed=groups - int(np.trace(counts)),
-        agreement=float((counts * _OVERLAP).sum() / (2 * groups)),
-        entropy=entropy,
-    )
+def _compared(name: str, codes: Codes, other: Codes, pattern: Pattern) -> LayerComparison:
+    if pattern == TWO_FOUR:
+        counts = transition_counts(codes, other)
+        changed = codes.size - int(np.trace(counts))
+        agreed = int((counts * _OVERLAP).sum())
+        return LayerComparison(
+            name, pattern, codes.size, changed, agreed, conditional_entropy(counts)
+        )
+    swaps = swap_counts(codes, other, pattern)
+    changed = int(swaps[1:].sum())
+    agreed = codes.size * pattern.n - int((swaps * np.arange(len(swaps))).sum())
+    return LayerComparison(name, pattern, codes.size, changed, agreed, swap_entropy(swaps, pattern))

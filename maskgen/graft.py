@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from maskgen.compare import compare
-from maskgen.format.mask_file import Mask
+from maskgen.compare import check_comparable
+from maskgen.format.mask import Mask
 
 
 def graft(onto: Mask, learned: Mask, prior: Mask) -> Mask:
@@ -24,10 +24,11 @@ def graft(onto: Mask, learned: Mask, prior: Mask) -> Mask:
         prior: the mask that `learned` started from.
 
     Raises:
-        MaskFileError: the masks are for different models, or list other layers.
+        MaskFileError: the masks are for different models, have different patterns, or list other
+            layers.
     """
     for other in (learned, prior):
-        compare(onto, other)
+        check_comparable(onto, other)
     codes = {
         name: np.where(learned.codes[name] == prior.codes[name], kept, learned.codes[name])
         for name, kept in onto.codes.items()

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from maskgen.format.coverage import dense_lines
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError, check_pattern
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
@@ -116,6 +117,7 @@ def learn(
     config = request.config
     digest = base_digest(model_dir)
     check_base(prior, digest, str(model_dir))
+    check_pattern(prior, TWO_FOUR, "the prior")
     model = load_model(model_dir, request.dtype, request.device)
     if next(model.parameters()).device.type == "cpu" and not keep_freed_memory():
         console.print("the C library is not glibc: freed memory is not kept, steps take longer")

@@ -11,7 +11,8 @@ import numpy as np
 from maskgen.compare import LayerComparison, LayerSummary
 from maskgen.format.atomic_file import atomic_writer
 from maskgen.format.coverage import decoder_position
-from maskgen.format.placements import PLACEMENTS
+from maskgen.format.pattern import Pattern
+from maskgen.format.placements import all_placements, placement_text
 
 _MAX_DRAWN = 10_000  # decoder layers; names come from files
 
@@ -32,21 +33,37 @@ def plot_difference(path: Path, rows: Sequence[LayerComparison], title: str) -> 
     save_figure(figure, path)
 
 
-def plot_placements(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
-    """Six grids, one per placement: its share in every linear of every decoder layer.
+def plot_placements(path: Path, pattern: Pattern, rows: Sequence[LayerSummary], title: str) -> None:
+    """What is kept where, in every linear of every decoder layer.
+
+    A grid for each placement where the pattern has few, or else one of all places in a group.
 
     Raises:
         ValueError: matplotlib is not installed, or cannot write this kind of file.
     """
+    count = len(rows[0].placements)
+    if not count:
+        _plot_places(path, rows, title)
+        return
     figure = new_figure(width=14, height=9)
-    for code in range(6):
-        axes = figure.add_subplot(2, 3, code + 1)
+    for code, placement in enumerate(all_placements(pattern)):
+        axes = figure.add_subplot(2, -(-count // 2), code + 1)
         columns, grid = _grid({row.name: 100 * row.placements[code] for row in rows})
-        image = axes.imshow(grid, aspect="auto", cmap="RdBu", vmin=0, vmax=100 / 3)
-        text = "".join("1" if kept else "0" for kept in PLACEMENTS[code])
-        _label(axes, columns, text)
+        image = axes.imshow(grid, aspect="auto", cmap="RdBu", vmin=0, vmax=200 / count)
+        _label(axes, columns, placement_text(placement))
         figure.colorbar(image)
-    figure.suptitle(f"{title}: share of each placement, % (even: 16.7)")
+    figure.suptitle(f"{title}: share of each placement, % (even: {100 / count:.1f})")
+    save_figure(figure, path)
+
+
+def _plot_places(path: Path, rows: Sequence[LayerSummary], title: str) -> None:
+    even = 100 * rows[0].density
+    figure = new_figure(width=8, height=9)
+    axes = figure.add_subplot()
+    grid = 100 * np.array([row.places for row in rows])
+    image = axes.imshow(grid, aspect="auto", cmap="RdBu", vmin=0, vmax=2 * even)
+    axes.set(xlabel="place in the group", ylabel="layer of the mask", title=title)
+    figure.colorbar(image, label=f"groups that keep it, % (even: {even:.1f})")
     save_figure(figure, path)
 
 

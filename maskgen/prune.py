@@ -11,7 +11,8 @@ from maskgen.apply import Change, rewrite_weights
 from maskgen.calibration import LayerProgress, PruneOutcome, prune_by_weight, prune_sequentially
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.methods.base import PruneMethod
 from maskgen.registry import load_method
@@ -34,6 +35,7 @@ class PruneSettings:
         dtype: of weights and activations: `bf16`, `fp32`, `auto` (`torch_model.resolve_dtype`);
             statistics are fp32 at least.
         layers: which layers get a mask.
+        pattern: how many weights of a group are kept.
         checkpoint: where a method that changes weights writes the new model directory.
     """
 
@@ -45,6 +47,7 @@ class PruneSettings:
     dtype: str = "auto"
     layers: LayerChoice = field(default_factory=LayerChoice)
     checkpoint: Path | None = None
+    pattern: Pattern = TWO_FOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,11 @@ def prune(
         ValueError: text or checkpoint directory missing, or given to a method that has no use
             for it; or the text has tokens, or the windows positions, that the model has not.
     """
-    method: PruneMethod[Any] = load_method(settings.method, "prune")()
+    method: PruneMethod[Any] = load_method(settings.method, "prune")(settings.pattern)
     _check(method, texts, settings)
     model = load_model(model_dir, settings.dtype)
     digest = base_digest(model_dir)
-    selection = select_layers(model, settings.layers)
+    selection = select_layers(model, settings.layers, settings.pattern)
     tokens = 0
     start = time.perf_counter()
     if texts is None:
@@ -113,6 +116,7 @@ def prune(
         domain=settings.domain,
         calibration_digest=None if texts is None else texts.digest,
         seed=settings.seed,
+        pattern=settings.pattern,
         decoder_weights=selection.decoder_weights,
     )
     return PruneResult(mask, selection.dense, tokens, seconds)

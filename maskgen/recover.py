@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskgen.apply import Change, rewrite_weights, rewritten_digest
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention

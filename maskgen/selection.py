@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from maskgen.format.coverage import DenseWeight, grouped, together
-from maskgen.format.placements import GROUP
+from maskgen.format.pattern import TWO_FOUR, Pattern
 
 
 class SelectionError(ValueError):
@@ -69,8 +69,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     )
 
 
-def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Selection:
-    """Choose the linears inside the decoder layers whose width is a multiple of 4.
+def select_layers(
+    model: nn.Module, choice: LayerChoice | None = None, pattern: Pattern = TWO_FOUR
+) -> Selection:
+    """Choose the linears inside the decoder layers whose width is a multiple of the pattern's M.
 
     Embeddings and the output head lie outside the decoder layers and are never chosen. Matrices
     that are no `nn.Linear` stay dense: experts, which transformers 5 keeps as parameters of three
@@ -87,7 +89,9 @@ def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Select
     names: list[str] = []
     for index, layer in enumerate(stack):
         for inner, module in layer.named_modules(prefix=f"{prefix}.{index}"):
-            for name, weight, reason in _matrices(inner, module, index, len(stack), choice):
+            for name, weight, reason in _matrices(
+                inner, module, index, len(stack), choice, pattern
+            ):
                 names.append(name)
                 if reason is None:
                     selection.layers[name] = module
@@ -104,11 +108,11 @@ def select_layers(model: nn.Module, choice: LayerChoice | None = None) -> Select
 
 
 def _matrices(
-    name: str, module: nn.Module, index: int, count: int, choice: LayerChoice
+    name: str, module: nn.Module, index: int, count: int, choice: LayerChoice, pattern: Pattern
 ) -> Iterator[tuple[str, Tensor, str | None]]:
     """(name, weight, why it stays dense or None) of the module's own matrices."""
     if isinstance(module, nn.Linear):
-        yield name, module.weight, _why_dense(name, module, index, count, choice)
+        yield name, module.weight, _why_dense(name, module, index, count, choice, pattern)
         return
     for own, parameter in module.named_parameters(prefix=name, recurse=False):
         if parameter.ndim > 1:
@@ -121,10 +125,10 @@ def _matrices(
 
 
 def _why_dense(
-    name: str, linear: nn.Linear, index: int, count: int, choice: LayerChoice
+    name: str, linear: nn.Linear, index: int, count: int, choice: LayerChoice, pattern: Pattern
 ) -> str | None:
-    if linear.in_features % GROUP:
-        return f"its width {linear.in_features} is not a multiple of {GROUP}"
+    if linear.in_features % pattern.m:
+        return f"its width {linear.in_features} is not a multiple of {pattern.m}"
     if index < choice.dense_first or index >= count - choice.dense_last:
         return "first and last layers were asked to stay dense"
     if choice.include and not any(fnmatch.fnmatchcase(name, p) for p in choice.include):

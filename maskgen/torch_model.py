@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError, read_model_config
-from maskgen.format.placements import keep_from_codes
 from maskgen.format.weight_files import (
     StoredTensor,
     refuse_other_size,
@@ -180,9 +179,9 @@ def apply_to_module(model: nn.Module, mask: Mask) -> None:
                 f"layer {name}: the mask is for {n}x{k}, the model has "
                 f"{module.weight.shape[0]}x{module.weight.shape[1]}"
             )
-    for name, codes in mask.codes.items():
+    for name in mask.codes:
         weight = modules[name].weight
-        keep = torch.from_numpy(keep_from_codes(codes)).to(weight.device)
+        keep = torch.from_numpy(mask.keep(name)).to(weight.device)
         weight.masked_fill_(~keep, 0)
 
 

@@ -31,7 +31,8 @@ from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import StorageRule
 from engines.directory.manifest import read_manifest
 from engines.native._native import Limits
-from maskgen.format.mask_file import Mask, read_mask, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
 
 KEY = ("masks", "active", "changed_share", "mix", "mode")
 """What names a row."""

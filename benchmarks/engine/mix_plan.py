@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from maskgen.format.mask_file import Mask
-from maskgen.format.placements import PLACEMENTS
+from maskgen.format.mask import Mask
+from maskgen.format.two_four import PLACEMENTS
 
 
 @dataclass(frozen=True)

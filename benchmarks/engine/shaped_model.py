@@ -25,8 +25,10 @@ from engines.cpu.build import build
 from engines.directory.build import BuildRequest
 from engines.directory.decoder_config import decoder_config, read_decoder_config
 from engines.directory.tensor_file import TensorSpec, TensorWriter
+from maskgen.format.digests import base_digest
 from maskgen.format.json_file import write_json
-from maskgen.format.mask_file import Mask, base_digest, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import write_mask
 
 LLAMA_1B: Mapping[str, Any] = {
     "model_type": "llama",

@@ -21,6 +21,7 @@ import torch
 from benchmarks.common.machine import OtherCpu
 from engines.native import kernels, layout
 from engines.native.layout import Layout, PackedWeights
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 SHAPES = (
@@ -93,7 +94,7 @@ class Layer:
         self.dense = _copies(dense, self.copies)
         tensor = torch.from_numpy(weights.view(np.uint16)).view(torch.bfloat16)
         self.onednn = [tensor.clone() for _ in range(self.copies)]
-        self._kept = np.where(keep_from_codes(codes), weights, ml_dtypes.bfloat16(0))
+        self._kept = np.where(keep_from_codes(codes, TWO_FOUR), weights, ml_dtypes.bfloat16(0))
 
     def check(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> None:
         """A fast wrong kernel is no result.

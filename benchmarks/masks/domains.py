@@ -12,7 +12,7 @@ from benchmarks.masks.settings import MASKLLM, Overrides
 from benchmarks.masks.texts import Domain
 from benchmarks.masks.workbench import Made, Workbench
 from maskgen.compare import compare
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 from maskgen.graft import graft
 
 KEY = ("domain", "seed")

@@ -27,6 +27,13 @@ they are; `sparsegpt-update` and `admm` alone change them, for one mask. *Change
 against the prior that learning started from.
 """
 _CURVE = "The curve is of a few short windows, hence its higher numbers."
+_PATTERNS = """
+Perplexity by pattern: how many weights of how many consecutive ones a mask keeps, in windows of
+2,048 tokens of texts that neither calibration nor learning has seen. The patterns of a column keep
+the same share of the weights; a wider group only leaves more ways to choose them, at the bits a
+weight that a mask file takes. No engine here runs another pattern than 2:4 yet but `reference`.
+`sparsegpt-update` changes the weights that it keeps.
+"""
 _DOMAINS = """
 Perplexity on test text of each domain. `general` is the general mask. The others are learned
 alike, with MaskLLM on the domain's training text: *scratch* starts from a SparseGPT mask of that
@@ -96,6 +103,36 @@ def _costs(rows: Sequence[ResultRow]) -> str:
             ]
             for row in rows
             if row["method"] != "dense"
+        ],
+    )
+
+
+def patterns_page(result: ResultData) -> str:
+    """Both texts' perplexities, patterns across and methods down."""
+    rows = result["rows"]
+    parts = [
+        part
+        for text, title in (("wikitext2", "Wikitext-2"), ("c4", "C4"))
+        for part in (f"## {title}", patterns_table(rows, text))
+    ]
+    return page("Masks by pattern", _PATTERNS, result, *parts)
+
+
+def patterns_table(rows: Sequence[ResultRow], text: str) -> str:
+    """Perplexity on one text: a row per method, a column per pattern."""
+    masks = [row for row in rows if row["pattern"] is not None]
+    patterns = list(dict.fromkeys(row["pattern"] for row in masks))
+    stored = {row["pattern"]: row["stored_bits_per_weight"] for row in masks}
+    found = {(row["pattern"], row["method"]): number(row[text], 4) for row in masks}
+    dense = [number(row[text], 4) for row in rows if row["pattern"] is None]
+    return markdown_table(
+        ["method", *(f"{pattern} ({stored[pattern]} bits)" for pattern in patterns)],
+        [
+            *(["dense", *[value] * len(patterns)] for value in dense),
+            *(
+                [method, *(found.get((pattern, method), "") for pattern in patterns)]
+                for method in dict.fromkeys(row["method"] for row in masks)
+            ),
         ],
     )
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from evaluation.perplexity import joined_tokens, measure_perplexity
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json, write_json
-from maskgen.format.mask_file import Mask, read_mask, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
 from maskgen.prune import PruneSettings, prune
@@ -89,10 +91,12 @@ class Workbench:
         }
         return Made(self.directory, mask, row)
 
-    def pruned(self, method: str, texts: TextSet, label: str) -> Made:
-        """A one-shot mask of the text; kept in the work folder under `label`."""
+    def pruned(self, method: str, texts: TextSet, label: str, pattern: Pattern = TWO_FOUR) -> Made:
+        """A one-shot mask of the text; kept in the work folder under `label` and its pattern."""
         chosen = load_method(method, "prune")
         calibrated = chosen.uses_calibration
+        if pattern != TWO_FOUR:
+            label = f"{label}-{pattern.n}-{pattern.m}"
         checkpoint = self.folder / f"{label}-model" if chosen.updates_weights else None
         path = self.folder / f"{label}.safetensors"
         facts = path.with_suffix(".json")
@@ -107,6 +111,7 @@ class Workbench:
                     length=self.length,
                     dtype=self.dtype,
                     checkpoint=checkpoint,
+                    pattern=pattern,
                 ),
             )
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +127,13 @@ class Workbench:
             write_json(facts, row)
         return Made(checkpoint or self.directory, read_mask(path), read_json(facts, ValueError))
 
-    def prior(self, method: str, texts: TextSet, domain: str) -> Mask:
+    def prior(self, method: str, texts: TextSet, domain: str, pattern: Pattern = TWO_FOUR) -> Mask:
         """A one-shot mask of the domain's text to start from; kept like any other.
 
         Raises:
             ValueError: the method makes none.
         """
-        mask = self.pruned(method, texts, f"{domain}-{method}").mask
+        mask = self.pruned(method, texts, f"{domain}-{method}", pattern).mask
         if mask is None:
             raise ValueError(f"{method} gave no mask to start from")
         return mask

@@ -29,7 +29,10 @@ from benchmarks.common.waves import Wave
 from engines.directory.build import BuildRequest
 from engines.directory.checkpoint import Checkpoint
 from engines.vllm_plugin.build import build
-from maskgen.format.mask_file import Mask, base_digest, write_mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import write_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import project
 
 KEY = ("arm", "mode", "binding", "batch")
@@ -184,7 +187,9 @@ def _check_platform(worker: Worker) -> None:
 def _magnitude_mask(model: Path, out: Path) -> Path:
     checkpoint = Checkpoint(model)
     codes = {
-        name.removesuffix(".weight"): project(np.abs(checkpoint.tensor(name).astype(np.float32)))
+        name.removesuffix(".weight"): project(
+            np.abs(checkpoint.tensor(name).astype(np.float32)), TWO_FOUR
+        )
         for name in checkpoint
         if name.endswith("_proj.weight")
     }

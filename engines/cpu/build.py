@@ -22,7 +22,7 @@ from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
 from engines.native import kernels
 from engines.native.layout import BF16, VERSION, Layout, pack_dense, pack_sparse, packed_bytes
-from maskgen.format.placements import PAIRS
+from maskgen.format.two_four import PAIRS
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
 PACKED_HEAD = "lm_head"
@@ -38,7 +38,7 @@ def build(request: BuildRequest) -> Manifest:
         MaskError: see `engines.directory.build.open_inputs`; or the engine has no such layer.
         MaskFileError: a mask file is unreadable.
     """
-    inputs = open_inputs(request)
+    inputs = open_inputs(request, "cpu")
     config = decoder_config(inputs.checkpoint.config)
     linears = config.linear_shapes()
     config.rope.frequencies()  # refused here, and not when the engine starts

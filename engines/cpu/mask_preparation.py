@@ -18,7 +18,7 @@ from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel, native_layers
 from engines.cpu.storage_rule import StorageRule, storage_of
 from engines.directory.manifest import MaskRecord
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 
 _log = logging.getLogger(__name__)
 

@@ -22,9 +22,16 @@ from engines.directory.manifest import Manifest
 from engines.directory.opening import read_own_mask
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError
-from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
+from engines.mask_rules import (
+    MaskedLayers,
+    check_load,
+    check_requested,
+    check_unload,
+    read_fitting,
+)
 from engines.native.layout import Layout
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 
 Call = Callable[[Callable[[], None]], None]
 """Runs something on the engine's thread, between two steps."""
@@ -134,9 +141,9 @@ class MaskStore:
         self._loading.add(name)
         try:
             async with self._changing:
-                mask = await asyncio.to_thread(
-                    read_fitting, name, path, self._manifest.base_digest, self._shapes
-                )
+                layers = MaskedLayers(TWO_FOUR, self._shapes)
+                digest = self._manifest.base_digest
+                mask = await asyncio.to_thread(read_fitting, name, path, "cpu", digest, layers)
                 if self._preparer.rule is None:
                     rule = await _between_steps(call, lambda: measured_rule(self._model))
                     self._preparer.rule = rule

@@ -19,8 +19,9 @@ from engines.errors import EngineDirectoryError
 from engines.native._native import PatchArrays
 from engines.native.layout import BF16, PackedWeights, pack_sparse, unpack
 from engines.native.patch import Patch, apply_patch, make_patch
-from maskgen.format.mask_file import Mask
-from maskgen.format.placements import PAIRS, Codes
+from maskgen.format.mask import Mask
+from maskgen.format.placements import Codes
+from maskgen.format.two_four import PAIRS
 
 LayerPatches = list[list[Patch | None]]
 """By layer and linear, in the order of `LINEARS`; None where the masks agree."""

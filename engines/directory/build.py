@@ -22,11 +22,13 @@ from engines.directory.manifest import (
 from engines.directory.progress import BuildProgress, silent
 from engines.directory.tokenizer_check import tokenizer_note
 from engines.errors import EngineDirectoryError, MaskError
-from engines.mask_rules import check_fits, check_name
+from engines.mask_rules import MaskedLayers, check_fits, check_name
 from engines.text import TextCodec
 from engines.version import own_version
+from maskgen.format.digests import base_digest
 from maskgen.format.json_file import write_json
-from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.format.model_directory import CONFIG_FILE
 from maskgen.format.text_files import text_files
 
@@ -78,14 +80,19 @@ class BuildInputs:
     default_mask: str | None
 
 
-def open_inputs(request: BuildRequest) -> BuildInputs:
+def open_inputs(request: BuildRequest, target: Target) -> BuildInputs:
     """Open the model and masks of `request` and check that they belong together.
+
+    Args:
+        request: what to build.
+        target: what is to run it.
 
     Raises:
         EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer; or several
             masks are given for a sealed directory.
         MaskFileError: a mask file is unreadable.
-        MaskError: a mask belongs to another model, or lists layers that the model has not, or
+        MaskError: the target does not run a mask's pattern; a mask belongs to another model, or
+            has another pattern than the default mask; or it lists layers that the model has not, or
             with other shapes, or other layers than the default mask does.
     """
     for name in request.masks:
@@ -101,7 +108,8 @@ def open_inputs(request: BuildRequest) -> BuildInputs:
     masks = {name: read_mask(path) for name, path in request.masks.items()}
     default = next(iter(masks), None)
     for name, mask in masks.items():
-        check_fits(name, mask, digest, None if name == default else masks[str(default)].shapes)
+        layers = None if name == default else MaskedLayers.of(masks[str(default)])
+        check_fits(name, mask, target, digest, layers)
         check_layers(name, mask, checkpoint)
     return BuildInputs(checkpoint, digest, masks, default)
 
@@ -113,12 +121,16 @@ def check_layers(name: str, mask: Mask, checkpoint: Checkpoint) -> None:
         if weight not in checkpoint:
             raise MaskError(f"mask {name!r} lists {layer}, which the model has not")
         shape = checkpoint.spec(weight).shape
-        if len(shape) != 2 or shape[1] % 4:
-            raise MaskError(f"{layer} has shape {shape}; 2:4 needs a width that is a multiple of 4")
-        if codes.shape != (shape[0], shape[1] // 4):
+        size = mask.pattern.m
+        if len(shape) != 2 or shape[1] % size:
+            raise MaskError(
+                f"{layer} has shape {shape}; {mask.pattern} needs a width that is a multiple of"
+                f" {size}"
+            )
+        if codes.shape != (shape[0], shape[1] // size):
             raise MaskError(
                 f"mask {name!r}: {layer} has codes {codes.shape}, the weights {shape} need"
-                f" {(shape[0], shape[1] // 4)}"
+                f" {(shape[0], shape[1] // size)}"
             )
 
 

@@ -28,7 +28,9 @@ import numpy.typing as npt
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.tensor_file import TensorSpec
 from engines.errors import EngineDirectoryError
-from maskgen.format.placements import GROUP, Codes, codes_from_keep
+from maskgen.format.pattern import TWO_FOUR
+from maskgen.format.placements import Codes, codes_from_keep
+from maskgen.format.two_four import GROUP
 
 SPARSE_24, SPARSE_ANY, DENSE = "sparse-24-bitmask", "sparse-bitmask", "dense"
 
@@ -120,7 +122,7 @@ class DenseView:
         if source.kind != SPARSE_24:
             return None
         try:
-            return codes_from_keep(self._keep(source))
+            return codes_from_keep(self._keep(source), TWO_FOUR)
         except ValueError as error:
             raise EngineDirectoryError(f"{self._where(source)}{_BITMASK}: {error}") from error
 

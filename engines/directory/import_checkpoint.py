@@ -18,10 +18,14 @@ from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorWriter
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
+from maskgen.format.digests import base_digest
 from maskgen.format.json_file import write_json
-from maskgen.format.mask_file import Mask, MaskFileError, base_digest, write_mask
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import write_mask
 from maskgen.format.model_directory import CONFIG_FILE, QUANTIZATION_KEYS, read_quantization
-from maskgen.format.placements import GROUP, Codes, project
+from maskgen.format.pattern import TWO_FOUR
+from maskgen.format.placements import Codes, project
+from maskgen.format.two_four import GROUP
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
 _NEVER_SPARSE = ("embed", "lm_head", "norm")
@@ -170,7 +174,7 @@ def _survey(
         elif count.more:
             counts[layer] = count
         else:
-            codes[layer] = project(size)
+            codes[layer] = project(size, TWO_FOUR)
         view.release(name)
     return codes, counts
 

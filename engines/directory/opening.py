@@ -10,7 +10,9 @@ from engines.directory.files import verify_files
 from engines.directory.manifest import Manifest, MaskRecord, Target, read_manifest
 from engines.directory.progress import BuildProgress, silent
 from engines.errors import EngineDirectoryError
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask
+from engines.mask_rules import check_runs
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import read_mask
 from maskgen.format.model_directory import CONFIG_FILE
 
 _log = logging.getLogger(__name__)
@@ -65,11 +67,13 @@ def read_own_mask(directory: Path, manifest: Manifest, record: MaskRecord) -> Ma
 
     Raises:
         EngineDirectoryError: its file is malformed, or holds another mask than the manifest names.
+        MaskError: the target does not run its pattern.
     """
     try:
         mask = read_mask(directory / record.file)
     except (MaskFileError, OSError) as error:
         raise EngineDirectoryError(f"mask {record.name!r}: {error}") from error
+    check_runs(record.name, mask.pattern, manifest.target)
     if (mask.digest, mask.base_digest) != (record.digest, manifest.base_digest):
         raise EngineDirectoryError(
             f"{directory / record.file} holds another mask than engine.json names: build the"

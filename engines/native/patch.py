@@ -20,7 +20,7 @@ from engines.errors import EngineError
 from engines.native import _native
 from engines.native.kernels import matrix_bits, native_errors
 from engines.native.layout import BF16, Layout, PackedWeights
-from maskgen.format.placements import PLACEMENTS
+from maskgen.format.two_four import PLACEMENTS
 
 _SIGN = 0x8000
 

@@ -47,14 +47,19 @@ from engines.errors import (
     EngineOverloadedError,
     MaskError,
 )
-from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
+from engines.mask_rules import (
+    MaskedLayers,
+    check_load,
+    check_requested,
+    check_unload,
+    read_fitting,
+)
 from engines.reference.model import load_transformers_model
 from engines.reference.options import ReferenceOptions
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
 from engines.text import TextCodec
 from engines.typed_options import read_options
-from maskgen.format.mask_file import Mask
-from maskgen.format.placements import keep_from_codes
+from maskgen.format.mask import Mask
 
 
 @dataclass
@@ -193,9 +198,9 @@ class ReferenceEngine(Engine):
     async def load_mask(self, name: str, path: Path) -> MaskInfo:
         check_load(name, self._masks, self._manifest.default_mask, self._manifest.sealed)
         assert self._manifest.default_mask is not None  # check_load
-        shapes = self._masks[self._manifest.default_mask].shapes
+        layers = MaskedLayers.of(self._masks[self._manifest.default_mask])
         digest = self._manifest.base_digest
-        mask = await asyncio.to_thread(read_fitting, name, path, digest, shapes)
+        mask = await asyncio.to_thread(read_fitting, name, path, "reference", digest, layers)
         if self._packed is not None:
             await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._packed.add, name, mask
@@ -341,7 +346,7 @@ class ReferenceEngine(Engine):
         if self._packed is not None:
             self._packed.activate(name)
         for layer, dense in self._dense.items():
-            keep = torch.from_numpy(keep_from_codes(mask.codes[layer]))
+            keep = torch.from_numpy(mask.keep(layer))
             self._modules[layer].weight.data.copy_(dense * keep)
         self._active = name
         self._stats = replace(self._stats, mask_switches=self._stats.mask_switches + 1)

@@ -25,8 +25,8 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
-from maskgen.format.mask_file import Mask
-from maskgen.format.placements import keep_from_codes
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 
 SEMI_STRUCTURED_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -192,8 +192,13 @@ class PackedMasks:
         """Pack all layers under `mask`, on the CPU.
 
         Raises:
-            MaskError: the name is taken, or the mask lists other layers or shapes.
+            MaskError: the name is taken, or the mask is not 2:4, or lists other layers or shapes.
         """
+        if mask.pattern != TWO_FOUR:
+            raise MaskError(
+                f"mask {name!r} is {mask.pattern}; PyTorch's sparse kernels run {TWO_FOUR} alone:"
+                " open this directory without them"
+            )
         if name in self._packed:
             raise MaskError(f"a mask named {name!r} is loaded already")
         shapes = {layer: tuple(weight.shape) for layer, weight in self._dense.items()}
@@ -230,7 +235,7 @@ class PackedMasks:
 
 
 def _masked(weight: torch.Tensor, mask: Mask, layer: str) -> PackedWeight | torch.Tensor:
-    keep = torch.from_numpy(keep_from_codes(mask.codes[layer]))
+    keep = torch.from_numpy(mask.keep(layer))
     masked = torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
     return masked if unfit(weight.shape, weight.dtype) is not None else pack(masked)
 

@@ -32,7 +32,8 @@ from engines.tensorrt_llm.tensors import (
     stage_targets,
 )
 from maskgen.format.json_file import write_json
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 CHECKPOINT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -152,5 +153,5 @@ def _masked(tensor: Array, codes: Array) -> Array:
     of a dropped negative weight.
     """
     bits = tensor.view(f"u{tensor.dtype.itemsize}")
-    masked: Array = (bits * keep_from_codes(codes)).view(tensor.dtype)
+    masked: Array = (bits * keep_from_codes(codes, TWO_FOUR)).view(tensor.dtype)
     return masked

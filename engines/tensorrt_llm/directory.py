@@ -25,7 +25,8 @@ from engines.tensorrt_llm.record import (
 from engines.tensorrt_llm.script import write_script
 from engines.tensorrt_llm.settings import BuildSettings
 from engines.tensorrt_llm.tensors import stage_targets
-from maskgen.format.mask_file import Mask, read_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask
 
 
 def write_directory(request: BuildRequest, settings: BuildSettings) -> BuildRecord:
@@ -40,7 +41,7 @@ def write_directory(request: BuildRequest, settings: BuildSettings) -> BuildReco
     """
     for name in request.masks:
         check_name(name)
-    inputs = open_inputs(request)
+    inputs = open_inputs(request, "tensorrt-llm")
     decoder = convertible_decoder(inputs.checkpoint.config)
     options = settings.options(decoder)
     masks: dict[str, Mask | None] = dict(inputs.masks) or {BASE: None}

@@ -189,7 +189,7 @@ class TensorRtLlmEngine(Engine):
         check_load(name, self._served, self._manifest.default_mask, self._manifest.sealed)
         # Whether it fits the other masks was checked when its engine was built.
         digest = self._manifest.base_digest
-        mask = await asyncio.to_thread(read_fitting, name, path, digest, None)
+        mask = await asyncio.to_thread(read_fitting, name, path, "tensorrt-llm", digest, None)
         # Read again: the directory may have been extended since it was opened.
         again = await asyncio.to_thread(self._files.read_again, self._served)
         self._manifest, self._record = again

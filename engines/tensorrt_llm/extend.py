@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.directory.build import BuildRequest, open_inputs, store_mask
 from engines.errors import EngineDirectoryError, MaskError
-from engines.mask_rules import check_fits, check_name
+from engines.mask_rules import MaskedLayers, check_fits, check_name
 from engines.tensorrt_llm.config import convertible_decoder
 from engines.tensorrt_llm.directory import (
     check_masked,
@@ -42,7 +42,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
         check_name(name)
         if name in record.engines:
             raise MaskError(f"{directory} has a mask named {name!r} already")
-    inputs = open_inputs(BuildRequest(model, manifest.model, masks, directory))
+    inputs = open_inputs(BuildRequest(model, manifest.model, masks, directory), "tensorrt-llm")
     if inputs.base_digest != manifest.base_digest:
         raise EngineDirectoryError(
             f"{directory} was made from the model with base digest {manifest.base_digest[:12]}...,"
@@ -53,7 +53,7 @@ def add_masks(directory: Path, model: Path, masks: MappingType[str, Path]) -> No
     engines, records = dict(record.engines), list(manifest.masks)
     remove_stale(directory)
     for name, mask in inputs.masks.items():
-        check_fits(name, mask, manifest.base_digest, default.shapes)
+        check_fits(name, mask, manifest.target, manifest.base_digest, MaskedLayers.of(default))
         with staging(directory, "adding") as temporary:
             folder = temporary / name
             request = BuildRequest(model, manifest.model, masks, directory)

@@ -28,7 +28,7 @@ from engines.vllm_plugin.format import (
     pack_nibbles,
 )
 from maskgen.format.json_file import write_json
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 from maskgen.format.model_directory import INDEX_FILE, WEIGHTS_FILE
 
 _U8 = np.dtype(np.uint8)
@@ -46,7 +46,7 @@ def build(request: BuildRequest) -> Manifest:
             its width is no multiple of 8.
         MaskFileError: a mask file is unreadable.
     """
-    inputs = open_inputs(request)
+    inputs = open_inputs(request, "vllm")
     _check_weights(inputs.checkpoint)
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     if default is not None:

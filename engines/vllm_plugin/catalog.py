@@ -11,7 +11,13 @@ from engines.directory.build import changed_share
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import Manifest
 from engines.errors import as_engine_directory_error
-from engines.mask_rules import check_load, check_requested, check_unload, read_fitting
+from engines.mask_rules import (
+    MaskedLayers,
+    check_load,
+    check_requested,
+    check_unload,
+    read_fitting,
+)
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
 
 
@@ -83,10 +89,9 @@ class MaskCatalog:
         check_load(name, self._entries, self._manifest.default_mask, self._manifest.sealed)
         assert self._manifest.default_mask is not None  # check_load
         default = self._entries[self._manifest.default_mask]
-        base = read_fitting(
-            self._manifest.default_mask, default.file, self._manifest.base_digest, None
-        )
-        mask = read_fitting(name, path, self._manifest.base_digest, base.shapes)
+        digest = self._manifest.base_digest
+        base = read_fitting(self._manifest.default_mask, default.file, "vllm", digest, None)
+        mask = read_fitting(name, path, "vllm", digest, MaskedLayers.of(base))
         self._entries[name] = Entry(path, mask.digest, mask.domain, changed_share(mask, base))
 
     def unload(self, name: str) -> None:

@@ -23,7 +23,8 @@ from engines.directory.manifest import first_fault
 from engines.directory.tensor_file import Array
 from engines.errors import EngineDirectoryError
 from engines.native.layout import BF16
-from maskgen.format.placements import PAIRS, Codes
+from maskgen.format.placements import Codes
+from maskgen.format.two_four import PAIRS
 
 QUANT_METHOD = "twofour"
 SPEC_VERSION = 1

@@ -23,6 +23,7 @@ from engines.vllm_plugin.format import (
     unpack_nibbles,
 )
 from maskgen.format.model_directory import WEIGHTS_FILE
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import Codes, check_codes
 
 
@@ -69,7 +70,7 @@ class MaskedWeights:
                 model or lists other layers; or the directory is sealed and this is another mask.
         """
         # Whether it fits beside the default mask was checked when it was loaded.
-        mask = read_fitting(file.name, file, self._manifest.base_digest, None)
+        mask = read_fitting(file.name, file, "vllm", self._manifest.base_digest, None)
         if mask.digest != digest:
             raise MaskError(f"{file} has digest {mask.digest[:12]}..., expected {digest[:12]}...")
         if set(mask.codes) != set(self._layers):
@@ -112,7 +113,7 @@ class MaskedWeights:
 def _unpack(directory: Path, name: str, packed: npt.NDArray[np.uint8]) -> Codes:
     codes = unpack_nibbles(packed, packed.shape[1] * 2)
     try:
-        check_codes(codes)
+        check_codes(codes, TWO_FOUR)
     except ValueError as error:
         raise EngineDirectoryError(
             f"{directory}: {name} is damaged ({error}): build the directory again"

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from maskgen.format.mask_file import Mask
+    from maskgen.format.mask import Mask
 
 _IN_LAYER = re.compile(r"(.*?)\.([0-9]{1,9})\.(.+)")
 

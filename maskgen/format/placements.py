@@ -1,7 +1,8 @@
-"""N:M patterns: which weights of a group are kept, and how 2:4 placements are coded and packed.
+"""Which weights of a group are kept: scores to codes, codes to keeps and back, for any pattern.
 
 A *group* is M consecutive weights along a linear layer's input dimension; an N:M mask keeps N of
-each. For 2:4 there are six placements, and a group's *code* (0-5) is its place in `PLACEMENTS`.
+each. A *placement* is one way to do so, and a group's *code* the placement's number in the order
+of `maskgen.format.ranks`.
 
 When scores tie, the lowest index is kept. Every implementation in twofour follows this rule, so
 that the same scores give the same mask everywhere.
@@ -9,191 +10,114 @@ that the same scores give the same mask everywhere.
 
 from __future__ import annotations
 
-import itertools
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from maskgen.format import ranks, two_four
+from maskgen.format.pattern import TWO_FOUR, Pattern
+
 _T = TypeVar("_T", bound=np.generic)
 
-Codes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.unsignedinteger]
+"""In the type that `code_dtype` gives."""
 Keep = npt.NDArray[np.bool_]
 
-GROUP = 4
-"""Weights in a group of the 2:4 pattern."""
 
-PLACEMENTS: Keep = np.array(
-    [
-        [1, 1, 0, 0],
-        [1, 0, 1, 0],
-        [1, 0, 0, 1],
-        [0, 1, 1, 0],
-        [0, 1, 0, 1],
-        [0, 0, 1, 1],
-    ],
-    dtype=np.bool_,
-)
-"""(6, 4): row = code, True = kept."""
-
-PAIRS: npt.NDArray[np.uint8] = np.array([np.flatnonzero(row) for row in PLACEMENTS], dtype=np.uint8)
-"""(6, 2): the two kept positions of each code, ascending."""
-
-GROUPS_PER_WORD = 24
-"""Codes in one 64-bit word: the most for which 6**n still fits."""
-
-_WORD_LIMIT = 6**GROUPS_PER_WORD
-_DIGIT = 6**4  # four codes make one digit; six digits make one word
-_PLACEMENT_BITS: npt.NDArray[np.uint8] = (PLACEMENTS @ (1 << np.arange(GROUP))).astype(np.uint8)
-_CHUNK = 1 << 18  # groups handled at a time, so that temporaries stay in cache
+def code_dtype(pattern: Pattern) -> np.dtype[np.unsignedinteger]:
+    """The narrowest of uint8, uint16 and uint32 that holds the pattern's codes."""
+    return np.min_scalar_type(pattern.placements - 1)
 
 
-def project(scores: npt.NDArray[np.floating]) -> Codes:
-    """Keep the two highest scores of every four; ties keep the lowest index.
+def project(scores: npt.NDArray[np.floating], pattern: Pattern) -> Codes:
+    """Keep the highest scores of every group; ties keep the lowest index.
 
     Args:
-        scores: (..., K) importance of each weight, K a multiple of 4.
+        scores: (..., K) importance of each weight, K a multiple of M.
 
     Returns:
-        (..., K/4) codes.
+        (..., K/M) codes.
 
     Raises:
-        ValueError: K is not a multiple of 4, or a score is not a number.
+        ValueError: K is not a multiple of M, or a score is not a number.
     """
-    groups = _split(scores, GROUP).reshape(-1, GROUP)
-    codes = np.empty(groups.shape[0], dtype=np.uint8)
-    for start in range(0, len(codes), _CHUNK):
-        column = np.ascontiguousarray(groups[start : start + _CHUNK].T)
-        if np.isnan(column).any():
-            raise ValueError("a score is not a number (NaN); no placement can be chosen")
-        outcome = np.zeros(column.shape[1], dtype=np.uint8)
-        for bit, (i, j) in enumerate(itertools.combinations(range(GROUP), 2)):
-            outcome |= (column[i] >= column[j]).view(np.uint8) << np.uint8(bit)
-        codes[start : start + _CHUNK] = _CODE_OF_OUTCOME[outcome]
-    return codes.reshape(*scores.shape[:-1], scores.shape[-1] // GROUP)
+    if pattern != TWO_FOUR:
+        return codes_from_keep(keep_highest(scores, pattern), pattern)
+    groups = _split(scores, pattern.m)
+    _refuse_nan(groups)
+    codes = two_four.best_codes(groups.reshape(-1, pattern.m))
+    return codes.reshape(groups.shape[:-1])
 
 
-def project_nm(scores: npt.NDArray[np.floating], n: int, m: int) -> Keep:
-    """Keep the `n` highest scores of every `m`; ties keep the lowest index.
-
-    Args:
-        scores: (..., K), K a multiple of `m`.
-
-    Returns:
-        (..., K), True = kept.
-
-    Raises:
-        ValueError: not 0 <= n <= m, K is not a multiple of `m`, or a score is not a number.
-    """
-    if m < 1 or not 0 <= n <= m:
-        raise ValueError(f"{n}:{m} is not a pattern: it takes 0 <= N <= M and M >= 1")
+def keep_highest(scores: npt.NDArray[np.generic], pattern: Pattern) -> Keep:
+    """As `project`, to (..., K), True = kept."""
+    m = pattern.m
     groups = _split(scores, m)
-    if np.isnan(groups).any():
-        raise ValueError("a score is not a number (NaN); no placement can be chosen")
+    _refuse_nan(groups)
     # Negating an integer or -0.0 could reorder ties; a stable sort of the reversed group cannot.
     order = m - 1 - np.argsort(groups[..., ::-1], axis=-1, kind="stable")
     keep = np.zeros(groups.shape, dtype=np.bool_)
-    np.put_along_axis(keep, order[..., m - n :], True, axis=-1)
+    np.put_along_axis(keep, order[..., m - pattern.n :], True, axis=-1)
     return keep.reshape(scores.shape)
 
 
-def keep_from_codes(codes: Codes) -> Keep:
-    """(..., K/4) codes -> (..., K), True = kept.
+def keep_from_codes(codes: Codes, pattern: Pattern) -> Keep:
+    """(..., K/M) codes -> (..., K), True = kept.
 
     Raises:
-        ValueError: a code is above 5.
+        ValueError: see `check_codes`.
     """
-    check_codes(codes)
-    keep = _KEEP_OF_CODE[codes].view(np.bool_)
-    return keep.reshape(*codes.shape[:-1], codes.shape[-1] * GROUP)
+    check_codes(codes, pattern)
+    flat = codes.reshape(-1)
+    keep = (
+        two_four.keep_of_codes(flat.astype(np.uint8, copy=False))
+        if pattern == TWO_FOUR
+        else ranks.keep_of(flat.astype(np.uint32), pattern)
+    )
+    return keep.reshape(*codes.shape[:-1], codes.shape[-1] * pattern.m)
 
 
-def codes_from_keep(keep: Keep) -> Codes:
-    """(..., K), True = kept -> (..., K/4) codes.
+def codes_from_keep(keep: Keep, pattern: Pattern) -> Codes:
+    """(..., K), True = kept -> (..., K/M) codes.
 
     Raises:
-        ValueError: K is not a multiple of 4, or a group does not keep exactly two weights.
+        ValueError: K is not a multiple of M, or a group does not keep exactly N weights.
     """
     if keep.dtype != np.bool_:
         raise ValueError(f"keep is {keep.dtype}, expected bool")
-    groups = _split(np.ascontiguousarray(keep), GROUP)
-    # The product moves the four bytes' lowest bits side by side into the top byte.
-    bits = groups.view("<u4")[..., 0] * np.uint32(0x01020408) >> np.uint32(24) & np.uint32(0xF)
-    codes: Codes = _CODE_OF_BITS[bits]
-    wrong = codes > 5
-    if wrong.any():
+    groups = _split(keep, pattern.m)
+    count = np.count_nonzero(groups, axis=-1)
+    if (wrong := count != pattern.n).any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise ValueError(
-            f"group {where} keeps {int(groups[where].sum())} of 4 weights, expected exactly 2"
+            f"group {where} keeps {int(count[where])} of {pattern.m} weights, expected exactly"
+            f" {pattern.n}"
         )
-    return codes
+    flat = groups.reshape(-1, pattern.m)
+    codes = two_four.codes_of_keep(flat) if pattern == TWO_FOUR else ranks.ranks_of(flat, pattern)
+    return codes.astype(code_dtype(pattern), copy=False).reshape(groups.shape[:-1])
 
 
-def check_codes(codes: Codes) -> None:
-    """Raise ValueError unless `codes` is a uint8 array of values 0-5."""
-    if codes.dtype != np.uint8:
-        raise ValueError(f"codes are {codes.dtype}, expected uint8")
-    if codes.size and int(codes.max()) > 5:
-        raise ValueError(f"code {int(codes.max())} is no placement of 2:4, expected 0 to 5")
-
-
-def packed_size(groups: int) -> int:
-    """Bytes that `pack_codes` needs for this many groups."""
-    return -(-groups // GROUPS_PER_WORD) * 8
-
-
-def pack_codes(codes: Codes) -> npt.NDArray[np.uint8]:
-    """Pack codes at 24 groups per 64 bits (2.67 bits a group, 0.667 a weight).
-
-    Groups are taken in row-major order. A word is sum(code[i] * 6**i), i = 0..23, stored
-    little-endian; the last word is filled up with code 0.
-
-    Returns:
-        1-D uint8 of `packed_size(codes.size)` bytes.
-
-    Raises:
-        ValueError: a code is above 5.
-    """
-    check_codes(codes)
-    words = -(-codes.size // GROUPS_PER_WORD)
-    padded = np.zeros(words * GROUPS_PER_WORD, dtype=np.uint8)
-    padded[: codes.size] = codes.reshape(-1)
-    quads = padded.reshape(-1, 4)
-    digits = quads[:, 3].astype(np.uint16)
-    for i in (2, 1, 0):
-        digits = digits * np.uint16(6) + quads[:, i]
-    columns = digits.reshape(words, 6)
-    packed = columns[:, 5].astype("<u8")
-    for i in (4, 3, 2, 1, 0):
-        packed = packed * np.uint64(_DIGIT) + columns[:, i]
-    return packed.astype("<u8", copy=False).view(np.uint8)
-
-
-def unpack_codes(packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Codes:
-    """Inverse of `pack_codes`, for codes of the given shape.
-
-    Raises:
-        ValueError: the length does not match `shape`, or the bytes are none that `pack_codes`
-            writes (a word above 6**24 - 1, or a non-zero code after the last group).
-    """
-    count = int(np.prod(shape, dtype=np.int64))
-    if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size != packed_size(count):
+def check_codes(codes: Codes, pattern: Pattern) -> None:
+    """Raise ValueError unless `codes` has the pattern's type, and each is one of its placements."""
+    if codes.dtype != code_dtype(pattern):
+        raise ValueError(f"codes are {codes.dtype}, those of {pattern} {code_dtype(pattern)}")
+    if codes.size and int(codes.max()) >= pattern.placements:
         raise ValueError(
-            f"packed codes are {packed.dtype} {packed.shape}; "
-            f"{count} groups take {packed_size(count)} bytes"
+            f"code {int(codes.max())} is no placement of {pattern}, expected 0 to"
+            f" {pattern.placements - 1}"
         )
-    rest = np.ascontiguousarray(packed).view("<u8").astype(np.uint64)
-    if rest.size and int(rest.max()) >= _WORD_LIMIT:
-        raise ValueError("packed codes hold a word above 6**24 - 1")
-    quads = np.empty((rest.size, 6), dtype=np.uint32)
-    for i in range(6):
-        higher = rest // np.uint64(_DIGIT)
-        quads[:, i] = _QUAD_OF_DIGIT[rest - higher * np.uint64(_DIGIT)]
-        rest = higher
-    codes = quads.reshape(-1).view(np.uint8)
-    if codes[count:].any():
-        raise ValueError("packed codes go on after the last group")
-    return codes[:count].reshape(shape)
+
+
+def all_placements(pattern: Pattern) -> Keep:
+    """(placements, M): every placement, in the order of the codes; for patterns that have few."""
+    return ranks.keep_of(np.arange(pattern.placements, dtype=np.uint32), pattern)
+
+
+def placement_text(placement: Keep) -> str:
+    """A placement as ones (kept) and zeros."""
+    return "".join("1" if kept else "0" for kept in placement)
 
 
 def _split(values: npt.NDArray[_T], m: int) -> npt.NDArray[_T]:
@@ -203,32 +127,6 @@ def _split(values: npt.NDArray[_T], m: int) -> npt.NDArray[_T]:
     return values.reshape(*values.shape[:-1], values.shape[-1] // m, m)
 
 
-def _code_of_bits() -> npt.NDArray[np.uint8]:
-    table = np.full(1 << GROUP, 255, dtype=np.uint8)
-    table[_PLACEMENT_BITS] = np.arange(6, dtype=np.uint8)
-    return table
-
-
-def _code_of_outcome() -> npt.NDArray[np.uint8]:
-    """Outcomes of the six comparisons of a group (bit set: the lower index wins) -> code."""
-    pairs = list(itertools.combinations(range(GROUP), 2))
-    table = np.full(1 << len(pairs), 255, dtype=np.uint8)
-    for outcome in range(1 << len(pairs)):
-        wins = [0] * GROUP
-        for bit, (i, j) in enumerate(pairs):
-            wins[i if outcome >> bit & 1 else j] += 1
-        if sorted(wins) == [0, 1, 2, 3]:
-            table[outcome] = _CODE_OF_BITS[sum(1 << i for i in range(GROUP) if wins[i] >= 2)]
-    return table
-
-
-def _quad_of_digit() -> npt.NDArray[np.uint32]:
-    digit = np.arange(_DIGIT)
-    quads = np.stack([digit // 6**i % 6 for i in range(4)], axis=-1).astype(np.uint8)
-    return quads.view(np.uint32).reshape(-1)
-
-
-_KEEP_OF_CODE = PLACEMENTS.view(np.uint32).reshape(-1)
-_CODE_OF_BITS = _code_of_bits()
-_CODE_OF_OUTCOME = _code_of_outcome()
-_QUAD_OF_DIGIT = _quad_of_digit()
+def _refuse_nan(scores: npt.NDArray[np.generic]) -> None:
+    if np.isnan(scores).any():
+        raise ValueError("a score is not a number (NaN); no placement can be chosen")

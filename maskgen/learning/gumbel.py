@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import PLACEMENTS
+from maskgen.format.two_four import PLACEMENTS
 
 
 def placements_like(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.learning import sampling
 from maskgen.learning.batches import Batches
@@ -61,7 +62,9 @@ class SampledLayer:
 
     def use(self, codes: Tensor) -> None:
         """Put weight * (a given mask) into the linear."""
-        keep = torch.from_numpy(keep_from_codes(codes.cpu().numpy())).to(self.weight.device)
+        keep = torch.from_numpy(keep_from_codes(codes.cpu().numpy(), TWO_FOUR)).to(
+            self.weight.device
+        )
         self.linear.weight.copy_(self.weight * keep)
 
     def _draw(self, key: NoiseKey) -> Tensor:

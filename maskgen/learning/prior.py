@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import PAIRS
+from maskgen.format.two_four import PAIRS
 from maskgen.learning.gumbel import placements_like
 
 

@@ -1,5 +1,5 @@
 """ADMM pruning (Boža, "Fast and Effective Weight Update for Pruned Large Language Models",
-arXiv 2401.02938), for 2:4, with the closing conjugate gradients of ALPS (arXiv 2406.07831).
+arXiv 2401.02938), with the closing conjugate gradients of ALPS (arXiv 2406.07831).
 
 Weights are scaled by the norms of their inputs, so that a weight's size is Wanda's score. The mask
 is found on the way: in the first `MASK_ITERATIONS` more and more of what it does not keep is set to
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes, keep_from_codes, project
 from maskgen.least_squares import damped, kept_weights_update
 from maskgen.methods.base import PrunedLayer, PruneMethod
@@ -24,15 +25,16 @@ PENALTY = 1.0
 """rho."""
 
 
-def admm(weight: Tensor, moments: Tensor) -> tuple[Codes, Tensor]:
+def admm(weight: Tensor, moments: Tensor, pattern: Pattern = TWO_FOUR) -> tuple[Codes, Tensor]:
     """Choose a mask and the weights that suit it.
 
     Args:
         weight: (N, K) fp32, not modified.
         moments: (K, K), sum of x x^T.
+        pattern: N:M; K is a multiple of M.
 
     Returns:
-        (N, K/4) codes, and the updated (N, K) weight, zero where the codes drop.
+        (N, K/M) codes, and the updated (N, K) weight, zero where the codes drop.
     """
     norms = moments.diagonal().float().sqrt().clamp_min(1e-8)
     gram = damped(moments / (norms[:, None] * norms), DAMPING)
@@ -41,11 +43,11 @@ def admm(weight: Tensor, moments: Tensor) -> tuple[Codes, Tensor]:
     scaled = weight * norms
     wanted = scaled @ gram
     current, dual = scaled.clone(), torch.zeros_like(scaled)
-    codes, keep = _project(scaled)
+    codes, keep = _project(scaled, pattern)
     for iteration in range(ITERATIONS):
         candidate = current + dual
         if iteration < MASK_ITERATIONS:
-            codes, keep = _project(candidate)
+            codes, keep = _project(candidate, pattern)
             released = _release(candidate, keep, (iteration + 1) / MASK_ITERATIONS)
         else:
             released = keep
@@ -56,9 +58,9 @@ def admm(weight: Tensor, moments: Tensor) -> tuple[Codes, Tensor]:
     return codes, weight * keep + update
 
 
-def _project(scores: Tensor) -> tuple[Codes, Tensor]:
-    codes = project(scores.abs().cpu().numpy())
-    return codes, torch.from_numpy(keep_from_codes(codes)).to(scores.device)
+def _project(scores: Tensor, pattern: Pattern) -> tuple[Codes, Tensor]:
+    codes = project(scores.abs().cpu().numpy(), pattern)
+    return codes, torch.from_numpy(keep_from_codes(codes, pattern)).to(scores.device)
 
 
 def _release(candidate: Tensor, keep: Tensor, progress: float) -> Tensor:
@@ -80,4 +82,4 @@ class ADMM(PruneMethod[Hessian]):
         return Hessian(width, device)
 
     def prune_layer(self, weight: Tensor, statistic: Hessian) -> PrunedLayer:
-        return PrunedLayer(*admm(weight, statistic.sum))
+        return PrunedLayer(*admm(weight, statistic.sum, self.pattern))

@@ -13,6 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 
 StatisticT = TypeVar("StatisticT", bound="Statistic")
@@ -57,7 +58,7 @@ class PrunedLayer:
     """What a method decides for one layer.
 
     Attributes:
-        codes: (N, K/4) placement codes.
+        codes: (N, K/M) placement codes.
         weight: (N, K) fp32, the changed weight with zeros where the mask drops; None when the
             method only selects weights.
     """
@@ -70,12 +71,16 @@ class PruneMethod(ABC, Generic[StatisticT]):
     """A one-shot method; `maskgen.registry` names its subclasses.
 
     Attributes:
+        pattern: how many weights of a group it keeps.
         uses_calibration: whether it needs text.
         updates_weights: whether it changes the weights it keeps, and so makes a new checkpoint.
     """
 
     uses_calibration: ClassVar[bool] = True
     updates_weights: ClassVar[bool] = False
+
+    def __init__(self, pattern: Pattern = TWO_FOUR) -> None:
+        self.pattern = pattern
 
     @abstractmethod
     def statistic(self, width: int, device: torch.device) -> StatisticT:

@@ -21,4 +21,5 @@ class Magnitude(PruneMethod[NoStatistic]):
         return weight.abs()
 
     def prune_layer(self, weight: Tensor, statistic: NoStatistic) -> PrunedLayer:
-        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))
+        scores = self.scores(weight, statistic)
+        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

@@ -41,4 +41,5 @@ class Ria(PruneMethod[SquaredNorms]):
         return ria_scores(weight, statistic.norms)
 
     def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))
+        scores = self.scores(weight, statistic)
+        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

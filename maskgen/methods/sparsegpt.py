@@ -1,5 +1,5 @@
 """SparseGPT (Frantar and Alistarh, "Massive Language Models Can Be Accurately Pruned in One-Shot",
-arXiv 2301.00774), for 2:4.
+arXiv 2301.00774).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import GROUP, Codes, keep_from_codes, project
+from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.placements import Codes, code_dtype, keep_from_codes, project
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 
 DAMPING = 0.01
@@ -63,25 +64,30 @@ def inverse_factor(hessian_sum: Tensor, tokens: int, damping: float = DAMPING) -
     return factor
 
 
-def sparsegpt(weight: Tensor, factor: Tensor, block: int = BLOCK_COLUMNS) -> tuple[Codes, Tensor]:
-    """Algorithm 1 of the paper with the 2:4 rule of its section 3.3.
+def sparsegpt(
+    weight: Tensor, factor: Tensor, pattern: Pattern = TWO_FOUR, block: int = BLOCK_COLUMNS
+) -> tuple[Codes, Tensor]:
+    """Algorithm 1 of the paper with the n:m rule of its section 3.3.
 
-    At each group the two weights of least w^2 / U_ii^2 are dropped, judged on weights that earlier
+    At each group the weights of least w^2 / U_ii^2 are dropped, judged on weights that earlier
     columns have already updated; the error of a dropped weight is spread over the columns after
     it.
 
     Args:
         weight: (N, K), not modified.
         factor: (K, K), from `inverse_factor`; computations run in the type of `weight`.
-        block: columns at a time, a multiple of 4.
+        pattern: N:M; K is a multiple of M.
+        block: columns at a time, rounded down to whole groups.
 
     Returns:
-        (N, K/4) codes, and the updated (N, K) weight, zero where the codes drop.
+        (N, K/M) codes, and the updated (N, K) weight, zero where the codes drop.
     """
     weight = weight.clone()
     factor = factor.to(weight.dtype)
     rows, columns = weight.shape
-    codes = np.empty((rows, columns // GROUP), dtype=np.uint8)
+    size = pattern.m
+    block = max(block // size, 1) * size
+    codes = np.empty((rows, columns // size), dtype=code_dtype(pattern))
     for start in range(0, columns, block):
         end = min(start + block, columns)
         # Transposed, (columns of this block, N), so that what changes together lies together.
@@ -89,13 +95,13 @@ def sparsegpt(weight: Tensor, factor: Tensor, block: int = BLOCK_COLUMNS) -> tup
         errors = torch.empty_like(part)
         local = factor[start:end, start:end]
         for column in range(end - start):
-            if column % GROUP == 0:
-                group = slice(column, column + GROUP)
+            if column % size == 0:
+                group = slice(column, column + size)
                 scores = (part[group] / local.diagonal()[group, None]).square()
-                chosen = project(scores.T.cpu().numpy())
-                codes[:, (start + column) // GROUP] = chosen[:, 0]
-                keep = torch.from_numpy(keep_from_codes(chosen)).to(weight.device)
-            kept = keep[:, column % GROUP]
+                chosen = project(scores.T.cpu().numpy(), pattern)
+                codes[:, (start + column) // size] = chosen[:, 0]
+                keep = torch.from_numpy(keep_from_codes(chosen, pattern)).to(weight.device)
+            kept = keep[:, column % size]
             errors[column] = part[column].masked_fill(kept, 0) / local[column, column]
             part[column:].addr_(local[column, column:], errors[column], alpha=-1)
             part[column].masked_fill_(~kept, 0)
@@ -126,7 +132,7 @@ class SparseGPT(PruneMethod[Hessian]):
     def _reconstruct(self, weight: Tensor, statistic: Hessian) -> tuple[Codes, Tensor]:
         dead = statistic.sum.diagonal() == 0
         factor = inverse_factor(statistic.sum, statistic.tokens)
-        return sparsegpt(weight.masked_fill(dead, 0), factor)
+        return sparsegpt(weight.masked_fill(dead, 0), factor, self.pattern)
 
 
 class SparseGPTUpdate(SparseGPT):

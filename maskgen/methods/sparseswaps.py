@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import GROUP, codes_from_keep, keep_from_codes, project
+from maskgen.format.placements import codes_from_keep, keep_highest
 from maskgen.least_squares import damped
 from maskgen.methods.base import PrunedLayer, PruneMethod
 from maskgen.methods.sparsegpt import Hessian
@@ -81,7 +81,7 @@ class SparseSwaps(PruneMethod[Hessian]):
 
     def prune_layer(self, weight: Tensor, statistic: Hessian) -> PrunedLayer:
         norms = statistic.sum.diagonal().sqrt()
-        codes = project(wanda_scores(weight, norms).cpu().numpy())
-        keep = torch.from_numpy(keep_from_codes(codes)).to(weight.device)
-        refined = swap(weight, keep, damped(statistic.sum), GROUP)
-        return PrunedLayer(codes_from_keep(refined.cpu().numpy()))
+        scores = wanda_scores(weight, norms).cpu().numpy()
+        keep = torch.from_numpy(keep_highest(scores, self.pattern)).to(weight.device)
+        refined = swap(weight, keep, damped(statistic.sum), self.pattern.m)
+        return PrunedLayer(codes_from_keep(refined.cpu().numpy(), self.pattern))

@@ -29,4 +29,5 @@ class Wanda(PruneMethod[SquaredNorms]):
         return wanda_scores(weight, statistic.norms)
 
     def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        return PrunedLayer(project(self.scores(weight, statistic).cpu().numpy()))
+        scores = self.scores(weight, statistic)
+        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskgen.format.mask_file import Mask, MaskFileError
-from maskgen.format.placements import keep_from_codes
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.recovery.config import GROUPS
 
 
@@ -53,7 +52,7 @@ def keep_tensors(mask: Mask, model: nn.Module) -> dict[str, Tensor]:
                 f"the mask lists {name}, whose weight is tied to {others[0]}: it cannot be zero in"
                 " one and not in the other; use a mask without it"
             )
-        found[name] = torch.from_numpy(keep_from_codes(mask.codes[name])).to(module.weight.device)
+        found[name] = torch.from_numpy(mask.keep(name)).to(module.weight.device)
     return found
 
 

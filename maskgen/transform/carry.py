@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskgen.apply import read_weight
-from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.placements import keep_from_codes, project
 from maskgen.format.weight_files import stored_tensors
 from maskgen.transform.absorb import steps_by_tensor
@@ -67,16 +67,16 @@ def carry(mask: Mask, transform: Transform, result: Path) -> Carried:
             raise MaskFileError(f"the mask lists {name}, which is no layer of the model")
         magnitude = np.abs(read_weight(tensor, stored[tensor], shape).astype(np.float64))
         if any(group.name in transform.rotations for group, _ in steps.get(tensor, [])):
-            codes[name] = project(magnitude)
+            codes[name] = project(magnitude, mask.pattern)
             rotated.append(name)
             continue
-        keep = keep_from_codes(mask.codes[name])
+        keep = mask.keep(name)
         moved = keep.view(np.uint8).copy()
         for group, place in steps.get(tensor, []):
             permute(moved, group, place, transform.permutations[group.name])
-        codes[name] = project(_kept_first(moved, magnitude))
+        codes[name] = project(_kept_first(moved, magnitude), mask.pattern)
         before += int(keep.sum())
-        after += int((keep_from_codes(codes[name]) & moved.view(np.bool_)).sum())
+        after += int((keep_from_codes(codes[name], mask.pattern) & moved.view(np.bool_)).sum())
     carried = replace(
         mask,
         codes=codes,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskgen.calibration import LayerProgress, dense_statistics
-from maskgen.format.placements import GROUP
+from maskgen.format.two_four import GROUP
 from maskgen.methods.base import PruneMethod, Statistic
 from maskgen.registry import load_method
 from maskgen.texts.windows import Windows

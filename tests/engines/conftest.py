@@ -12,7 +12,10 @@ import pytest
 
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import identity_of
-from maskgen.format.mask_file import Mask, base_digest, read_mask, write_mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import project
 from tests.tiny_model import make_tiny_llama
 
@@ -30,7 +33,7 @@ def random_mask(
         layer = name.removesuffix(".weight")
         if not layer.endswith(LINEARS) or (leave_out and layer.endswith(leave_out)):
             continue
-        codes[layer] = project(rng.random(checkpoint.spec(name).shape))
+        codes[layer] = project(rng.random(checkpoint.spec(name).shape), TWO_FOUR)
     write_mask(
         path,
         Mask(
@@ -92,7 +95,7 @@ def mask_of_experts(model: Path, path: Path) -> Path:
     checkpoint = Checkpoint(model)
     rng = np.random.default_rng(0)
     codes = {
-        name.removesuffix(".weight"): project(rng.random(checkpoint.spec(name).shape))
+        name.removesuffix(".weight"): project(rng.random(checkpoint.spec(name).shape), TWO_FOUR)
         for name in checkpoint
         if ".experts." in name
     }

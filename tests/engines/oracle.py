@@ -14,6 +14,7 @@ import transformers
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 
@@ -81,7 +82,7 @@ class Oracle:
         if mask is not None:
             with torch.no_grad():
                 for layer, codes in read_mask(mask).codes.items():
-                    keep = torch.from_numpy(keep_from_codes(codes))
+                    keep = torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
                     self.model.get_submodule(layer).weight.mul_(keep)
 
     @torch.no_grad()

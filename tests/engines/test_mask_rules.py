@@ -123,5 +123,6 @@ def test_the_first_layer_that_differs_is_named(mask_of: MaskOf, tiny_model: Path
     shapes = dict(mask.shapes)
     odd = max(shapes)
     del shapes[odd]
+    layers = mask_rules.MaskedLayers(mask.pattern, shapes)
     with pytest.raises(MaskError, match=odd.replace(".", r"\.")):
-        mask_rules.check_fits("x", mask, mask.base_digest, shapes)
+        mask_rules.check_fits("x", mask, "cpu", mask.base_digest, layers)

@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask, read_mask, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.learn import LearnRequest, LearnResult, learn, parse_config
 from maskgen.prune import PruneSettings, prune
 from maskgen.texts.text_sets import TextSet

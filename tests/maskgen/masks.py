@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.placements import code_dtype
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (12, 8),
@@ -21,13 +23,18 @@ def sha(text: str) -> str:
 
 
 def random_mask(
-    seed: int = 0, shapes: dict[str, tuple[int, int]] | None = None, **fields: object
+    seed: int = 0,
+    shapes: dict[str, tuple[int, int]] | None = None,
+    pattern: Pattern = TWO_FOUR,
+    **fields: object,
 ) -> Mask:
-    """A mask with random codes."""
+    """A mask with random codes; without shapes, of layers that are wide enough for the pattern."""
     rng = np.random.default_rng(seed)
+    if shapes is None:
+        shapes = {name: (n, k // 4 * pattern.m) for name, (n, k) in SHAPES.items()}
     codes = {
-        name: rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
-        for name, (n, k) in (shapes or SHAPES).items()
+        name: rng.integers(0, pattern.placements, (n, k // pattern.m), dtype=code_dtype(pattern))
+        for name, (n, k) in shapes.items()
     }
     labels: dict[str, object] = {
         "base_digest": sha("base"),
@@ -35,20 +42,20 @@ def random_mask(
         "domain": "general",
         "calibration_digest": sha("text"),
         "seed": seed,
+        "pattern": pattern,
     }
     return Mask(codes, **{**labels, **fields})  # type: ignore[arg-type]
 
 
 def changed_mask(mask: Mask, share: float, seed: int = 1) -> Mask:
-    """`mask` with about this share of its groups drawn anew, unevenly over the codes."""
+    """`mask` with about this share of its groups drawn anew, unevenly over the codes of 2:4."""
     rng = np.random.default_rng(seed)
+    uneven = [0.4, 0.2, 0.1, 0.1, 0.1, 0.1] if mask.pattern == TWO_FOUR else None
     codes = {}
     for name, own in mask.codes.items():
         codes[name] = own.copy()
         places = rng.random(own.shape) < share
-        codes[name][places] = rng.choice(
-            6, size=int(places.sum()), p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1]
-        )
+        codes[name][places] = rng.choice(mask.pattern.placements, int(places.sum()), p=uneven)
     return Mask(
         codes, mask.base_digest, "maskllm", "french", sha("french"), seed, pattern=mask.pattern
     )

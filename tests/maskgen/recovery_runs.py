@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskgen.format.mask_file import Mask, read_mask, write_mask
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.recover import RecoverRequest, RecoverResult, recover
 from maskgen.recovery.config import RecoverConfig
 from maskgen.texts.text_sets import TextSet

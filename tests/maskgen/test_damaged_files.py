@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from maskgen.apply import apply_mask
 from maskgen.format.coverage import coverage
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask, read_metadata, write_mask
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import read_mask, read_metadata, write_mask
 from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.prune import PruneSettings, prune
 from maskgen.selection import SelectionError

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from maskgen.format.mask_file import Mask, MaskFileError, read_mask, write_mask
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.graft import graft
 from tests.maskgen.masks import random_mask
 from twofour.cli import app

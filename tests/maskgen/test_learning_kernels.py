@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import codes_from_keep
 from maskgen.learning import gumbel, sampling
 from maskgen.learning.native import choose_kernels, native_module
@@ -224,7 +225,7 @@ def test_pair_codes_are_the_placements_of_maskgen():
     generator = torch.Generator().manual_seed(4)
     kept = sampling.top_two(torch.randn(7, 4, 30, generator=generator))
     keep = sampling.keep_from_planes(kept).numpy()
-    assert np.array_equal(sampling.pair_codes(kept).numpy(), codes_from_keep(keep))
+    assert np.array_equal(sampling.pair_codes(kept).numpy(), codes_from_keep(keep, TWO_FOUR))
 
 
 @pytest.mark.parametrize("name", RELAXATIONS)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learn import LearnRequest, learn, parse_config
@@ -47,7 +48,7 @@ def held_out_loss(model_dir: Path, mask: Mask | None) -> float:
     with torch.no_grad():
         for name, codes in (mask.codes if mask else {}).items():
             weight = model.get_submodule(name).weight
-            weight *= torch.from_numpy(keep_from_codes(codes)).float()
+            weight *= torch.from_numpy(keep_from_codes(codes, TWO_FOUR)).float()
         ids = torch.from_numpy(
             token_windows(ModelTokenizer(model_dir), sentences(99, 200).texts, LENGTH)
         ).long()

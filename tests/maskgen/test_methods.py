@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.format.placements import PAIRS, keep_from_codes, project_nm
+from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.placements import keep_from_codes, keep_highest
+from maskgen.format.two_four import PAIRS
 from maskgen.methods.admm import ADMM
 from maskgen.methods.base import NoStatistic, SquaredNorms
 from maskgen.methods.magnitude import Magnitude
@@ -22,6 +24,7 @@ from maskgen.methods.sparsegpt import (
 )
 from maskgen.methods.sparseswaps import SparseSwaps, swap
 from maskgen.methods.wanda import Wanda
+from tests.maskgen.patterns import PATTERNS
 
 CPU = torch.device("cpu")
 
@@ -82,10 +85,41 @@ def test_ria_survives_rows_and_columns_of_zeros() -> None:
     statistic = Ria().statistic(32, CPU)
     statistic.add(inputs)
     codes = Ria().prune_layer(weight, statistic).codes
-    assert not keep_from_codes(codes)[1:, 5].all()
+    assert not keep_from_codes(codes, TWO_FOUR)[1:, 5].all()
 
 
-def slow_sparsegpt(weight: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def best_keep(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
+    """Every placement of every group tried, where they are few enough; else sorted."""
+    keep = np.zeros(scores.shape, dtype=bool)
+    for row, column in itertools.product(range(len(scores)), range(0, scores.shape[1], pattern.m)):
+        group = scores[row, column : column + pattern.m]
+        if pattern.placements < 20_000:
+            ways = itertools.combinations(range(pattern.m), pattern.n)
+            best: list[int] = list(max(ways, key=lambda way, group=group: group[list(way)].sum()))
+        else:
+            best = sorted(range(pattern.m), key=lambda i, group=group: -group[i])[: pattern.n]
+        keep[row, [column + i for i in best]] = True
+    return keep
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_scores_keep_the_best_of_every_group_of_every_pattern(pattern: Pattern) -> None:
+    weight, inputs = layer(7, n=3, k=32)
+    w, x = np.abs(weight.double().numpy()), np.linalg.norm(inputs.double().numpy(), axis=0)
+    relative = w / w.sum(axis=0) + w / w.sum(axis=1, keepdims=True)
+    scores = {Magnitude: w, Wanda: w * x, Ria: relative * x**0.5}
+    for kind, expected in scores.items():
+        method = kind(pattern)
+        statistic = method.statistic(32, CPU)
+        if method.uses_calibration:
+            statistic.add(inputs)
+        codes = method.prune_layer(weight, statistic).codes
+        assert np.array_equal(keep_from_codes(codes, pattern), best_keep(expected, pattern))
+
+
+def slow_sparsegpt(
+    weight: np.ndarray, inputs: np.ndarray, pattern: Pattern = TWO_FOUR
+) -> tuple[np.ndarray, np.ndarray]:
     """SparseGPT in fp64 without blocks, Cholesky factors or in-place tricks.
 
     Column by column, the inverse Hessian of the columns not yet visited is computed from scratch
@@ -102,12 +136,13 @@ def slow_sparsegpt(weight: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, 
     keep = np.zeros(weight.shape, dtype=bool)
     inverses = [np.linalg.inv(hessian[j:, j:]) for j in range(k)]
     for j in range(k):
-        if j % 4 == 0:
+        if j % pattern.m == 0:
             saliency = np.stack(
-                [weight[:, j + i] ** 2 / inverses[j + i][0, 0] for i in range(4)], axis=1
+                [weight[:, j + i] ** 2 / inverses[j + i][0, 0] for i in range(pattern.m)], axis=1
             )
             for row in range(rows):
-                best = sorted(range(4), key=lambda i, row=row: -saliency[row, i])[:2]
+                order = sorted(range(pattern.m), key=lambda i, row=row: -saliency[row, i])
+                best = order[: pattern.n]
                 keep[row, [j + i for i in best]] = True
         error = np.where(keep[:, j], 0, weight[:, j]) / inverses[j][0, 0]
         weight[:, j:] -= np.outer(error, inverses[j][0])
@@ -124,8 +159,20 @@ def test_sparsegpt_matches_a_slow_fp64_reference(seed: int, block: int) -> None:
         weight[:, 6] = 0
     keep, updated = slow_sparsegpt(weight.double().numpy(), inputs.double().numpy())
     moments = inputs.double().T @ inputs.double()
-    codes, fast = sparsegpt(weight.double(), inverse_factor(moments, len(inputs)), block)
-    assert np.array_equal(keep_from_codes(codes), keep)
+    factor = inverse_factor(moments, len(inputs))
+    codes, fast = sparsegpt(weight.double(), factor, block=block)
+    assert np.array_equal(keep_from_codes(codes, TWO_FOUR), keep)
+    np.testing.assert_allclose(fast.numpy(), updated, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("block", [1, 40, 128])
+def test_sparsegpt_of_every_pattern_matches_the_reference(pattern: Pattern, block: int) -> None:
+    weight, inputs = layer(8, n=6, k=64)
+    keep, updated = slow_sparsegpt(weight.double().numpy(), inputs.double().numpy(), pattern)
+    factor = inverse_factor(inputs.double().T @ inputs.double(), len(inputs))
+    codes, fast = sparsegpt(weight.double(), factor, pattern, block)
+    assert np.array_equal(keep_from_codes(codes, pattern), keep)
     np.testing.assert_allclose(fast.numpy(), updated, rtol=1e-9, atol=1e-12)
 
 
@@ -140,9 +187,9 @@ def test_sparsegpt_in_fp32_decides_as_in_fp64() -> None:
     assert mask_only.weight is None
     assert np.array_equal(mask_only.codes, with_update.codes)
     # Where two saliencies are almost equal, fp32 may choose the other one.
-    assert (keep_from_codes(with_update.codes) == keep).mean() > 0.995
+    assert (keep_from_codes(with_update.codes, TWO_FOUR) == keep).mean() > 0.995
     assert with_update.weight is not None
-    same = (keep_from_codes(with_update.codes) == keep).all(axis=1)
+    same = (keep_from_codes(with_update.codes, TWO_FOUR) == keep).all(axis=1)
     assert np.abs(with_update.weight.numpy()[same] - updated[same]).max() < 1e-3
 
 
@@ -152,14 +199,14 @@ def test_the_update_lowers_the_reconstruction_error() -> None:
     statistic.add(inputs)
     pruned = SparseGPTUpdate().prune_layer(weight, statistic)
     assert pruned.weight is not None
-    keep = torch.from_numpy(keep_from_codes(pruned.codes))
+    keep = torch.from_numpy(keep_from_codes(pruned.codes, TWO_FOUR))
     assert (pruned.weight[~keep] == 0).all()
 
     def error(candidate: torch.Tensor) -> float:
         return float(((weight - candidate) @ inputs.T).square().sum())
 
     magnitude = torch.from_numpy(
-        keep_from_codes(Magnitude().prune_layer(weight, NoStatistic()).codes)
+        keep_from_codes(Magnitude().prune_layer(weight, NoStatistic()).codes, TWO_FOUR)
     )
     assert error(pruned.weight) < 0.8 * error(weight * keep) < error(weight * magnitude)
 
@@ -186,7 +233,7 @@ def test_swaps_lower_the_error_of_every_row_and_end_where_no_swap_gains(kept, gr
     weight, inputs = layer(5)
     gram = inputs.T @ inputs
     scores = (weight.abs() * inputs.norm(dim=0)).numpy()
-    start = torch.from_numpy(project_nm(scores, kept, group))
+    start = torch.from_numpy(keep_highest(scores, Pattern(kept, group)))
     keep = swap(weight, start, gram, group, sweeps=100)
     assert torch.equal(
         keep.unflatten(1, (-1, group)).sum(-1), start.unflatten(1, (-1, group)).sum(-1)
@@ -211,7 +258,7 @@ def test_sparseswaps_starts_from_wanda_and_leaves_weights_alone() -> None:
     assert pruned.weight is None
     wanda = Wanda().prune_layer(weight, norms)
     errors = [
-        error(weight, inputs, weight * torch.from_numpy(keep_from_codes(p.codes))).sum()
+        error(weight, inputs, weight * torch.from_numpy(keep_from_codes(p.codes, TWO_FOUR))).sum()
         for p in (pruned, wanda)
     ]
     assert errors[0] < 0.95 * errors[1]
@@ -224,7 +271,7 @@ def test_admm_beats_sparsegpt_and_is_stationary_on_its_mask() -> None:
     ours, theirs = (m().prune_layer(weight, statistic) for m in (ADMM, SparseGPTUpdate))
     assert ours.weight is not None
     assert theirs.weight is not None
-    keep = torch.from_numpy(keep_from_codes(ours.codes))
+    keep = torch.from_numpy(keep_from_codes(ours.codes, TWO_FOUR))
     assert not ours.weight[~keep].any()
     assert error(weight, inputs, ours.weight).sum() < error(weight, inputs, theirs.weight).sum()
     slope = ((ours.weight - weight) @ (inputs.T @ inputs))[keep]

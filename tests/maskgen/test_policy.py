@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
 from maskgen.learning.policy import PolicyLearner

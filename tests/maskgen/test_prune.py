@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from maskgen.apply import apply_mask, with_decoder_weights
 from maskgen.format.coverage import DenseWeight, dense_lines, share
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.prune import PruneSettings, prune
@@ -66,9 +67,9 @@ def naive_wanda(model_dir: Path) -> dict[str, np.ndarray]:
                     model(torch.from_numpy(window[None]).long())
             handle.remove()
             scores = linear.weight.abs() * squares.sqrt().float()
-            codes[name] = project(scores.numpy())
+            codes[name] = project(scores.numpy(), TWO_FOUR)
         for name, linear in linears.items():
-            linear.weight.mul_(torch.from_numpy(keep_from_codes(codes[name])))
+            linear.weight.mul_(torch.from_numpy(keep_from_codes(codes[name], TWO_FOUR)))
     return codes
 
 
@@ -127,7 +128,9 @@ def test_an_update_writes_a_checkpoint_of_its_own(model_dir: Path, tmp_path: Pat
     listed = {f"{name}.weight" for name in mask.codes}
     for name, tensor in after.items():
         if name in listed:
-            keep = torch.from_numpy(keep_from_codes(mask.codes[name.removesuffix(".weight")]))
+            keep = torch.from_numpy(
+                keep_from_codes(mask.codes[name.removesuffix(".weight")], TWO_FOUR)
+            )
             assert (tensor[~keep] == 0).all()
             assert not torch.equal(tensor[keep], before[name][keep])
         else:

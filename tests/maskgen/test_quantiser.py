@@ -8,6 +8,7 @@ from torch import nn
 
 from engines.native.layout import Layout
 from engines.native.lowbit import QuantisedWeights, dequantise, kept_words, pack, unpack
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from maskgen.recovery.quantiser import Grid, fake_quantise, quantise
 
@@ -77,7 +78,7 @@ def test_gradients_pass_straight_through_and_dropped_weights_are_zero():
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_engines_layouts_hold_what_the_quantiser_makes(grid):
     weight, _ = masked_weight(96)
-    keep = torch.from_numpy(keep_from_codes(project(weight.abs().numpy())))
+    keep = torch.from_numpy(keep_from_codes(project(weight.abs().numpy(), TWO_FOUR), TWO_FOUR))
     found = quantise(weight, keep, grid)
     minima = None
     if grid.minimum:

@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from maskgen.format.digests import base_digest
-from maskgen.format.mask_file import Mask, MaskFileError, write_mask
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import write_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from maskgen.learning import loop
 from maskgen.least_squares import damped, kept_weights_update
@@ -85,7 +87,7 @@ def test_recovery_beats_its_start_on_held_out_text_and_keeps_the_mask(model_dir,
     recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
     for name, codes in mask.codes.items():
         weight = recovered[f"{name}.weight"]
-        assert not weight[~torch.from_numpy(keep_from_codes(codes))].any()
+        assert not weight[~torch.from_numpy(keep_from_codes(codes, TWO_FOUR))].any()
     assert result.mask.base_digest == base_digest(tmp_path / "model")
     assert result.mask.codes.keys() == mask.codes.keys()
     names = changed(model_dir, tmp_path / "model")
@@ -256,7 +258,10 @@ def test_quantised_recovery_writes_weights_that_lie_on_their_grid(model_dir, mas
     assert min(curve) < curve[0] - 0.2
     recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
     for name, codes in mask.codes.items():
-        weight, keep = recovered[f"{name}.weight"], torch.from_numpy(keep_from_codes(codes))
+        weight, keep = (
+            recovered[f"{name}.weight"],
+            torch.from_numpy(keep_from_codes(codes, TWO_FOUR)),
+        )
         assert not weight[~keep].any()
         levels = {len(block.unique()) for block in weight.reshape(-1, 32)}
         assert max(levels) <= 16
@@ -278,6 +283,6 @@ def test_a_low_rank_difference_is_merged_and_keeps_the_mask(model_dir, mask, tmp
     )
     assert before.keys() == after.keys()
     for name, codes in mask.codes.items():
-        keep = torch.from_numpy(keep_from_codes(codes))
+        keep = torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
         assert not after[f"{name}.weight"][~keep].any()
         assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] * keep)

@@ -93,6 +93,45 @@ def league(
     _finish(table, console, json_)
 
 
+@app.command("patterns")
+def patterns(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    pattern: Annotated[
+        list[str] | None, _Option(help="N:M (repeat). [2:4, 4:8, 8:16, 16:32]")
+    ] = None,
+    only: Annotated[list[str] | None, _Option(help="Only this method (repeat).")] = None,
+    settings: MethodSettings = None,
+    dtype: Dtype = "auto",
+    windows: FirstWindows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: RedoRows = False,
+    json_: JsonLine = False,
+) -> None:
+    """Quality by pattern and method (docs/results/patterns.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.pages import patterns_page
+    from benchmarks.masks.patterns import KEY, METHODS, run_patterns
+    from maskgen.format.pattern import Pattern
+
+    if unknown := sorted(set(only or ()) - set(METHODS)):
+        raise ValueError(f"--only {unknown[0]!r} is none of {', '.join(METHODS)}")
+    chosen = [Pattern.parse(text) for text in pattern or ("2:4", "4:8", "8:16", "16:32")]
+    console = Console(stderr=json_)
+    bench = _workbench(
+        model, work, console, calibration_windows, calibration_length, windows, dtype
+    )
+    texts = _general_texts(learn, wikitext2, c4)
+    table = _table(TableSpec("patterns", KEY, patterns_page), bench, texts.digests(), redo)
+    changed = _overrides(settings or [])
+    run_patterns(bench, texts, table, chosen, set(only or METHODS), changed)
+    _finish(table, console, json_)
+
+
 @app.command("domains")
 def domains(
     general: Annotated[Path, _Option(help="The general mask.")],

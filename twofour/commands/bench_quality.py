@@ -31,7 +31,8 @@ def quality(
     from benchmarks.engine.arms import LLAMA
     from benchmarks.engine.pages import quality_page
     from benchmarks.engine.quality import KEY, quality_arms
-    from maskgen.format.mask_file import base_digest, read_mask
+    from maskgen.format.digests import base_digest
+    from maskgen.format.mask_file import read_mask
     from maskgen.models import resolve_model
     from maskgen.texts.text_sets import load_texts
 

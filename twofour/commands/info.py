@@ -6,9 +6,12 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from engines.directory.manifest import Manifest
 
 _PACKAGES = ("twofour", "numpy", "tokenizers", "llguidance", "torch", "transformers", "vllm")
 
@@ -17,11 +20,14 @@ def info(
     directory: Annotated[Path | None, typer.Argument(help="An engine directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON as the last line.")] = False,
 ) -> None:
-    """Instruction sets, versions, the masks that come with twofour, and an engine directory."""
+    """Instruction sets, patterns, versions, twofour's own masks, and an engine directory."""
     import json
+
+    from engines.mask_rules import RUN_PATTERNS, describe_patterns
 
     report: dict[str, Any] = {
         "machine": _machine(),
+        "patterns": {target: describe_patterns(target) for target in RUN_PATTERNS},
         "versions": _versions(),
         "masks": _masks("smollm2-135m"),
     }
@@ -82,6 +88,7 @@ def _engine(directory: Path) -> dict[str, Any]:
         "base_digest": manifest.base_digest,
         "default_mask": manifest.default_mask,
         "masks": {m.name: f"{m.digest} {m.changed_share:.2%} changed" for m in manifest.masks},
+        "pattern": _pattern(directory, manifest),
         "layout": manifest.layout.id if manifest.layout else None,
         "sealed": manifest.sealed,
         "bytes": sum(file.bytes for file in manifest.files.values()),
@@ -96,3 +103,11 @@ def _engine(directory: Path) -> dict[str, Any]:
 
         facts["engines"] = describe_engines(directory)
     return facts
+
+
+def _pattern(directory: Path, manifest: Manifest) -> str | None:
+    from maskgen.format.mask_file import read_metadata
+
+    if manifest.default_mask is None:
+        return None
+    return read_metadata(directory / manifest.mask(manifest.default_mask).file)["pattern"]

@@ -14,7 +14,7 @@ from twofour.commands.option_values import Transform
 from twofour.commands.progress import layer_bar
 
 if TYPE_CHECKING:
-    from maskgen.format.mask_file import Mask
+    from maskgen.format.mask import Mask
 
 app = typer.Typer(no_args_is_help=True, help="Make, inspect, compare and apply masks.")
 app.command("learn")(mask_learn.learn)
@@ -58,6 +58,9 @@ def prune(
     ] = None,
     dense_first: Annotated[int, typer.Option(help="First decoder layers left dense.", min=0)] = 0,
     dense_last: Annotated[int, typer.Option(help="Last decoder layers left dense.", min=0)] = 0,
+    pattern: Annotated[
+        str, typer.Option(help="N:M, weights that are kept of every M, such as 4:8 or 16:32.")
+    ] = "2:4",
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="New model directory, for methods that change weights."),
@@ -68,7 +71,10 @@ def prune(
 ) -> None:
     """Compute a mask in one shot."""
     from maskgen.format.coverage import coverage, dense_lines
-    from maskgen.format.mask_file import base_digest, read_mask, write_mask
+    from maskgen.format.digests import base_digest
+    from maskgen.format.mask import check_pattern
+    from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.pattern import Pattern
     from maskgen.models import resolve_model
     from maskgen.prune import PruneSettings
     from maskgen.prune import prune as run
@@ -90,12 +96,14 @@ def prune(
         dtype=dtype,
         layers=LayerChoice(include or (), exclude or (), dense_first, dense_last),
         checkpoint=checkpoint,
+        pattern=Pattern.parse(pattern),
     )
     console = Console()
     directory = resolve_model(model, transform)
     base = None if parent is None else read_mask(parent)
     if base is not None and checkpoint is None:
         check_base(base, base_digest(directory), model)  # before minutes of work, not after
+        check_pattern(base, settings.pattern, str(parent))
     texts = None
     if data is not None:
         with console.status(f"reading {data}"):
@@ -110,8 +118,8 @@ def prune(
     bits = out.stat().st_size * 8 / result.mask.weights
     _say(
         console,
-        f"{out}: {method} mask of {len(result.mask.codes)} layers, {bits:.3f} bits per weight, "
-        f"from {result.tokens:,} tokens in {result.seconds:.1f} s",
+        f"{out}: {settings.pattern} {method} mask of {len(result.mask.codes)} layers, "
+        f"{bits:.3f} bits per weight, from {result.tokens:,} tokens in {result.seconds:.1f} s",
     )
     _say(console, f"{out} {coverage(result.mask)}")
     if checkpoint is not None:
@@ -128,7 +136,7 @@ def inspect(
     from maskgen.compare import summarise_layers
     from maskgen.format.coverage import coverage
     from maskgen.format.mask_file import read_mask
-    from maskgen.format.placements import PLACEMENTS
+    from maskgen.format.placements import all_placements, placement_text
 
     mask = read_mask(file, parent)
     rows = summarise_layers(mask)
@@ -143,22 +151,35 @@ def inspect(
     if plot is not None:
         from maskgen.plots import plot_placements
 
-        plot_placements(plot, rows, f"{mask.method} for {mask.domain}")
+        plot_placements(plot, mask.pattern, rows, f"{mask.method} for {mask.domain}")
     if as_json:
         layers = [
-            {"name": r.name, "shape": r.shape, "density": r.density, "placements": r.placements}
+            {
+                "name": r.name,
+                "shape": r.shape,
+                "density": r.density,
+                "places": r.places,
+                "placements": r.placements,
+            }
             for r in rows
         ]
         typer.echo(json.dumps({**facts, "per_layer": layers}))
         return
     console = Console()
-    names = ["".join("1" if kept else "0" for kept in row) for row in PLACEMENTS]
-    table = Table(title=str(file), caption="kept: weights, placements: groups, in %")
+    few = bool(rows[0].placements)
+    what = "placements" if few else "places in a group"
+    table = Table(title=str(file), caption=f"kept: weights, {what}: groups, in %")
+    names = (
+        [placement_text(placement) for placement in all_placements(mask.pattern)]
+        if few
+        else [str(place) for place in range(1, mask.pattern.m + 1)]
+    )
     table.add_column("layer", no_wrap=True)
     for heading in ("weight", "kept", *names):
         table.add_column(heading, justify="right")
     for row in rows:
-        shares = [f"{100 * share:.1f}" for share in (row.density, *row.placements)]
+        shown = row.placements if few else row.places
+        shares = [f"{100 * share:.1f}" for share in (row.density, *shown)]
         table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
     console.print(table)
     _print_facts(console, facts)
@@ -267,7 +288,7 @@ def apply(
 
 def _facts(mask: Mask) -> dict[str, Any]:
     return {
-        "pattern": mask.pattern,
+        "pattern": str(mask.pattern),
         "method": mask.method,
         "domain": mask.domain,
         "seed": mask.seed,
@@ -308,7 +329,6 @@ def _difference_json(row: Any) -> dict[str, Any]:
 
 
 def _stored_bits(mask: Mask, other: Mask) -> int:
-    from maskgen.format import difference as delta
+    from maskgen.format.mask_file import difference_tensors
 
-    coded = delta.encode(mask.codes, other.codes)
-    return 8 * (coded.words.nbytes + coded.tables.nbytes + coded.table_of_layer.nbytes)
+    return 8 * sum(tensor.nbytes for tensor in difference_tensors(mask, other).values())

@@ -12,7 +12,8 @@ from rich.console import Console
 from twofour.commands.option_values import Transform, method_settings
 
 if TYPE_CHECKING:
-    from maskgen.format.mask_file import Mask
+    from maskgen.format.mask import Mask
+    from maskgen.format.pattern import Pattern
     from maskgen.texts.text_sets import TextSet
 
 _Option = typer.Option
@@ -28,6 +29,9 @@ def learn(
     prior: Annotated[
         str, _Option(help="Where to start: a mask file, or a one-shot method to run first.")
     ] = "sparsegpt",
+    pattern: Annotated[
+        str | None, _Option(help="N:M of a prior that is computed [default: 2:4].")
+    ] = None,
     method: Annotated[str, _Option(help="maskllm, roi or maskpro.")] = "maskllm",
     domain: Annotated[str, _Option(help="Label: what kind of text this is for.")] = "general",
     steps: Annotated[int | None, _Option(help="Optimiser steps.")] = None,
@@ -73,7 +77,9 @@ def learn(
     """Learn a mask. Under torchrun, every rank takes its share of the micro-batches."""
     from engines.typed_options import read_options
     from maskgen.format.coverage import coverage
+    from maskgen.format.mask import check_pattern
     from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.pattern import Pattern
     from maskgen.learn import LearnRequest
     from maskgen.learn import learn as run
     from maskgen.models import resolve_model
@@ -116,7 +122,10 @@ def learn(
         held_out=None if held_out is None else load_texts(held_out),
         held_out_every=0 if held_out is None else held_out_every,
     )
-    start = prior_mask(prior, directory, texts, request.folder, request.layers, console)
+    wanted = None if pattern is None else Pattern.parse(pattern)
+    start = prior_mask(prior, wanted, directory, texts, request.folder, request.layers, console)
+    if base is not None:
+        check_pattern(base, start.pattern, str(parent))  # before hours of work, not after
     result = run(directory, texts, start, request, console)
     if not result.first:
         return
@@ -135,6 +144,7 @@ def learn(
 
 def prior_mask(
     prior: str,
+    pattern: Pattern | None,
     directory: Path,
     texts: TextSet,
     folder: Path,
@@ -146,21 +156,28 @@ def prior_mask(
     A computed prior is kept in the run's folder, so that a resumed run starts from the same one.
 
     Raises:
+        MaskFileError: the file's mask has another pattern than is asked for.
         ValueError: neither a file nor a one-shot method, or a method under torchrun.
     """
+    from maskgen.format.mask import check_pattern
     from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.pattern import TWO_FOUR
     from maskgen.prune import PruneSettings, prune
     from maskgen.registry import load_method, method_names
 
     if Path(prior).is_file():
-        return read_mask(Path(prior))
+        mask = read_mask(Path(prior))
+        check_pattern(mask, pattern or mask.pattern, prior)
+        return mask
     if prior not in method_names("prune"):
         raise ValueError(
             f"prior {prior!r} is neither a mask file nor one of {', '.join(method_names('prune'))}"
         )
     kept = folder / f"prior-{prior}.safetensors"
     if kept.is_file():
-        return read_mask(kept)
+        mask = read_mask(kept)
+        check_pattern(mask, pattern or mask.pattern, str(kept))
+        return mask
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             f"several ranks cannot each compute the prior: `twofour mask prune --method {prior}`"
@@ -173,7 +190,7 @@ def prior_mask(
     result = prune(
         directory,
         texts if chosen.uses_calibration else None,
-        PruneSettings(method=prior, layers=layers),
+        PruneSettings(method=prior, layers=layers, pattern=pattern or TWO_FOUR),
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_mask(kept, result.mask)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.compressed import DenseView
 from engines.errors import EngineDirectoryError
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 BF16 = ml_dtypes.bfloat16
@@ -81,7 +82,7 @@ def test_every_layout_is_the_same_weight(tmp_path: Path, tensors: Any, kind: str
     codes = found.codes(name)
     if kind == "sparse-24-bitmask":
         assert codes is not None
-        assert np.array_equal(keep_from_codes(codes), WEIGHT != 0)
+        assert np.array_equal(keep_from_codes(codes, TWO_FOUR), WEIGHT != 0)
     else:
         assert codes is None
     if tensors is FLAT_EVERYTHING:

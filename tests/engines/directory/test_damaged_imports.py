@@ -12,7 +12,9 @@ import numpy as np
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.import_checkpoint import import_checkpoint
 from engines.errors import EngineDirectoryError
-from maskgen.format.mask_file import base_digest, read_mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from tests.damage import check_error, damaged, memory_limit
 from tests.engines.directory.test_import_checkpoint import (
@@ -56,6 +58,6 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         assert mask.base_digest == base_digest(found.model)
         written = Checkpoint(found.model)
         for layer, codes in mask.codes.items():
-            dropped = written.tensor(f"{layer}.weight")[~keep_from_codes(codes)]
+            dropped = written.tensor(f"{layer}.weight")[~keep_from_codes(codes, TWO_FOUR)]
             assert not np.count_nonzero(dropped.astype(np.float32))
     assert min(outcomes["refused"], outcomes["imported"]) > 20, outcomes

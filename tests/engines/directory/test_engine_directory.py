@@ -23,6 +23,7 @@ from engines.native.layout import Layout, PackedWeights, unpack
 from engines.registry import open_engine
 from engines.text import TextCodec
 from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import as_version_1, edit_manifest
 from tests.tiny_model import make_tiny_llama
@@ -58,7 +59,7 @@ def test_weights_and_complement_hold_the_model(
         assert packed.data.ctypes.data % 64 == 0
         found, found_codes = unpack(packed)
         np.testing.assert_array_equal(found_codes, codes)
-        kept = np.where(keep_from_codes(codes), dense, np.zeros_like(dense))
+        kept = np.where(keep_from_codes(codes, TWO_FOUR), dense, np.zeros_like(dense))
         np.testing.assert_array_equal(found, kept)
         assert found_codes is not None
         fill_dropped(found, found_codes, complement.tensor(f"{layer}.dropped"))

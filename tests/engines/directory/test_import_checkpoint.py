@@ -19,7 +19,9 @@ from engines.errors import EngineDirectoryError, MaskError
 from engines.reference.engine import ReferenceEngine
 from engines.registry import run_builder
 from maskgen.format.coverage import DenseWeight
-from maskgen.format.mask_file import base_digest, read_mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from tests.engines.conftest import LINEARS
 from twofour.cli import app
@@ -37,7 +39,7 @@ def pruned(model: Path) -> tuple[Tensors, Tensors]:
     keeps = {}
     for name, value in tensors.items():
         if name.removesuffix(".weight").endswith(LINEARS):
-            keep = keep_from_codes(project(np.abs(value.astype(np.float32))))
+            keep = keep_from_codes(project(np.abs(value.astype(np.float32)), TWO_FOUR), TWO_FOUR)
             value = value.copy()
             value[~keep] = -0.0
             tensors[name], keeps[name.removesuffix(".weight")] = value, keep
@@ -82,7 +84,7 @@ def check_import(found: Any, dense: Tensors, keeps: Tensors) -> None:
             bits = written[name].view(np.uint16)
             assert not (bits == 0x8000).any(), "-0.0 survived"
             # Ties between zeros may be kept elsewhere; nothing that is not zero may be lost.
-            keep = keep_from_codes(mask.codes[name.removesuffix(".weight")])
+            keep = keep_from_codes(mask.codes[name.removesuffix(".weight")], TWO_FOUR)
             assert not value[~keep].astype(np.float32).any()
     assert "quantization_config" not in Checkpoint(found.model).config
 
@@ -277,7 +279,9 @@ def test_experts_are_imported_and_refused_by_engines(mixtral: Path, tmp_path: Pa
     tensors = load_file(mixtral / "model.safetensors")
     for name, value in tensors.items():
         if ".experts." in name:
-            value[~keep_from_codes(project(np.abs(value.astype(np.float32))))] = 0
+            value[
+                ~keep_from_codes(project(np.abs(value.astype(np.float32)), TWO_FOUR), TWO_FOUR)
+            ] = 0
     source = write_model(mixtral, tmp_path / "source", tensors)
     (tmp_path / "out").mkdir()
     found = import_checkpoint(source, tmp_path / "out")

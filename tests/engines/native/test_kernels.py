@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from engines.native import kernels, layout
 from engines.native.kernels import KernelError
 from engines.native.layout import BF16, PackedWeights
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 ISAS = kernels.supported_isas()
@@ -28,7 +29,7 @@ def layer(n: int, k: int, seed: int = 0) -> tuple[PackedWeights, PackedWeights, 
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((n, k)).astype(BF16)
     codes = rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
-    kept = np.where(keep_from_codes(codes), weights.astype(np.float64), 0.0)
+    kept = np.where(keep_from_codes(codes, TWO_FOUR), weights.astype(np.float64), 0.0)
     return layout.pack_sparse(weights, codes), layout.pack_dense(kept.astype(BF16)), kept
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engines.native import layout
 from engines.native.layout import BF16, Layout, LayoutError, PackedWeights
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 40))  # rows, groups
@@ -32,7 +33,7 @@ def test_unpacking_gives_back_what_the_mask_keeps(
     packed = layout.pack_sparse(weights, codes, threads=threads)
     dense, unpacked_codes = layout.unpack(packed, threads=threads)
     np.testing.assert_array_equal(unpacked_codes, codes)
-    kept = np.where(keep_from_codes(codes), weights.view(np.uint16), 0)
+    kept = np.where(keep_from_codes(codes, TWO_FOUR), weights.view(np.uint16), 0)
     np.testing.assert_array_equal(dense.view(np.uint16), kept)
 
 

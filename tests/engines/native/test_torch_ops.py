@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maskgen.format.pattern import TWO_FOUR
+
 torch = pytest.importorskip("torch")
 
 from engines.native.layout import Layout  # noqa: E402
@@ -17,7 +19,7 @@ def layer(n: int = 48, k: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.T
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
     weights = torch.from_numpy(rng.standard_normal((n, k), dtype=np.float32)).bfloat16()
-    weights *= torch.from_numpy(keep_from_codes(codes))
+    weights *= torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
     return weights, pack_tensor(weights, torch.from_numpy(codes)), pack_tensor(weights, None)
 
 

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from engines.reference.build import build
 from safetensors.torch import load_file, save_file
 
 from engines.base import GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError, PromptTooLongError, UnknownMaskError
-from engines.reference.build import build
 from engines.reference.engine import ReferenceEngine
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import mask_of_experts
 from tests.tiny_model import make_tiny_llama
@@ -44,7 +45,9 @@ def greedy_by_hand(model_dir: Path, mask_file: Path, prompt: list[int], steps: i
     mask = read_mask(mask_file)
     with torch.no_grad():
         for layer, codes in mask.codes.items():
-            model.get_submodule(layer).weight.mul_(torch.from_numpy(keep_from_codes(codes)))
+            model.get_submodule(layer).weight.mul_(
+                torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
+            )
         ids = list(prompt)
         for _ in range(steps):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))

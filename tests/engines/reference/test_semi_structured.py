@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engines.reference.build import build as build_reference
 from transformers import AutoModelForCausalLM
 
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
-from engines.reference.build import build as build_reference
 from engines.reference.engine import ReferenceEngine
 from engines.reference.semi_structured import (
     PackedMasks,
@@ -24,7 +24,8 @@ from engines.reference.semi_structured import (
     unpack_semi_structured,
 )
 from engines.sampling import SamplingParams
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from tests.engines.tensorrt_llm.helpers import mask_file, masked_state, random_mask
 from tests.tiny_model import make_tiny_llama
@@ -34,12 +35,14 @@ SHAPES = {"a": (64, 128), "b": (32, 64), "odd": (24, 40)}
 
 def _mask(seed: int, shapes: dict[str, tuple[int, int]] = SHAPES) -> Mask:
     draw = np.random.default_rng(seed)
-    codes = {name: project(draw.random(s, dtype=np.float32)) for name, s in shapes.items()}
+    codes = {
+        name: project(draw.random(s, dtype=np.float32), TWO_FOUR) for name, s in shapes.items()
+    }
     return Mask(codes, "0" * 64, "random", "test", None, seed)
 
 
 def _masked(weight: torch.Tensor, mask: Mask, layer: str) -> torch.Tensor:
-    keep = torch.from_numpy(keep_from_codes(mask.codes[layer]))
+    keep = torch.from_numpy(keep_from_codes(mask.codes[layer], TWO_FOUR))
     return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype))
 
 

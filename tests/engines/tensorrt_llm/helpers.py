@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from maskgen.format.mask_file import Mask, base_digest, write_mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask import Mask
+from maskgen.format.mask_file import write_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from tests.tiny_model import make_tiny_llama
 
@@ -29,7 +32,7 @@ def random_mask(
     for name, tensor in load_file(model / "model.safetensors").items():
         layer = name.removesuffix(".weight")
         if layer.endswith(LINEAR) and name.endswith(".weight") and wanted(layer):
-            codes[layer] = project(draw.random(tuple(tensor.shape), dtype=np.float32))
+            codes[layer] = project(draw.random(tuple(tensor.shape), dtype=np.float32), TWO_FOUR)
     return Mask(codes, base_digest(model), "random", f"domain{seed}", None, seed)
 
 
@@ -43,7 +46,7 @@ def masked_state(model: Path, mask: Mask | None) -> dict[str, torch.Tensor]:
     """The model's tensors with the mask applied, by torch."""
     state = load_file(model / "model.safetensors")
     for layer, codes in (mask.codes if mask else {}).items():
-        keep = torch.from_numpy(keep_from_codes(codes))
+        keep = torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
         weight = state[f"{layer}.weight"]
         state[f"{layer}.weight"] = torch.where(keep, weight, torch.zeros_like(weight))
     return state

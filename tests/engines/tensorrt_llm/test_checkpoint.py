@@ -16,7 +16,7 @@ from engines.directory.checkpoint import Checkpoint
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.checkpoint import write_checkpoint
 from engines.tensorrt_llm.config import Mapping, checkpoint_config, convertible_decoder
-from maskgen.format.mask_file import Mask
+from maskgen.format.mask import Mask
 from tests.engines.tensorrt_llm.helpers import masked_state, random_mask, restore
 from tests.tiny_model import make_tiny_llama
 

@@ -22,6 +22,7 @@ from engines.vllm_plugin.catalog import MaskCatalog
 from engines.vllm_plugin.format import dense_values, parse_spec, unpack_nibbles
 from engines.vllm_plugin.weights import MaskedWeights
 from maskgen.format.mask_file import read_mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import mask_of_experts, random_mask
 from tests.tiny_model import make_tiny_llama
@@ -51,7 +52,7 @@ def test_the_checkpoint_holds_the_masked_model(built: Path, tiny_model: Path) ->
         assert name not in written
         codes = unpack_nibbles(written.raw(f"{layer}.codes"), base.spec(name).shape[1] // 4)
         dense = dense_values(written.tensor(f"{layer}.kept"), None, codes)
-        keep = keep_from_codes(mask.codes[layer])
+        keep = keep_from_codes(mask.codes[layer], TWO_FOUR)
         assert np.array_equal(dense, np.where(keep, base.tensor(name), BF16.type(0)))
 
 
@@ -71,7 +72,7 @@ def test_another_mask_is_cut_from_kept_and_dropped_values(built: Path, tiny_mode
     for layer, values in weights.values(codes, codes).items():
         kept = values["kept"].view(torch.uint16).numpy().view(BF16)
         dense = dense_values(kept, None, codes[layer])
-        keep = keep_from_codes(codes[layer])
+        keep = keep_from_codes(codes[layer], TWO_FOUR)
         assert np.array_equal(dense, np.where(keep, base.tensor(f"{layer}.weight"), BF16.type(0)))
     weights.active = codes
     assert not weights.differ(codes, codes)

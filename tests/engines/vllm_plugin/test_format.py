@@ -20,6 +20,7 @@ from engines.vllm_plugin.format import (
     parse_spec,
     unpack_nibbles,
 )
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 
@@ -38,7 +39,7 @@ def test_kept_and_dropped_make_up_the_layer(layer: tuple[Any, Any]) -> None:
     kept, dropped = kept_values(dense, codes), dropped_values(dense, codes)
     assert kept.shape == dropped.shape == (len(dense), dense.shape[1] // 2)
     assert np.array_equal(dense_values(kept, dropped, codes), dense)
-    masked = np.where(keep_from_codes(codes), dense, BF16.type(0))
+    masked = np.where(keep_from_codes(codes, TWO_FOUR), dense, BF16.type(0))
     assert np.array_equal(dense_values(kept, None, codes), masked)
     for values in (kept, dropped):
         assert not (values.view(np.uint16) == 0x8000).any(), "-0.0 survived"

@@ -16,7 +16,8 @@ from maskgen.format.coverage import (
     share,
     together,
 )
-from maskgen.format.mask_file import MaskFileError, read_mask, write_mask
+from maskgen.format.mask import MaskFileError
+from maskgen.format.mask_file import read_mask, write_mask
 from tests.maskgen.masks import changed_mask, random_mask
 
 

@@ -14,16 +14,13 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskgen.format.mask_file import (
-    Mask,
-    MaskFileError,
-    base_digest,
-    read_mask,
-    read_metadata,
-    write_mask,
-)
+from maskgen.format.digests import base_digest
+from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask_file import read_mask, read_metadata, write_mask
 from maskgen.format.model_directory import ModelDirectoryError
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from tests.maskgen.masks import SHAPES, changed_mask, header_end, random_mask, sha
+from tests.maskgen.patterns import PATTERNS, any_pattern
 
 GOLDEN = Path(__file__).parent / "golden"
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -41,6 +38,43 @@ def rewrite(path: Path, **changes: str | None) -> None:
             header["__metadata__"][key] = value
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+@SAME_FOLDER
+@given(pattern=any_pattern, seed=st.integers(0, 2**32), share=st.floats(0, 1))
+def test_files_of_every_pattern_round_trip(
+    tmp_path: Path, pattern: Pattern, seed: int, share: float
+) -> None:
+    general = random_mask(seed, pattern=pattern)
+    domain = changed_mask(general, share)
+    write_mask(tmp_path / "general.safetensors", general)
+    write_mask(tmp_path / "domain.safetensors", domain, parent=general)
+    for name, mask in (("general", general), ("domain", domain)):
+        path = tmp_path / f"{name}.safetensors"
+        read = read_mask(path)
+        assert (read.digest, read.pattern, read.shapes) == (mask.digest, pattern, mask.shapes)
+        features = json.loads(read_metadata(path)["required_features"])
+        assert ("pattern" in features) == (pattern != TWO_FOUR)
+        assert ("difference" in features) == (name == "domain")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_damaged_files_of_every_pattern_are_refused(tmp_path: Path, pattern: Pattern) -> None:
+    general, path = random_mask(3, pattern=pattern), tmp_path / "m.safetensors"
+    parent = tmp_path / "p.safetensors"
+    write_mask(parent, general)
+    rng = np.random.default_rng(0)
+    for stored_against in (None, general):
+        write_mask(path, changed_mask(general, 0.3), parent=stored_against)
+        whole = path.read_bytes()
+        start = header_end(path)
+        for place in rng.integers(start, len(whole), 40).tolist():
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            with pytest.raises(MaskFileError) as caught:
+                read_mask(path, parent)
+            assert "\n" not in str(caught.value)
 
 
 @SAME_FOLDER
@@ -182,13 +216,16 @@ def test_a_parent_must_fit(tmp_path: Path) -> None:
         write_mask(path, random_mask(1, {"a": (4, 4)}), parent=general)
     with pytest.raises(MaskFileError, match="base model"):
         write_mask(path, random_mask(1, base_digest=sha("x")), parent=general)
+    with pytest.raises(MaskFileError, match="the mask is 4:8, its parent 2:4"):
+        write_mask(path, random_mask(1, pattern=Pattern(4, 8)), parent=general)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pattern": "1:4"}, "pattern '1:4'"),
+        ({"pattern": Pattern(1, 4)}, "code 5 is no placement of 1:4"),
+        ({"pattern": Pattern(8, 16)}, "codes are uint8, those of 8:16 uint16"),
         ({"base_digest": "abc"}, "base_digest 'abc'"),
         ({"calibration_digest": "A" * 64}, "calibration_digest"),
         ({"method": ""}, "method ''"),
@@ -216,7 +253,13 @@ def test_malformed_masks_are_refused(fields: dict[str, object], message: str) ->
         ({"required_features": "{}"}, "not a JSON list"),
         ({"required_features": '["difference"]'}, "exactly when"),
         ({"parent_digest": sha("p")}, "exactly when"),
-        ({"pattern": "2:8"}, "pattern '2:8'"),
+        (
+            {"pattern": "2:8"},
+            "'pattern' exactly when its pattern is not 2:4; this one is 2:8",
+        ),
+        ({"pattern": "half"}, "'half' is not a pattern"),
+        ({"pattern": "8:8"}, "8:8 is not a pattern"),
+        ({"required_features": '["pattern"]'}, "requires 'pattern' exactly when"),
         ({"seed": "1e3"}, "seed '1e3'"),
         ({"seed": "99999999999999999999"}, "seed 99999999999999999999"),
         ({"base_digest": sha("x")}, "does not have the digest it states"),

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from maskgen.apply import apply_mask
-from maskgen.format.mask_file import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.model_directory import WEIGHTS_FILE
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from maskgen.prune import PruneSettings, prune
 from maskgen.transform.absorb import (
@@ -42,7 +43,7 @@ def moved_keep(mask: Mask, transform: Transform, directory: Path) -> dict[str, t
     steps = steps_by_tensor(transform, model_groups(directory).groups)
     found = {}
     for name, codes in mask.codes.items():
-        keep = keep_from_codes(codes).view(np.uint8).copy()
+        keep = keep_from_codes(codes, TWO_FOUR).view(np.uint8).copy()
         change_weight(keep, transform, steps[f"{name}.weight"])
         found[name] = torch.from_numpy(keep).bool()
     return found
@@ -77,7 +78,7 @@ def test_carried_masks_keep_what_fits(model: Path, tmp_path: Path) -> None:
     kept = total = 0
     for name, moved in moved_keep(mask, transform, model).items():
         groups = moved.reshape(len(moved), -1, 4)
-        now = torch.from_numpy(keep_from_codes(carried.mask.codes[name])).view_as(groups)
+        now = torch.from_numpy(keep_from_codes(carried.mask.codes[name], TWO_FOUR)).view_as(groups)
         both = (now & groups).sum(-1)
         assert torch.equal(both, groups.sum(-1).clamp_max(2))  # nothing kept is given up for others
         kept, total = kept + int(both.sum()), total + int(groups.sum())
