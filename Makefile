@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm soak sanitize lint type stubs check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-emulated soak sanitize lint type stubs check bench bench-vllm serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,9 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute
 	tests/engines/sanitize.sh $(BIN)/python 30
+
+test-emulated: setup ## low-bit kernels for VNNI and AVX-512 by SIMDe (libsimde-dev), on a machine without these
+	tests/engines/emulated.sh $(BIN)/python
 
 soak: setup ## 15 minutes of random requests, masks and cancellations
 	$(BIN)/python -m pytest -m soak tests/engines/cpu/test_soak.py

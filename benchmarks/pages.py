@@ -9,6 +9,7 @@ from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import quality_page, speed_page, split_page
+from benchmarks.kernels.lowbit_page import lowbit_page
 from benchmarks.kernels.page import kernels_page
 from benchmarks.masks.pages import (
     ablations_page,
@@ -32,6 +33,7 @@ the texts that they read are listed in [evaluation](../evaluation.md#texts).
 
 PAGES: Mapping[str, Page] = {
     "kernels": kernels_page,
+    "kernels-lowbit": lowbit_page,
     "bench-engine": speed_page,
     "engine-split": split_page,
     "mask-mix": mix_page,

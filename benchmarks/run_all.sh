@@ -34,6 +34,7 @@ vllm=(--peer vllm-dense=.venv-vllm/bin/python --vllm-dtype $dtype --vllm-binding
 
 twofour bench kernels --plot
 twofour bench kernels --shapes 4096x14336,4096x4096,8192x2048 --isa all --tokens 1,8,32 --keep
+twofour bench kernels --lowbit --shapes 4096x4096,14336x4096,1536x576,576x1536 --tokens 1,8,32,128
 twofour bench engine speed --model smollm2-135m "${pair[@]}" --kv-mib 1024 \
     ${gguf[@]+"${gguf[@]}"} "${vllm[@]}"
 twofour bench engine speed --dense $runs/1b/dense --sparse $runs/1b/sparse --lengths 128/32 \

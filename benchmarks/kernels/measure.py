@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,8 +39,9 @@ TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 KEY = ("n", "k", "tokens", "threads", "isa")
 """What names a row."""
 
-_READ_BYTES = 256 << 20
-_READ_SLICE = 32 << 20
+READ_BYTES = 256 << 20
+"""What is read, slice by slice, to measure the read bandwidth."""
+READ_SLICE = 32 << 20
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 400
 
 Say = Callable[[str], object]
@@ -89,9 +90,9 @@ class Layer:
         weights = (rng.standard_normal((n, k), dtype=np.float32) * 0.02).astype(layout.BF16)
         codes = rng.integers(0, 6, (n, k // 4), dtype=np.uint8)
         sparse, dense = layout.pack_sparse(weights, codes), layout.pack_dense(weights)
-        self.copies = -(-2 * _cache_bytes() // sparse.data.size)
-        self.sparse = _copies(sparse, self.copies)
-        self.dense = _copies(dense, self.copies)
+        self.copies = copy_count(sparse.data.size)
+        self.sparse = copies(sparse, self.copies)
+        self.dense = copies(dense, self.copies)
         tensor = torch.from_numpy(weights.view(np.uint16)).view(torch.bfloat16)
         self.onednn = [tensor.clone() for _ in range(self.copies)]
         self._kept = np.where(keep_from_codes(codes, TWO_FOUR), weights, ml_dtypes.bfloat16(0))
@@ -127,7 +128,7 @@ def measure(
         seconds: time for one row, if that is enough for a few rounds.
         progress: gets a line per row.
     """
-    buffer = layout.empty(_READ_BYTES)
+    buffer = layout.empty(READ_BYTES)
     buffer[:] = 1
     found = []
     with torch.inference_mode():
@@ -159,11 +160,11 @@ def measure_alternation(threads: int, seconds: float) -> list[dict[str, Any]]:
             blocks: dict[str, list[float]] = {"ours": [], "theirs": [], "ours*": [], "theirs*": []}
             # Blocks in turns, so that a change of the machine's speed hits all alike.
             for _ in range(4):
-                for name, times in _rounds({"ours": ours}, seconds / 8).items():
+                for name, times in rounds({"ours": ours}, seconds / 8).items():
                     blocks[name] += times[1:]
-                for name, times in _rounds({"theirs": theirs}, seconds / 8).items():
+                for name, times in rounds({"theirs": theirs}, seconds / 8).items():
                     blocks[name] += times[1:]
-                for name, times in _rounds({"ours*": ours, "theirs*": theirs}, seconds / 4).items():
+                for name, times in rounds({"ours*": ours, "theirs*": theirs}, seconds / 4).items():
                     blocks[name] += times[1:]
             alone = {name: 1e3 * median(times) for name, times in blocks.items()}
             found.append(
@@ -190,10 +191,10 @@ def _measure_row(
     seconds: float,
 ) -> KernelRow:
     arms = _arms(layer, batch, threads, isa)
-    slices = [buffer[i : i + _READ_SLICE] for i in range(0, _READ_BYTES, _READ_SLICE)]
+    slices = [buffer[i : i + READ_SLICE] for i in range(0, READ_BYTES, READ_SLICE)]
     arms["read"] = lambda i: kernels.read(slices[i % len(slices)], threads=threads, isa=isa)
     with OtherCpu() as other:
-        samples = _rounds(arms, seconds)
+        samples = rounds(arms, seconds)
     times = {name: median(values) for name, values in samples.items()}
     return KernelRow(
         n=layer.n,
@@ -208,7 +209,7 @@ def _measure_row(
         dense_onednn_ms=1e3 * times["onednn"],
         sparse_gbps=layer.sparse[0].data.size / times["sparse"] / 1e9,
         dense_own_gbps=layer.dense[0].data.size / times["dense"] / 1e9,
-        read_gbps=_READ_SLICE / times["read"] / 1e9,
+        read_gbps=READ_SLICE / times["read"] / 1e9,
         rounds=len(samples["sparse"]),
         other_cpu_share=round(other.share, 4),
     )
@@ -234,7 +235,7 @@ def _arms(layer: Layer, batch: int, threads: int, isa: str | None) -> dict[str, 
     }
 
 
-def _rounds(arms: dict[str, KernelCall], seconds: float) -> dict[str, list[float]]:
+def rounds(arms: dict[str, KernelCall], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call: every arm once per round, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for arm in arms.values():
@@ -250,11 +251,18 @@ def _rounds(arms: dict[str, KernelCall], seconds: float) -> dict[str, list[float
     return times
 
 
-def _copies(packed: PackedWeights, count: int) -> list[PackedWeights]:
+def copy_count(size: int) -> int:
+    """How many copies of `size` bytes exceed the last-level cache twice."""
+    return -(-2 * _cache_bytes() // size)
+
+
+def copies(packed: PackedWeights, count: int | None = None) -> list[PackedWeights]:
+    """Copies of a layer in memory of their own: `count`, or enough to exceed the cache twice."""
     size = packed.data.size
+    count = count or copy_count(size)
     block = layout.empty(size * count).reshape(count, size)
     block[:] = packed.data
-    return [PackedWeights(packed.layout, packed.n, packed.k, data) for data in block]
+    return [replace(packed, data=data) for data in block]
 
 
 def _cache_bytes() -> int:

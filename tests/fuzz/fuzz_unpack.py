@@ -3,10 +3,10 @@
     python tests/fuzz/fuzz_unpack.py --seconds 60 [--seed N]
 
 Each round takes packed weights of a random shape, damages them (bits, bytes, runs, length, another
-shape), and holds the reader to this: either `LayoutError`, or weights that pack to the same bytes
-again and that every instruction set multiplies alike. Run it under the sanitizers
-(tests/engines/sanitize.sh) to catch reads and writes out of bounds too. On a failure it prints the
-seed of the round.
+shape, layout or block), and holds the reader to this: either `LayoutError`, or weights that pack to
+the same bytes again and that every instruction set multiplies (int8 and int4: with equal bits). Run
+it under the sanitizers (tests/engines/sanitize.sh) to catch reads and writes out of bounds too. On
+a failure it prints the seed of the round.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from collections import Counter
 
 import numpy as np
 
-from engines.native import kernels, layout
+from engines.native import kernels, layout, lowbit
 from engines.native.layout import BF16, Layout, LayoutError, PackedWeights
+from tests.engines.native.lowbit_reference import LAYOUTS, random_weights
 
 
 def fuzz_once(seed: int) -> str:
@@ -30,40 +31,65 @@ def fuzz_once(seed: int) -> str:
         AssertionError: the reader accepted what it did not understand.
     """
     rng = np.random.default_rng(seed)
-    n, k = int(rng.integers(1, 50)), 4 * int(rng.integers(1, 40))
-    kind = Layout(int(rng.integers(1, 3)))
-    data = _packed(rng, kind, n, k)
+    shape = _shape(rng)
+    data = _damaged(rng, _packed(rng, *shape))
     if rng.random() < 0.2:
-        n, k = int(rng.integers(1, 50)), 4 * int(rng.integers(1, 40))
-    data = _damaged(rng, data)
+        shape = _shape(rng)
+    kind, n, k, block, minima = shape
     try:
-        packed = PackedWeights(kind, n, k, data)
+        packed = PackedWeights(kind, n, k, data, block, minima)
     except LayoutError:
         return "wrong size"
+    threads = int(rng.choice([1, 1, 1, 3]))
     try:
-        dense, codes = layout.unpack(packed, threads=int(rng.choice([1, 1, 1, 3])))
+        again = _again_lowbit(packed, threads) if kind in LAYOUTS else _again_bf16(packed, threads)
     except LayoutError:
         return "malformed"
-    again = (
-        layout.pack_dense(dense, threads=1)
-        if codes is None
-        else layout.pack_sparse(dense, codes, threads=1)
-    )
-    # Packing writes -0.0 as 0.0; nothing else may differ.
-    values = data.view(np.uint16).copy()
-    values[values == 0x8000] = 0
-    stored = again.data.view(np.uint16).copy()
-    stored[stored == 0x8000] = 0
-    assert np.array_equal(values, stored), "unpacked weights do not pack to the same bytes"
+    assert np.array_equal(again, data), "unpacked weights do not pack to the same bytes"
     x = rng.standard_normal((3, k)).astype(np.float32)
-    for isa in kernels.supported_isas():
-        kernels.linear(packed, x, threads=1, isa=isa)
+    results = [
+        kernels.linear(packed, x, threads=1, isa=isa).view(np.uint32)
+        for isa in kernels.supported_isas()
+    ]
+    if kind in LAYOUTS:
+        assert all(np.array_equal(results[0], result) for result in results), "other bits"
     return "accepted"
 
 
-def _packed(rng: np.random.Generator, kind: Layout, n: int, k: int) -> np.ndarray:
+def _again_lowbit(packed: PackedWeights, threads: int) -> np.ndarray:
+    weights = lowbit.unpack(packed, threads=threads)
+    return lowbit.pack(packed.layout, weights, threads=1).data
+
+
+def _again_bf16(packed: PackedWeights, threads: int) -> np.ndarray:
+    dense, codes = layout.unpack(packed, threads=threads)
+    # Packing writes -0.0 as 0.0; nothing else may differ.
+    values = packed.data.view(np.uint16)
+    values[values == 0x8000] = 0
+    if codes is None:
+        return layout.pack_dense(dense, threads=1).data
+    return layout.pack_sparse(dense, codes, threads=1).data
+
+
+def _shape(rng: np.random.Generator) -> tuple[Layout, int, int, int, bool]:
+    kind = Layout(int(rng.integers(1, len(Layout) + 1)))
+    n, k = int(rng.integers(1, 50)), 4 * int(rng.integers(1, 40))
+    if kind not in LAYOUTS:
+        return kind, n, k, 0, False
+    block = int(rng.choice(lowbit.BLOCKS))
+    return kind, n, k, block, lowbit.is_int4(kind) and rng.random() < 0.5
+
+
+def _packed(
+    rng: np.random.Generator, kind: Layout, n: int, k: int, block: int, minima: bool
+) -> np.ndarray:
     if rng.random() < 0.2:
-        return rng.integers(0, 256, layout.packed_bytes(kind, n, k), dtype=np.uint8)
+        return rng.integers(0, 256, layout.packed_bytes(kind, n, k, block, minima), dtype=np.uint8)
+    if kind in LAYOUTS:
+        seed = int(rng.integers(2**32))
+        m = int(rng.choice([4, 8, 16, 32]))
+        weights = random_weights(kind, n, k, block, minima=minima, m=m, seed=seed)
+        return lowbit.pack(kind, weights, threads=1).data
     weights = rng.standard_normal((n, k)).astype(BF16)
     if kind is Layout.DENSE_BF16:
         return layout.pack_dense(weights, threads=1).data

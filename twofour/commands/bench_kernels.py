@@ -29,16 +29,22 @@ def kernels(
     seconds: Annotated[float, _Option(help="Time for one row.")] = 1.0,
     keep: KeepRows = False,
     plot: Annotated[bool, _Option(help="Draw docs/results/kernels-roofline.png too.")] = False,
+    lowbit: Annotated[
+        bool, _Option(help="Measure int8 and int4 instead (docs/results/kernels-lowbit.json).")
+    ] = False,
+    block: Annotated[int, _Option(help="With --lowbit: inputs that share a scale.")] = 128,
+    minima: Annotated[bool, _Option(help="With --lowbit: int4 with minima.")] = False,
     force: Annotated[bool, _Option(help="Measure although other processes are busy.")] = False,
     json_: JsonLine = False,
 ) -> None:
-    """Measure the kernels (docs/results/kernels.json)."""
+    """Measure the kernels (docs/results/kernels.json, with --lowbit kernels-lowbit.json)."""
     import psutil
     from rich.console import Console
 
     from benchmarks.common.machine import require_quiet
     from benchmarks.common.result_file import RESULTS
     from benchmarks.common.table import Earlier, Table, TableSpec
+    from benchmarks.kernels import lowbit as lowbit_bench
     from benchmarks.kernels import measure as bench
     from benchmarks.kernels import report
     from benchmarks.kernels.page import kernels_page
@@ -54,9 +60,32 @@ def kernels(
     cores = psutil.cpu_count(logical=False) or 1
     counts = numbers(threads, "--threads") if threads else tuple(sorted({1, cores}))
     layers = number_pairs(shapes, "--shapes", "x") if shapes else bench.SHAPES
-    if uneven := [f"{n}x{k}" for n, k in layers if k % 4]:
-        raise ValueError(f"--shapes {uneven[0]!r}: inputs must be a multiple of 4, as 4096x4096")
+    unit = 32 if lowbit else 4
+    if uneven := [f"{n}x{k}" for n, k in layers if k % unit]:
+        raise ValueError(
+            f"--shapes {uneven[0]!r}: inputs must be a multiple of {unit}, as 4096x4096"
+        )
     batches = numbers(tokens, "--tokens") if tokens else bench.TOKEN_COUNTS
+    if lowbit:
+        if plot:
+            raise ValueError("--plot draws bf16's kernels; leave out one of --plot and --lowbit")
+        table = Table(lowbit_bench.TABLE, Earlier.KEEP if keep else Earlier.DROP)
+        require_quiet(force)
+        lowbit_rows = lowbit_bench.measure(
+            layers,
+            batches,
+            counts,
+            chosen,
+            block=block,
+            minima=minima,
+            seconds=seconds,
+            progress=console.log,
+        )
+        path = table.put(row.as_dict() for row in lowbit_rows)
+        for line in lowbit_bench.misses(table.rows()):
+            console.print(f"below target: {line}")
+        finish(path, json_)
+        return
     alternation: list[dict[str, Any]] = []
 
     def facts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

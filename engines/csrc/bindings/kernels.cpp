@@ -29,7 +29,6 @@ using IsaName = std::optional<std::string>;
 
 Isa chosen(const IsaName& isa) { return isa ? isa_from_name(*isa) : active_isa(); }
 const Kernels& table(const IsaName& isa) { return kernels_for(chosen(isa)); }
-const lowbit::Kernels& lowbit_table(const IsaName& isa) { return lowbit::kernels_for(chosen(isa)); }
 
 void require_bf16(const PackedLayer& layer) {
   require(!is_lowbit(layer.weights.layout), "the layer's values are not bf16");
@@ -64,15 +63,14 @@ Output output(const AnyOutput& y, std::size_t tokens, std::size_t n, bool add,
 void linear(const PackedLayer& layer, AnyInput x, AnyOutput y, std::optional<Vector> bias, bool add,
             int threads, IsaName isa) {
   const Weights& w = layer.weights;
-  const Kernels& kernels = table(isa);
-  const lowbit::Kernels& lowbit_kernels = lowbit_table(isa);
+  const Isa set = chosen(isa);
   const Input in = input(x, w.k);
   const Output out = output(y, in.tokens, w.n, add, bias);
   nb::gil_scoped_release release;
   if (is_lowbit(w.layout)) {
-    lowbit::linear_team(lowbit_kernels, w, in, out, threads);
+    lowbit::linear_team(lowbit::kernels_for(set), w, in, out, threads);
   } else {
-    linear_team(kernels, w, in, out, threads);
+    linear_team(kernels_for(set), w, in, out, threads);
   }
 }
 
@@ -89,8 +87,7 @@ void linear_at(std::uint32_t layout, std::size_t n, std::size_t k, std::uintptr_
 
 void gated(const PackedLayer& gate, const PackedLayer& up, AnyInput x, AnyOutput y, int threads,
            IsaName isa) {
-  const Kernels& kernels = table(isa);
-  const lowbit::Kernels& lowbit_kernels = lowbit_table(isa);
+  const Isa set = chosen(isa);
   const Weights &first = gate.weights, &second = up.weights;
   require(first.layout == second.layout && first.n == second.n && first.k == second.k &&
               first.block == second.block && first.minima == second.minima,
@@ -99,9 +96,9 @@ void gated(const PackedLayer& gate, const PackedLayer& up, AnyInput x, AnyOutput
   const Output out = output(y, in.tokens, first.n, false, std::nullopt);
   nb::gil_scoped_release release;
   if (is_lowbit(first.layout)) {
-    lowbit::gated_team(lowbit_kernels, first, second, in, out, threads);
+    lowbit::gated_team(lowbit::kernels_for(set), first, second, in, out, threads);
   } else {
-    gated_team(kernels, first, second, in, out, threads);
+    gated_team(kernels_for(set), first, second, in, out, threads);
   }
 }
 
@@ -192,7 +189,7 @@ void bind_kernels(nb::module_& m) {
       "kernel_name",
       [](std::uint32_t layout, std::size_t tokens, const IsaName& isa) {
         const Layout id = layout_of(layout);
-        return is_lowbit(id) ? lowbit_table(isa).kernel_name(id)
+        return is_lowbit(id) ? lowbit::kernels_for(chosen(isa)).kernel_name(id)
                              : table(isa).kernel_name(id, tokens);
       },
       "layout"_a, "tokens"_a, "isa"_a.none(), "Which kernel multiplies `tokens` tokens.");

@@ -3,9 +3,14 @@
 // `Ops` is a type of the including file's anonymous namespace. It provides
 //   max_tokens            most tokens of one panel
 //   offset                added to a prepared activation: 0 (int8) or 128 (bytes without sign)
-//   spread(w, tiles, to)  a bitmap layout's tiles as dense int8 ones, 512 bytes each
+//   spread<L>(from, minima, to)   a tile of a bitmap layout becomes one of dense int8
+//   widens, widen<L>(from, minima, to)   whether, and how, a tile of int4 becomes one of int8 where
+//                         several panels share the weights
+//   multiplies_bitmaps, bitmap_block<L, R>(part, acc)   whether, and how, one token is multiplied
+//                         without spreading tiles first
 //   block<F, R, T>(part, acc)   R row blocks x T tokens over the chunk's blocks of inputs, in Form
 //                         F: acc[R][T][16] += ...
+//   names                 of its kernels
 //
 // Prepared activations are panels of up to max_tokens tokens: bytes [panel][tile][token][32], and
 // behind all of them fp32 scales [panel][block][token].
@@ -29,7 +34,14 @@ constexpr std::size_t form_tile_bytes(Form form) {
   return (pairs_form(form) ? vector_bytes + 16 * tile_rows : 32 * tile_rows) -
          (int4_form(form) ? (pairs_form(form) ? 8 * tile_rows : 16 * tile_rows) : 0);
 }
-inline constexpr std::size_t spread_tile_bytes = form_tile_bytes(Form::dense_int8);
+template <Layout L>
+constexpr Form form_of() {
+  if constexpr (L == Layout::dense_int4) return Form::dense_int4;
+  if constexpr (L == Layout::sparse24_int8) return Form::pairs_int8;
+  if constexpr (L == Layout::sparse24_int4) return Form::pairs_int4;
+  return Form::dense_int8;
+}
+constexpr Form widened(Form form) { return pairs_form(form) ? Form::pairs_int8 : Form::dense_int8; }
 
 // Weights and activations of one inner call. Whole blocks of inputs, but for a row's last.
 template <int R>
@@ -40,8 +52,28 @@ struct Part {
   const std::uint8_t* x;       // the panel's first tile of the chunk
   const float* x_scales;       // and first block: [block][token]
   std::size_t tile_count, block_tiles;
-  // For a lone panel, how far ahead to fetch; else 0.
-  std::size_t ahead;
+  // With `fetch`, what will be read next: tiles until the row ends, and bytes from there to the
+  // same row of the next call. Else the weights are in the first-level cache already.
+  bool fetch;
+  std::size_t tiles_left, skip;
+};
+
+// Covers memory's latency at the bandwidth of one core; as in kernels/prefetch.h.
+inline constexpr std::size_t prefetch_bytes = 8192;
+
+template <std::size_t TileBytes>
+inline __attribute__((always_inline)) void prefetch_tile(const std::byte* tile, std::size_t index,
+                                                         std::size_t tiles_left, std::size_t skip) {
+  constexpr std::size_t ahead = (prefetch_bytes + TileBytes - 1) / TileBytes;
+  const std::byte* next = tile + ahead * TileBytes + (index + ahead < tiles_left ? 0 : skip);
+  for (std::size_t line = 0; line < TileBytes; line += vector_bytes) {
+    __builtin_prefetch(next + line, 0, 3);
+  }
+}
+
+// What the kernels of the layouts are called, by the layouts' numbers from dense_int8.
+struct KernelNames {
+  const char* entry[6];
 };
 
 template <class Ops>
@@ -54,7 +86,6 @@ struct Driver {
   static constexpr std::size_t pass_tokens = 12 * max_tokens;
   static constexpr std::size_t pass_bytes = 512 * 1024;
   static constexpr std::size_t chunk_tiles = 16;
-  static constexpr std::size_t prefetch_bytes = 8192;
 
   static Panels panels(std::size_t tokens) { return panels_of(tokens, max_tokens); }
 
@@ -151,14 +182,14 @@ struct Driver {
   }
 
   // acc[panel of the pass][R][T][16] = the products of R row blocks with the panels [first, last).
-  template <Layout L, int R>
-  static void multiply(const Weights& w, const std::byte* const* rows, const void* prepared,
-                       const Panels& p, std::size_t tokens, std::size_t first, std::size_t last,
-                       float* acc) {
-    constexpr bool spreads = places_of(L) == Places::bitmap;
-    constexpr Form form = form_of<L>();
-    constexpr std::size_t step = spreads ? spread_tile_bytes : tile_bytes(L);
-    alignas(64) std::byte spread[spreads ? R : 1][spreads ? chunk_tiles * spread_tile_bytes : 1];
+  // With `Made`, tiles are made from the layout's, chunk by chunk: spread or widened.
+  template <Layout L, int R, bool Made>
+  static void multiply(const Weights& w, const std::byte* const* rows, std::size_t skip,
+                       const void* prepared, const Panels& p, std::size_t tokens, std::size_t first,
+                       std::size_t last, float* acc) {
+    constexpr Form form = Made ? widened(form_of<L>()) : form_of<L>();
+    constexpr std::size_t made_bytes = Made ? chunk_tiles * form_tile_bytes(form) : 1;
+    alignas(64) std::byte made[Made ? R : 1][made_bytes];
     const std::size_t tiles = input_tiles(w.k), blocks = block_count(w.k, w.block);
     const std::size_t header = header_bytes(w.k, w.block, w.minima);
     const std::size_t block_tiles = w.block / tile_inputs;
@@ -171,53 +202,62 @@ struct Driver {
       Part<R> part;
       part.tile_count = smaller(chunk_tiles, tiles - tile);
       part.block_tiles = block_tiles;
-      part.ahead = last - first == 1 && !spreads ? prefetch_bytes : 0;
+      part.tiles_left = tiles - tile;
+      part.skip = skip;
       for (int r = 0; r < R; ++r) {
         part.tiles[r] = rows[r] + header + tile * tile_bytes(L);
         part.scales[r] = rows[r] + scale_place(b);
         part.minima[r] = w.minima ? rows[r] + minimum_place(blocks, b) : nullptr;
-        if constexpr (spreads) {
-          spread_chunk<L>(part.tiles[r], part.minima[r], part.tile_count, block_tiles, spread[r]);
-          part.tiles[r] = spread[r];
+        if constexpr (Made) {
+          make_chunk<L>(part, r, made[r]);
+          part.tiles[r] = made[r];
         }
       }
       for (std::size_t panel = first; panel < last; ++panel) {
         const std::size_t size = p.size(panel), token = p.first(panel);
+        part.fetch = !Made && panel == first;
         part.x = x + (token * tiles + tile * size) * tile_inputs;
         part.x_scales = x_scales + token * blocks + b * size;
-        block<form, R>(size)(part, acc + (token - start) * R * tile_rows);
+        float* sums = acc + (token - start) * R * tile_rows;
+        if constexpr (!Made && places_of(L) == Places::bitmap) {
+          Ops::template bitmap_block<L, R>(part, sums);
+        } else {
+          block<form, R>(size)(part, sums);
+        }
       }
     }
-    static_assert(chunk_tiles % 4 == 0 && step == form_tile_bytes(form));
   }
 
-  template <Layout L>
-  static void spread_chunk(const std::byte* from, const std::byte* minima, std::size_t tiles,
-                           std::size_t block_tiles, std::byte* to) {
-    for (std::size_t tile = 0; tile < tiles; ++tile) {
+  template <Layout L, int R>
+  static void make_chunk(const Part<R>& part, int r, std::byte* to) {
+    constexpr std::size_t bytes = form_tile_bytes(widened(form_of<L>()));
+    for (std::size_t tile = 0; tile < part.tile_count; ++tile, to += bytes) {
+      const std::byte* from = part.tiles[r] + tile * tile_bytes(L);
+      const std::byte* minima =
+          part.minima[r] ? part.minima[r] + 16 * (tile / part.block_tiles) : nullptr;
+      prefetch_tile<tile_bytes(L)>(from, tile, part.tiles_left, part.skip);
       if constexpr (places_of(L) == Places::bitmap) {
-        __builtin_prefetch(from + prefetch_bytes, 0, 3);
-        const std::byte* minimum = minima ? minima + 16 * (tile / block_tiles) : nullptr;
-        Ops::template spread<L>(from + tile * tile_bytes(L), minimum,
-                                to + tile * spread_tile_bytes);
+        Ops::template spread<L>(from, minima, to);
+      } else {
+        Ops::template widen<L>(from, minima, to);
       }
     }
-  }
-
-  template <Layout L>
-  static constexpr Form form_of() {
-    if constexpr (L == Layout::dense_int4) return Form::dense_int4;
-    if constexpr (L == Layout::sparse24_int8) return Form::pairs_int8;
-    if constexpr (L == Layout::sparse24_int4) return Form::pairs_int4;
-    return Form::dense_int8;
   }
 
   // Calls finish(token, values, next row block's values) for what R row blocks give.
   template <Layout L, int R, class Finish>
-  static void pass(const Weights& w, const std::byte* const* rows, const void* prepared,
-                   const Panels& p, std::size_t tokens, std::size_t first, std::size_t last,
-                   float* acc, Finish finish) {
-    multiply<L, R>(w, rows, prepared, p, tokens, first, last, acc);
+  static void pass(const Weights& w, const std::byte* const* rows, std::size_t skip,
+                   const void* prepared, const Panels& p, std::size_t tokens, std::size_t first,
+                   std::size_t last, float* acc, Finish finish) {
+    constexpr bool bitmap = places_of(L) == Places::bitmap;
+    constexpr bool widens = Ops::widens && is_int4(L);
+    constexpr bool stored = !bitmap || Ops::multiplies_bitmaps;  // there are kernels without making
+    const bool make = bitmap ? tokens > 1 || !stored : widens && last - first > 1;
+    if (stored && !make) {
+      multiply<L, R, !stored>(w, rows, skip, prepared, p, tokens, first, last, acc);
+    } else {
+      multiply<L, R, bitmap || widens>(w, rows, skip, prepared, p, tokens, first, last, acc);
+    }
     const std::size_t start = p.first(first);
     for (std::size_t panel = first; panel < last; ++panel) {
       const std::size_t size = p.size(panel), token = p.first(panel);
@@ -239,7 +279,7 @@ struct Driver {
       std::size_t at = begin;
       for (; at + 2 <= end; at += 2) {
         const std::byte* rows[2] = {w.data + at * bytes, w.data + (at + 1) * bytes};
-        pass<L, 2>(w, rows, prepared, p, tokens, first, last, acc,
+        pass<L, 2>(w, rows, bytes, prepared, p, tokens, first, last, acc,
                    [&](std::size_t token, float* values, float* next) {
                      write(y, w.n, token, at, values);
                      write(y, w.n, token, at + 1, next);
@@ -248,7 +288,7 @@ struct Driver {
       if (at < end) {
         const std::byte* rows[1] = {w.data + at * bytes};
         pass<L, 1>(
-            w, rows, prepared, p, tokens, first, last, acc,
+            w, rows, 0, prepared, p, tokens, first, last, acc,
             [&](std::size_t token, float* values, float*) { write(y, w.n, token, at, values); });
       }
     }
@@ -264,7 +304,7 @@ struct Driver {
       last = pass_end(p, first, input_tiles(gate.k));
       for (std::size_t at = begin; at < end; ++at) {
         const std::byte* rows[2] = {gate.data + at * bytes, up.data + at * bytes};
-        pass<L, 2>(gate, rows, prepared, p, tokens, first, last, acc,
+        pass<L, 2>(gate, rows, 0, prepared, p, tokens, first, last, acc,
                    [&](std::size_t token, float* values, float* next) {
                      for (std::size_t i = 0; i < tile_rows; ++i) {
                        values[i] = silu(values[i]) * next[i];
@@ -304,9 +344,12 @@ struct Driver {
     }
   }
 
+  static const char* kernel_name(Layout layout) {
+    return Ops::names.entry[static_cast<int>(layout) - static_cast<int>(Layout::dense_int8)];
+  }
+
   static constexpr Kernels table() {
-    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>,
-            linear,         gated,          Ops::kernel_name};
+    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated, kernel_name};
   }
 
  private:

@@ -7,6 +7,8 @@ namespace {
 struct PortableOps {
   static constexpr std::size_t max_tokens = 8;
   static constexpr int offset = 0;
+  static constexpr bool widens = false;
+  static constexpr bool multiplies_bitmaps = false;
 
   template <Layout L>
   static int value_at(const std::byte* tile, std::size_t lane, std::size_t slot, int minimum) {
@@ -88,16 +90,9 @@ struct PortableOps {
     }
   }
 
-  static const char* kernel_name(Layout layout) {
-    switch (places_of(layout)) {
-      case Places::all:
-        return is_int4(layout) ? "dense-int4-scalar" : "dense-int8-scalar";
-      case Places::pairs:
-        return is_int4(layout) ? "sparse24-int4-scalar" : "sparse24-int8-scalar";
-      default:
-        return is_int4(layout) ? "bitmap32-int4-scalar" : "bitmap32-int8-scalar";
-    }
-  }
+  static constexpr KernelNames names = {"dense-int8-scalar",    "dense-int4-scalar",
+                                        "sparse24-int8-scalar", "sparse24-int4-scalar",
+                                        "bitmap32-int8-scalar", "bitmap32-int4-scalar"};
 };
 
 }  // namespace
