@@ -53,7 +53,7 @@ class Product:
     @property
     def key(self) -> tuple[str, str, str]:
         """The row's name."""
-        pattern = "dense" if self.mask is None else read_mask(self.mask).pattern
+        pattern = "dense" if self.mask is None else str(read_mask(self.mask).pattern)
         return self.kind, pattern, self.facts.get("settings", {}).get("values", "bf16")
 
 

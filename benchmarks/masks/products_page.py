@@ -16,6 +16,7 @@ that neither learning nor the choice of settings has seen. *Over dense* is on Wi
 hours are those of the recovery alone: making its mask comes before. Zero-shot is the mean accuracy
 of the tasks that were asked for.
 """
+_WINDOWS = "Windows of each text that were measured, from its beginning: {}."
 _CURVES = """
 Perplexity of the held-out text that chose the step, by tokens of end-to-end tuning; a few short
 windows, so the numbers compare with each other only.
@@ -27,7 +28,8 @@ Runs of 13 words of the test texts that the training text holds as well: {}.
 
 def products_page(result: ResultData) -> str:
     """Quality by product, held-out curves, and what training and test text share."""
-    parts = [products_table(result["rows"])]
+    count = result["data_digests"].get("number of windows", "all")
+    parts = [paragraph(_WINDOWS.format(count)), products_table(result["rows"])]
     if curves := _curves(result["rows"]):
         parts += ["## On held-out text", paragraph(_CURVES), curves]
     if shared := result.get("shared_runs"):

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.mask_file import write_mask
-from maskgen.format.pattern import TWO_FOUR
-from maskgen.format.placements import keep_from_codes
+from maskgen.format.pattern import Pattern
 from maskgen.learning import loop
 from maskgen.least_squares import damped, kept_weights_update
+from maskgen.prune import PruneSettings, prune
 from maskgen.recovery.quantiser import Grid, quantise
 from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior
@@ -85,15 +85,28 @@ def test_recovery_beats_its_start_on_held_out_text_and_keeps_the_mask(model_dir,
     assert [row["step"] for row in blocks] == [1, 2, 3, 4]
     assert all(row["loss"] < row["least_squares"] < row["masked"] for row in blocks)
     recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
-    for name, codes in mask.codes.items():
+    for name in mask.codes:
         weight = recovered[f"{name}.weight"]
-        assert not weight[~torch.from_numpy(keep_from_codes(codes, TWO_FOUR))].any()
+        assert not weight[~torch.from_numpy(mask.keep(name))].any()
     assert result.mask.base_digest == base_digest(tmp_path / "model")
     assert result.mask.codes.keys() == mask.codes.keys()
     names = changed(model_dir, tmp_path / "model")
     assert {n.rsplit(".", 1)[1] for n in names} == {"weight", "bias"}
     assert "model.norm.weight" in names
     assert "model.embed_tokens.weight" not in names
+
+
+@pytest.mark.parametrize("pattern", [Pattern(1, 4), Pattern(16, 32)])
+def test_any_pattern_can_be_recovered(model_dir, tmp_path, pattern):
+    mask = prune(model_dir, None, PruneSettings("magnitude", pattern=pattern)).mask
+    small_recovery(model_dir, tmp_path, mask, held_out=TEXTS, steps=20, batch_size=8)
+    curve = held_out(tmp_path)
+    assert min(curve) < curve[0] - 0.2
+    recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
+    for name in mask.codes:
+        kept = recovered[f"{name}.weight"] != 0
+        assert not (kept & ~torch.from_numpy(mask.keep(name))).any()
+        assert (kept.unflatten(1, (-1, pattern.m)).sum(-1) == pattern.n).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -257,10 +270,10 @@ def test_quantised_recovery_writes_weights_that_lie_on_their_grid(model_dir, mas
     assert result.best_step
     assert min(curve) < curve[0] - 0.2
     recovered = load_model(tmp_path / "model", "fp32", "cpu").state_dict()
-    for name, codes in mask.codes.items():
+    for name in mask.codes:
         weight, keep = (
             recovered[f"{name}.weight"],
-            torch.from_numpy(keep_from_codes(codes, TWO_FOUR)),
+            torch.from_numpy(mask.keep(name)),
         )
         assert not weight[~keep].any()
         levels = {len(block.unique()) for block in weight.reshape(-1, 32)}
@@ -282,7 +295,7 @@ def test_a_low_rank_difference_is_merged_and_keeps_the_mask(model_dir, mask, tmp
         load_model(path, "fp32", "cpu").state_dict() for path in (model_dir, tmp_path / "model")
     )
     assert before.keys() == after.keys()
-    for name, codes in mask.codes.items():
-        keep = torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
+    for name in mask.codes:
+        keep = torch.from_numpy(mask.keep(name))
         assert not after[f"{name}.weight"][~keep].any()
         assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] * keep)
