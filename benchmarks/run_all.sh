@@ -52,6 +52,8 @@ texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
 twofour bench masks league "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
     --set maskllm.steps=320 --set roi.steps=300 --set maskpro.steps=700 --plot --redo
 PATH=$bin:$PATH "$(dirname "$0")/../recipes/smollm2-single.sh" "$data" runs/single
+twofour bench masks patterns "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
+    --set maskpro.steps=200 --redo
 twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swappable $general \
     --single runs/single/model=runs/single/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from maskgen.format.coverage import dense_lines
 from maskgen.format.digests import base_digest
-from maskgen.format.mask import Mask, MaskFileError, check_pattern
-from maskgen.format.pattern import TWO_FOUR
+from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
@@ -117,11 +116,10 @@ def learn(
     config = request.config
     digest = base_digest(model_dir)
     check_base(prior, digest, str(model_dir))
-    check_pattern(prior, TWO_FOUR, "the prior")
     model = load_model(model_dir, request.dtype, request.device)
     if next(model.parameters()).device.type == "cpu" and not keep_freed_memory():
         console.print("the C library is not glibc: freed memory is not kept, steps take longer")
-    selection = select_layers(model, request.layers)
+    selection = select_layers(model, request.layers, prior.pattern)
     names = list(selection.layers)
     if missing := [name for name in names if name not in prior.codes]:
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
@@ -129,7 +127,7 @@ def learn(
         console.print(line, highlight=False, soft_wrap=True)
     attention = use_short_attention(model, config.sequence_length)
     first = next(model.parameters())
-    chosen = describe(choose_kernels(config.kernels, first.device, first.dtype))
+    chosen = describe(choose_kernels(config.kernels, first.device, first.dtype, prior.pattern))
     console.print(f"masks by {chosen}; {attention}", highlight=False, soft_wrap=True)
     tokenizer = ModelTokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
@@ -138,7 +136,12 @@ def learn(
     method: LearnMethod[Any] = load_method(request.method, "learn")()
     with world_from_environment(next(model.parameters()).device) as world:
         learner = method.learner(
-            model, {name: prior.codes[name] for name in names}, config, batches, world
+            model,
+            {name: prior.codes[name] for name in names},
+            config,
+            batches,
+            world,
+            prior.pattern,
         )
         identity = {
             "method": request.method,
@@ -167,6 +170,7 @@ def learn(
             domain=request.domain,
             calibration_digest=texts.digest,
             seed=config.seed,
+            pattern=prior.pattern,
             decoder_weights=selection.decoder_weights,
         ),
         changed=learner.movement().changed,

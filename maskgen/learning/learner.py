@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
+from maskgen.learning.codes import codes_array, codes_tensor
 from maskgen.learning.config import GradientConfig
 from maskgen.learning.distributed import (
     World,
@@ -160,13 +160,11 @@ class GradientLearner:
         linear = self._model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"layer {name} is a {type(linear).__name__}, not a linear layer")
-        prior = torch.from_numpy(np.array(codes)).to(
-            self._device
-        )  # a mask's own codes are read-only
-        if prior.shape != (linear.out_features, linear.in_features // 4):
+        prior = codes_tensor(codes, relaxation.pattern).to(self._device)
+        needed = (linear.out_features, linear.in_features // relaxation.pattern.m)
+        if prior.shape != needed:
             raise ValueError(
-                f"the prior of {name} is {tuple(prior.shape)}, the layer needs "
-                f"{(linear.out_features, linear.in_features // 4)}"
+                f"the prior of {name} is {tuple(prior.shape)}, the layer needs {needed}"
             )
         logits = self._schedule.initial_logits(name, prior).to(self._device)
         layer = MaskedLinear(name, linear, prior, logits, relaxation, self.clock)
@@ -241,7 +239,10 @@ class GradientLearner:
 
     def codes(self) -> dict[str, Codes]:
         """Hard masks by layer name."""
-        return {layer.name: layer.decide()[0].cpu().numpy() for layer in self.layers}
+        return {
+            layer.name: codes_array(layer.decide()[0], layer.relaxation.pattern)
+            for layer in self.layers
+        }
 
     def learned(self) -> dict[str, Tensor]:
         """Logits by layer name."""

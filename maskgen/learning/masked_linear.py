@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgen.learning.gumbel import placements_like
+from maskgen.learning.codes import keep_tensor
 from maskgen.learning.noise import NoiseKey, layer_number
 from maskgen.learning.relaxation import Relaxation, Softness
 
@@ -71,8 +71,9 @@ class MaskedLinear(nn.Module):
     """Replaces an `nn.Linear`: same weight, frozen, times the relaxed mask of `mask_logits`.
 
     Attributes:
-        mask_logits: fp32 parameter, (out, planes, in / 4).
-        prior: uint8 (out, in / 4), the codes that mask movement is measured against.
+        mask_logits: fp32 parameter, (out, planes, in / M).
+        prior: (out, in / M), the codes (`maskgen.learning.codes`) that mask movement is measured
+            against.
     """
 
     weight: Tensor
@@ -115,8 +116,7 @@ class MaskedLinear(nn.Module):
         return product
 
     def _keep(self) -> Tensor:
-        placement = placements_like(self.weight)[self.decide()[0].long()]
-        return placement.view_as(self.weight)
+        return keep_tensor(self.decide()[0], self.relaxation.pattern).to(self.weight)
 
     def decide(self) -> tuple[Tensor, int, float]:
         """Codes now, groups that differ from the prior, summed sharpness."""

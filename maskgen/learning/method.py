@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from torch import nn
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import LearnConfig
@@ -34,13 +35,18 @@ class LearnMethod(ABC, Generic[ConfigT]):
         config: ConfigT,
         batches: Batches,
         world: World,
+        pattern: Pattern = TWO_FOUR,
     ) -> MaskLearner:
         """Set up learning.
 
         Args:
             model: causal language model of `transformers`, frozen; changed in place.
-            prior: layer name -> (N, K/4) codes, for exactly the layers to learn.
+            prior: layer name -> (N, K/M) codes, for exactly the layers to learn.
             config: an instance of `self.config`.
             batches: token ids by micro-batch number.
             world: this process among its peers.
+            pattern: of the prior, and of what is learned.
+
+        Raises:
+            ValueError: the method learns no masks of this pattern.
         """

@@ -1,6 +1,7 @@
 """Which implementation computes masks: the fused native kernels, or torch.
 
-The native kernels (`maskgen/csrc`) hold for contiguous bfloat16 or float32 weights on the CPU.
+The native kernels (`maskgen/csrc`) hold for 2:4 masks of contiguous bfloat16 or float32 weights on
+the CPU.
 Everything else, and `kernels="torch"`, runs the torch functions, which draw the same noise.
 """
 
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Literal
 
 import torch
+
+from maskgen.format.pattern import TWO_FOUR, Pattern
 
 Kernels = Literal["auto", "native", "torch"]
 
@@ -33,7 +36,9 @@ def native_module() -> ModuleType:
     return native
 
 
-def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+def choose_kernels(
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, pattern: Pattern = TWO_FOUR
+) -> ModuleType | None:
     """The native module, or None for the torch functions.
 
     Raises:
@@ -41,12 +46,13 @@ def choose_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -
     """
     if kernels == "torch":
         return None
-    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float32):
+    fits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
+    if fits and pattern == TWO_FOUR:
         return native_module()
     if kernels == "native":
         raise ValueError(
-            "the native learning kernels cannot be used: they take bfloat16 or float32 weights"
-            f" on the CPU, not {dtype} on {device}"
+            "the native learning kernels cannot be used: they take 2:4 masks of bfloat16 or float32"
+            f" weights on the CPU, not {pattern} of {dtype} on {device}"
         )
     return None
 

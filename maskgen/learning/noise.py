@@ -19,6 +19,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
 _ROUNDS = 10
+_CALL_SHIFT = 24  # micro-batches of a step are far fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,12 @@ def philox(counter: tuple[Tensor, int, int, int], seed: int) -> tuple[Tensor, ..
     return c0, c1, c2, c3
 
 
-def _words(rows: int, groups: int, key: NoiseKey, device: torch.device) -> tuple[Tensor, ...]:
+def _words(
+    rows: int, groups: int, key: NoiseKey, device: torch.device, call: int = 0
+) -> tuple[Tensor, ...]:
     group = torch.arange(rows * groups, dtype=torch.int64, device=device).view(rows, groups)
-    return philox((group & _LOW, key.micro_batch, key.step, key.layer), key.seed)
+    second = key.micro_batch | call << _CALL_SHIFT
+    return philox((group & _LOW, second, key.step, key.layer), key.seed)
 
 
 def _gumbel(bits: Tensor, width: int) -> Tensor:
@@ -82,7 +86,19 @@ def six_gumbels(rows: int, groups: int, key: NoiseKey, device: torch.device) -> 
     return _gumbel(torch.stack(bits, dim=1), 21)
 
 
+def gumbels(rows: int, planes: int, groups: int, key: NoiseKey, device: torch.device) -> Tensor:
+    """(rows, planes, groups) standard Gumbel noise, for as many logits as a group has.
+
+    Six planes are `six_gumbels`, and others 23-bit uniforms from as many Philox calls as they need:
+    four planes, one call, are what the native kernels draw.
+    """
+    if planes == 6:
+        return six_gumbels(rows, groups, key, device)
+    calls = range(-(-planes // 4))
+    words = [word for call in calls for word in _words(rows, groups, key, device, call)]
+    return _gumbel(torch.stack([word >> 9 for word in words[:planes]], dim=1), 23)
+
+
 def four_gumbels(rows: int, groups: int, key: NoiseKey, device: torch.device) -> Tensor:
     """(rows, 4, groups) standard Gumbel noise from 23-bit uniforms, one Philox call per group."""
-    words = _words(rows, groups, key, device)
-    return _gumbel(torch.stack([w >> 9 for w in words], dim=1), 23)
+    return gumbels(rows, 4, groups, key, device)

@@ -11,15 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from maskgen.format.pattern import TWO_FOUR
-from maskgen.format.placements import Codes, keep_from_codes
+from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.placements import Codes
 from maskgen.learning import sampling
 from maskgen.learning.batches import Batches
+from maskgen.learning.codes import codes_array, codes_tensor, keep_tensor
 from maskgen.learning.learner import Movement, StepReport, prepare_model
 from maskgen.learning.loss import next_token_loss
-from maskgen.learning.noise import NoiseKey, four_gumbels, layer_number
+from maskgen.learning.noise import NoiseKey, gumbels, layer_number
 from maskgen.learning.prior import add_weight_prior
-from maskgen.learning.relaxation import RelaxedTopTwo
+from maskgen.learning.relaxation import RelaxedTopN
 
 
 @dataclass(slots=True)
@@ -28,8 +29,9 @@ class SampledLayer:
 
     Attributes:
         weight: (out, in), the frozen original.
-        logits: (out, 4, in / 4) fp32.
-        prior: (out, in / 4) codes.
+        logits: (out, M, in / M) fp32.
+        prior: (out, in / M) codes.
+        pattern: of the masks.
     """
 
     name: str
@@ -37,6 +39,7 @@ class SampledLayer:
     weight: Tensor
     logits: Tensor
     prior: Tensor
+    pattern: Pattern
 
     def key(self, seed: int, step: int) -> NoiseKey:
         """The noise of this layer at a step."""
@@ -50,7 +53,8 @@ class SampledLayer:
                 key.micro_batch, key.layer,
             )  # fmt: skip
             return
-        keep = sampling.keep_from_planes(self._draw(key))
+        scores = self.logits + self._noise(key)
+        keep = sampling.keep_from_planes(sampling.top_n(scores, self.pattern.n))
         self.linear.weight.copy_(self.weight * keep)
 
     def update(self, key: NoiseKey, rate: float, native: ModuleType | None) -> None:
@@ -58,19 +62,20 @@ class SampledLayer:
         if native is not None:
             native.sample_update(self.logits, rate, key.seed, key.step, key.micro_batch, key.layer)
             return
-        self.logits += rate * sampling.log_probability_gradient(self.logits, self._draw(key))
+        noise = self._noise(key)
+        if self.pattern == TWO_FOUR:
+            drawn = sampling.top_n(self.logits + noise, self.pattern.n)
+            self.logits += rate * sampling.log_probability_gradient(self.logits, drawn)
+            return
+        self.logits += rate * sampling.order_gradient(self.logits, noise, self.pattern.n)
 
     def use(self, codes: Tensor) -> None:
         """Put weight * (a given mask) into the linear."""
-        keep = torch.from_numpy(keep_from_codes(codes.cpu().numpy(), TWO_FOUR)).to(
-            self.weight.device
-        )
-        self.linear.weight.copy_(self.weight * keep)
+        self.linear.weight.copy_(self.weight * keep_tensor(codes, self.pattern))
 
-    def _draw(self, key: NoiseKey) -> Tensor:
-        rows, _, groups = self.logits.shape
-        noise = four_gumbels(rows, groups, key, self.logits.device)
-        return sampling.sample_two(self.logits, noise)
+    def _noise(self, key: NoiseKey) -> Tensor:
+        rows, planes, groups = self.logits.shape
+        return gumbels(rows, planes, groups, key, self.logits.device)
 
 
 class PolicyLearner:
@@ -84,6 +89,7 @@ class PolicyLearner:
     has been learned so far and the tracker started afresh, every `refresh_every` steps.
 
     Args:
+        pattern: of the prior and the masks.
         strength: the prior's kept weights start with this logit, the others with 0.
         refresh_every: 0 for never.
         debias: divide the tracker by the weight that it has given to residuals so far.
@@ -103,6 +109,7 @@ class PolicyLearner:
         refresh_every: int,
         debias: bool,
         clip: float,
+        pattern: Pattern,
         native: ModuleType | None,
     ) -> None:
         prepare_model(model, activation_checkpointing=False)
@@ -117,7 +124,8 @@ class PolicyLearner:
         self._tracker = 0.0
         self._native = native
         self._device = next(model.parameters()).device
-        self._decide = RelaxedTopTwo(native).decide
+        self._pattern = pattern
+        self._decide = RelaxedTopN(native, pattern).decide
         self._baseline = torch.empty(0, dtype=torch.float64)
         self.layers = [self._layer(name, prior[name], strength) for name in sorted(prior)]
 
@@ -125,13 +133,13 @@ class PolicyLearner:
         linear = self._model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"layer {name} is a {type(linear).__name__}, not a linear layer")
-        known = torch.from_numpy(np.array(codes)).to(self._device)  # a mask's codes are read-only
+        known = codes_tensor(codes, self._pattern).to(self._device)
         rows, groups = known.shape
-        logits = torch.zeros(rows, 4, groups, device=self._device)
-        add_weight_prior(logits, known, strength)
+        logits = torch.zeros(rows, self._pattern.m, groups, device=self._device)
+        add_weight_prior(logits, known, strength, self._pattern)
         weight = linear.weight.detach().contiguous()
         linear.weight = nn.Parameter(torch.empty_like(weight), requires_grad=False)
-        return SampledLayer(name, linear, weight, logits, known)
+        return SampledLayer(name, linear, weight, logits, known, self._pattern)
 
     @torch.no_grad()
     def step(self, step: int) -> StepReport:
@@ -190,7 +198,7 @@ class PolicyLearner:
     def codes(self) -> dict[str, Codes]:
         """Hard masks by layer name."""
         return {
-            layer.name: self._decide(layer.logits, layer.prior, 1.0)[0].cpu().numpy()
+            layer.name: codes_array(self._decide(layer.logits, layer.prior, 1.0)[0], self._pattern)
             for layer in self.layers
         }
 

@@ -2,7 +2,7 @@
 
 Both take the same two numbers, `scale` and `tau`, so the layer and the trainer need not know which
 one they run. The gradient is written by hand because it recomputes the noise from its key instead
-of keeping any of the six planes for the backward pass.
+of keeping any of the planes for the backward pass.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import ModuleType
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.learning import gumbel, relaxed_topk
-from maskgen.learning.noise import NoiseKey, four_gumbels, six_gumbels
-from maskgen.learning.sampling import pair_codes, top_two
+from maskgen.learning.codes import codes_from_planes
+from maskgen.learning.noise import NoiseKey, gumbels
+from maskgen.learning.sampling import top_n
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,21 @@ class Softness:
 
 
 class Relaxation(ABC):
-    """Mask logits (rows, planes, groups) <-> masked weight (rows, 4 * groups)."""
+    """Mask logits (rows, planes, groups) <-> masked weight (rows, M * groups).
 
-    planes: ClassVar[int]
+    Attributes:
+        native: kernels for 2:4; None for torch's functions.
+        pattern: of the masks.
+        planes: logits of a group.
+    """
 
-    def __init__(self, native: ModuleType | None) -> None:
+    def __init__(self, native: ModuleType | None, pattern: Pattern = TWO_FOUR) -> None:
         self.native = native
+        self.pattern = pattern
+        self.planes = self._planes()
+
+    @abstractmethod
+    def _planes(self) -> int: ...
 
     @abstractmethod
     def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
@@ -64,13 +74,13 @@ class Relaxation(ABC):
         """Final codes, how many differ from the prior's, and the summed sharpness.
 
         Sharpness of a group is the probability, without noise, of the placement that is decided on,
-        or of the two weights.
+        or of the weights that are kept.
         """
         if self.native is not None:
             codes = torch.empty_like(prior)
             changed, sharpness = self.native.decide(logits, codes, prior, scale)
             return codes, int(changed), float(sharpness)
-        codes = self._codes(logits).to(torch.uint8)
+        codes = self._codes(logits).to(prior.dtype)
         changed = int((codes != prior).sum())
         return codes, changed, self._sharpness(logits, scale)
 
@@ -90,9 +100,10 @@ def _keep_gradient(
 
 
 class GumbelPlacements(Relaxation):
-    """MaskLLM: Gumbel-softmax over six placement logits per group; `scale` is kappa."""
+    """MaskLLM: Gumbel-softmax over a logit per placement; `scale` is kappa."""
 
-    planes = 6
+    def _planes(self) -> int:
+        return self.pattern.placements
 
     def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         if self.native is not None:
@@ -102,7 +113,7 @@ class GumbelPlacements(Relaxation):
                 key.layer,
             )  # fmt: skip
             return masked
-        keep = gumbel.keep_from_placements(self._probabilities(logits, at, key))
+        keep = gumbel.keep_from_placements(self._probabilities(logits, at, key), self.pattern)
         return (weight.float() * keep).to(weight.dtype)
 
     def add_gradient(
@@ -121,13 +132,13 @@ class GumbelPlacements(Relaxation):
             )  # fmt: skip
             return
         probabilities = self._probabilities(logits, at, key)
-        keep = gumbel.keep_from_placements(probabilities)
+        keep = gumbel.keep_from_placements(probabilities, self.pattern)
         gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
-        out += gumbel.placement_gradient(probabilities, gradient, at.scale / at.tau)
+        out += gumbel.placement_gradient(probabilities, gradient, at.scale / at.tau, self.pattern)
 
     def _probabilities(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         rows, _, groups = logits.shape
-        noise = six_gumbels(rows, groups, key, logits.device)
+        noise = gumbels(rows, self.planes, groups, key, logits.device)
         return gumbel.placement_probabilities(logits, at.scale, at.tau, noise)
 
     def _codes(self, logits: Tensor) -> Tensor:
@@ -137,10 +148,11 @@ class GumbelPlacements(Relaxation):
         return float(torch.softmax(scale * logits, dim=1).amax(dim=1).sum())
 
 
-class RelaxedTopTwo(Relaxation):
-    """RoI: relaxed Gumbel top-2 of four weight logits per group; `scale` is lambda."""
+class RelaxedTopN(Relaxation):
+    """RoI: relaxed Gumbel top-n of a logit per weight; `scale` is lambda."""
 
-    planes = 4
+    def _planes(self) -> int:
+        return self.pattern.m
 
     def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         if self.native is not None:
@@ -150,7 +162,7 @@ class RelaxedTopTwo(Relaxation):
                 key.layer,
             )  # fmt: skip
             return masked
-        keep = relaxed_topk.keep_from_top_two(self._choice(logits, at, key))
+        keep = relaxed_topk.keep_from_choices(self._choices(logits, at, key))
         return (weight.float() * keep).to(weight.dtype)
 
     def add_gradient(
@@ -168,19 +180,19 @@ class RelaxedTopTwo(Relaxation):
                 key.seed, key.step, key.micro_batch, key.layer,
             )  # fmt: skip
             return
-        choice = self._choice(logits, at, key)
-        keep = relaxed_topk.keep_from_top_two(choice)
+        choices = self._choices(logits, at, key)
+        keep = relaxed_topk.keep_from_choices(choices)
         gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
-        out += relaxed_topk.top_two_gradient(choice, gradient, at.scale, at.tau)
+        out += relaxed_topk.top_n_gradient(choices, gradient, at.scale, at.tau)
 
-    def _choice(self, logits: Tensor, at: Softness, key: NoiseKey) -> relaxed_topk.TopTwo:
+    def _choices(self, logits: Tensor, at: Softness, key: NoiseKey) -> list[relaxed_topk.Choice]:
         rows, _, groups = logits.shape
-        noise = four_gumbels(rows, groups, key, logits.device)
-        return relaxed_topk.relax_top_two(logits, at.scale, at.tau, noise)
+        noise = gumbels(rows, self.planes, groups, key, logits.device)
+        return relaxed_topk.relax_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
 
     def _codes(self, logits: Tensor) -> Tensor:
-        return pair_codes(top_two(logits))
+        return codes_from_planes(top_n(logits, self.pattern.n), self.pattern)
 
     def _sharpness(self, logits: Tensor, scale: float) -> float:
         probabilities = torch.softmax(logits / scale, dim=1)
-        return float((probabilities * top_two(logits)).sum())
+        return float((probabilities * top_n(logits, self.pattern.n)).sum())

@@ -1,4 +1,4 @@
-"""MaskPro's sampling in torch: two of four without replacement, and its exact log-prob gradient.
+"""MaskPro's sampling in torch: n of m without replacement, and its log-probability's gradient.
 
 arXiv 2506.12876: p = softmax(logits) over a group; the first weight is drawn from p, the second
 from what is left, so a set {i, j} has
@@ -7,6 +7,13 @@ from what is left, so a set {i, j} has
 
 Drawing the two largest of logits + Gumbel noise is the same distribution (Gumbel top-k). Reference
 for `maskgen/csrc/sampling.h`.
+
+For other n a set's probability is a sum over the n! orders in which it can be drawn. There the
+gradient is that of the order in which it *was* drawn, which the noise tells (Plackett and Luce):
+
+    log p(i_1, ..., i_n) = sum over k of logit(i_k) - log(sum of exp(logits) but i_1 ... i_{k-1})
+
+Its mean is the same, since the sum over orders of p * d log p is the derivative of their sum.
 """
 
 from __future__ import annotations
@@ -17,15 +24,23 @@ from torch import Tensor
 _TINY = 1e-12
 
 
-def top_two(scores: Tensor) -> Tensor:
-    """(rows, 4, groups) -> bool of the same shape: the two largest; ties keep the lowest index."""
+def top_n(scores: Tensor, n: int) -> Tensor:
+    """(rows, m, groups) -> bool of the same shape: the n largest; ties keep the lowest index."""
     order = scores.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :2], True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :n], True)
 
 
-def sample_two(weight_logits: Tensor, noise: Tensor) -> Tensor:
-    """(rows, 4, groups) bool, two of four in every group, from softmax(logits)."""
-    return top_two(weight_logits + noise)
+def order_gradient(weight_logits: Tensor, noise: Tensor, n: int) -> Tensor:
+    """(rows, m, groups): d log p(the order that the noise draws) / d logits."""
+    order = (weight_logits + noise).argsort(dim=1, descending=True, stable=True)
+    logits = weight_logits.gather(1, order)
+    # Of what is left at each draw: the largest is taken out, so that nothing overflows.
+    weights = torch.exp(logits - logits.amax(dim=1, keepdim=True))
+    left = weights.flip(1).cumsum(dim=1).flip(1).clamp_min(_TINY)
+    drawn = torch.arange(left.shape[1], device=left.device).view(1, -1, 1) < n
+    shares = torch.where(drawn, 1.0 / left, 0.0).cumsum(dim=1)
+    gradient = drawn.to(logits.dtype) - weights * shares
+    return torch.empty_like(gradient).scatter_(1, order, gradient)
 
 
 def pair_codes(kept: Tensor) -> Tensor:
@@ -37,7 +52,7 @@ def pair_codes(kept: Tensor) -> Tensor:
 
 
 def keep_from_planes(planes: Tensor) -> Tensor:
-    """(rows, 4, groups) -> (rows, 4 * groups)."""
+    """(rows, m, groups) -> (rows, m * groups)."""
     return planes.transpose(1, 2).reshape(planes.shape[0], -1)
 
 

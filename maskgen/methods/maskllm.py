@@ -1,4 +1,4 @@
-"""MaskLLM (arXiv 2409.17481, NeurIPS 2024): six placement logits per group, learned by gradient.
+"""MaskLLM (arXiv 2409.17481, NeurIPS 2024): a logit per placement of a group, learned by gradient.
 
     pi ~ N(0, sigma) + std(pi) * sim(prior, placement) * alpha          (prior.py)
     y = softmax((kappa * pi + gumbel) / tau), mask = y @ placements     (gumbel.py)
@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
@@ -28,6 +29,9 @@ from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_placement_prior, gaussian
 from maskgen.learning.relaxation import GumbelPlacements, Softness
 from maskgen.learning.schedules import linear
+
+MOST_PLACEMENTS = 70
+"""Those of 4:8, with 35 bytes of logits a weight; the next ones in use, of 8:16, are 12,870."""
 
 
 class MaskLLMConfig(GradientConfig):
@@ -57,10 +61,21 @@ class MaskLLM(LearnMethod[MaskLLMConfig]):
         config: MaskLLMConfig,
         batches: Batches,
         world: World,
+        pattern: Pattern = TWO_FOUR,
     ) -> GradientLearner:
-        """See `LearnMethod.learner`."""
+        """See `LearnMethod.learner`.
+
+        Raises:
+            ValueError: the pattern has more than `MOST_PLACEMENTS`.
+        """
+        if pattern.placements > MOST_PLACEMENTS:
+            raise ValueError(
+                f"maskllm learns a logit for each of a group's placements: {pattern} has"
+                f" {pattern.placements:,}, the limit is {MOST_PLACEMENTS} (4:8); use roi or maskpro"
+            )
         first = next(model.parameters())
-        relaxation = GumbelPlacements(choose_kernels(config.kernels, first.device, first.dtype))
+        native = choose_kernels(config.kernels, first.device, first.dtype, pattern)
+        relaxation = GumbelPlacements(native, pattern)
 
         def softness(step: int) -> Softness:
             progress = step / config.steps
@@ -74,7 +89,7 @@ class MaskLLM(LearnMethod[MaskLLMConfig]):
             rows, groups = codes.shape
             shape = (rows, relaxation.planes, groups)
             logits = gaussian(shape, config.sigma, config.seed, layer_number(name))
-            add_placement_prior(logits, codes.cpu(), config.alpha)
+            add_placement_prior(logits, codes.cpu(), config.alpha, pattern)
             return logits
 
         return GradientLearner(

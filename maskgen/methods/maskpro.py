@@ -1,8 +1,9 @@
 """MaskPro (arXiv 2506.12876): one logit per weight, learned from forward passes alone.
 
 A mask is sampled from the logits without replacement, its loss is compared with the initial mask's
-on the same text, and the logits follow the exact gradient of the sample's log-probability, weighted
-by that residual less a moving average of it (the tracker). Plain SGD; four bytes of state a weight.
+on the same text, and the logits follow the gradient of the sample's log-probability (exactly the
+set's for 2:4, else that of the order it was drawn in; `maskgen.learning.sampling`), weighted by
+that residual less a moving average of it (the tracker). Plain SGD; four bytes of state a weight.
 Defaults are those of the released code: learning rate 50, C = 10, 512 samples of 128 tokens, 32 a
 step, about 10,000 steps; `debias_tracker`, `clip` and `refresh_every` are not in it.
 """
@@ -15,6 +16,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import nn
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import Count, LearnConfig, Positive
@@ -62,6 +64,7 @@ class MaskPro(LearnMethod[MaskProConfig]):
         config: MaskProConfig,
         batches: Batches,
         world: World,
+        pattern: Pattern = TWO_FOUR,
     ) -> PolicyLearner:
         """See `LearnMethod.learner`.
 
@@ -82,5 +85,6 @@ class MaskPro(LearnMethod[MaskProConfig]):
             refresh_every=config.refresh_every,
             debias=config.debias_tracker,
             clip=config.clip,
-            native=choose_kernels(config.kernels, first.device, first.dtype),
+            pattern=pattern,
+            native=choose_kernels(config.kernels, first.device, first.dtype, pattern),
         )

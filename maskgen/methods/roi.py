@@ -1,9 +1,11 @@
-"""RoI (arXiv 2608.23048): one logit per weight, learned through a relaxed Gumbel top-2.
+"""RoI (arXiv 2608.23048): one logit per weight, learned through a relaxed Gumbel top-n.
 
     a1 = phi / lambda + gumbel;  mu1 = softmax(a1 / tau);  a2 = a1 + log(1 - mu1);  mask = mu1 + mu2
 
+and so on for n > 2.
+
 lambda and tau fall exponentially over the first three quarters of the run and then stay; the mask
-that is kept in the end is the top two of phi. Two thirds of MaskLLM's state for the same quality.
+that is kept in the end is the top n of phi. Two thirds of MaskLLM's state for the same quality.
 Defaults are the paper's. Its initialisation from a prior is not published in detail: here the kept
 weights' logits start `margin` above the others.
 """
@@ -16,6 +18,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
@@ -25,7 +28,7 @@ from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_weight_prior, gaussian
-from maskgen.learning.relaxation import RelaxedTopTwo, Softness
+from maskgen.learning.relaxation import RelaxedTopN, Softness
 from maskgen.learning.schedules import exponential
 
 
@@ -50,7 +53,7 @@ class RoIConfig(GradientConfig):
 
 
 class RoI(LearnMethod[RoIConfig]):
-    """Relaxed top-2 over weights."""
+    """Relaxed top-n over weights."""
 
     config: ClassVar[type[LearnConfig]] = RoIConfig
 
@@ -61,10 +64,12 @@ class RoI(LearnMethod[RoIConfig]):
         config: RoIConfig,
         batches: Batches,
         world: World,
+        pattern: Pattern = TWO_FOUR,
     ) -> GradientLearner:
         """See `LearnMethod.learner`."""
         first = next(model.parameters())
-        relaxation = RelaxedTopTwo(choose_kernels(config.kernels, first.device, first.dtype))
+        native = choose_kernels(config.kernels, first.device, first.dtype, pattern)
+        relaxation = RelaxedTopN(native, pattern)
 
         def softness(step: int) -> Softness:
             progress = step / config.steps
@@ -79,7 +84,7 @@ class RoI(LearnMethod[RoIConfig]):
             rows, groups = codes.shape
             shape = (rows, relaxation.planes, groups)
             logits = gaussian(shape, config.sigma, config.seed, layer_number(name))
-            add_weight_prior(logits, codes.cpu(), config.margin)
+            add_weight_prior(logits, codes.cpu(), config.margin, pattern)
             return logits
 
         return GradientLearner(

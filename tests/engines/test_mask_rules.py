@@ -15,7 +15,9 @@ from engines.errors import MaskError, UnknownMaskError
 from engines.reference.engine import ReferenceEngine
 from engines.registry import run_builder
 from engines.vllm_plugin.catalog import MaskCatalog
-from maskgen.format.mask_file import read_mask
+from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.format.pattern import Pattern
+from maskgen.prune import PruneSettings, prune
 from tests.tiny_model import make_tiny_llama
 
 MaskOf = Callable[..., Path]
@@ -126,3 +128,30 @@ def test_the_first_layer_that_differs_is_named(mask_of: MaskOf, tiny_model: Path
     layers = mask_rules.MaskedLayers(mask.pattern, shapes)
     with pytest.raises(MaskError, match=odd.replace(".", r"\.")):
         mask_rules.check_fits("x", mask, "cpu", mask.base_digest, layers)
+
+
+@pytest.mark.parametrize("target", ["cpu", "vllm", "tensorrt-llm"])
+def test_only_the_reference_runs_other_patterns(
+    target: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    wide = wide_mask(tiny_model, tmp_path / "wide.safetensors")
+    out = tmp_path / "out"
+    with pytest.raises(MaskError, match=rf"'w' is 16:32; {target} runs 2:4: build for reference"):
+        build(target, tiny_model, {"w": wide}, out)
+    assert not out.exists()
+
+
+async def test_masks_of_a_directory_share_a_pattern(
+    tiny_model: Path, mask_of: MaskOf, tmp_path: Path
+) -> None:
+    wide = wide_mask(tiny_model, tmp_path / "wide.safetensors")
+    opened = Opened("reference", build("reference", tiny_model, {"w": wide}, tmp_path / "out"))
+    other = mask_of(tiny_model)
+    assert "is 2:4, the default mask 16:32" in await refusal(lambda: opened.load("x", other))
+    await opened.close()
+
+
+def wide_mask(model: Path, path: Path) -> Path:
+    mask = prune(model, None, PruneSettings("magnitude", dtype="fp32", pattern=Pattern(16, 32)))
+    write_mask(path, mask.mask)
+    return path

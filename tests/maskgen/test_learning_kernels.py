@@ -15,13 +15,13 @@ from maskgen.format.placements import codes_from_keep
 from maskgen.learning import gumbel, sampling
 from maskgen.learning.native import choose_kernels, native_module
 from maskgen.learning.noise import NoiseKey, four_gumbels, philox, six_gumbels
-from maskgen.learning.relaxation import GumbelPlacements, RelaxedTopTwo, Softness
+from maskgen.learning.relaxation import GumbelPlacements, RelaxedTopN, Softness
 
 CPU = torch.device("cpu")
 KEY = NoiseKey(seed=2**40 + 7, step=3, micro_batch=2, layer=0xDEADBEEF)
 RELAXATIONS = {
     "gumbel": (GumbelPlacements, Softness(120.0, 1.3, 0.02)),
-    "topk": (RelaxedTopTwo, Softness(0.4, 0.7, 0.02)),
+    "topk": (RelaxedTopN, Softness(0.4, 0.7, 0.02)),
 }
 
 
@@ -78,7 +78,7 @@ def test_every_part_of_the_key_changes_the_noise():
 @pytest.mark.parametrize("name", RELAXATIONS)
 def test_native_relaxations_equal_torch(name, dtype):
     cls, at = RELAXATIONS[name]
-    weight, logits, gradient = random_layer(cls.planes, dtype)
+    weight, logits, gradient = random_layer(cls(None).planes, dtype)
     results = []
     for kernels in ("native", "torch"):
         relaxation = cls(choose_kernels(kernels, CPU, dtype))
@@ -122,7 +122,7 @@ def test_a_build_without_the_native_kernels_is_no_silent_torch(monkeypatch):
         with pytest.raises(ValueError, match=r"maskgen\._native is not built.*kernels=torch"):
             choose_kernels(kernels, CPU, torch.float32)
     assert choose_kernels("auto", CPU, torch.float64) is None
-    with pytest.raises(ValueError, match=r"not torch\.float64 on cpu"):
+    with pytest.raises(ValueError, match=r"not 2:4 of torch\.float64 on cpu"):
         choose_kernels("native", CPU, torch.float64)
 
 
@@ -131,7 +131,7 @@ def test_native_sampling_equals_torch():
     weight, logits, _ = random_layer(4, torch.bfloat16, rows=9, groups=50)
     masked = torch.empty_like(weight)
     native.sample_forward(weight, logits, masked, KEY.seed, KEY.step, KEY.micro_batch, KEY.layer)
-    kept = sampling.sample_two(logits, four_gumbels(9, 50, KEY, CPU))
+    kept = sampling.top_n(logits + four_gumbels(9, 50, KEY, CPU), 2)
     assert torch.equal(masked, weight * sampling.keep_from_planes(kept))
 
     updated = logits.clone()
@@ -143,7 +143,7 @@ def test_native_sampling_equals_torch():
 @pytest.mark.parametrize("name", RELAXATIONS)
 def test_native_decisions_equal_torch_and_are_exactly_two_of_four(name):
     cls, at = RELAXATIONS[name]
-    _, logits, _ = random_layer(cls.planes, torch.bfloat16)
+    _, logits, _ = random_layer(cls(None).planes, torch.bfloat16)
     prior = torch.randint(0, 6, (5, 37), dtype=torch.uint8)
     native = cls(choose_kernels("native", CPU, torch.bfloat16)).decide(logits, prior, at.scale)
     codes, changed, sharpness = cls(None).decide(logits, prior, at.scale)
@@ -156,10 +156,10 @@ def test_native_decisions_equal_torch_and_are_exactly_two_of_four(name):
 def test_ties_keep_the_lowest_index():
     logits = torch.zeros(1, 4, 20)
     prior = torch.zeros(1, 20, dtype=torch.uint8)
-    for relaxation in (RelaxedTopTwo(None), RelaxedTopTwo(native_module())):
+    for relaxation in (RelaxedTopN(None), RelaxedTopN(native_module())):
         assert torch.equal(relaxation.decide(logits, prior, 1.0)[0], prior)
     logits[0, 3] = 1.0  # the last wins, then the lowest of the tied rest: placement 1001
-    for relaxation in (RelaxedTopTwo(None), RelaxedTopTwo(native_module())):
+    for relaxation in (RelaxedTopN(None), RelaxedTopN(native_module())):
         assert (relaxation.decide(logits, prior, 1.0)[0] == 2).all()
 
 
@@ -182,7 +182,7 @@ def test_relaxation_gradients_equal_finite_differences(name):
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(2, 12, generator=generator, dtype=torch.float64)
     slope = torch.randn(2, 12, generator=generator, dtype=torch.float64)
-    logits = torch.randn(2, cls.planes, 3, generator=generator, dtype=torch.float64)
+    logits = torch.randn(2, cls(None).planes, 3, generator=generator, dtype=torch.float64)
     relaxation = cls(None)
 
     def loss(moved: torch.Tensor) -> float:
@@ -199,7 +199,7 @@ def test_relaxation_gradients_equal_finite_differences(name):
 def test_log_probability_gradient_equals_finite_differences():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
-    kept = sampling.sample_two(logits, four_gumbels(3, 2, KEY, CPU).double())
+    kept = sampling.top_n(logits + four_gumbels(3, 2, KEY, CPU).double(), 2)
     expected = finite_difference(
         lambda moved: float(sampling.log_probability(moved, kept).sum()), logits, 1e-6
     )
@@ -209,7 +209,7 @@ def test_log_probability_gradient_equals_finite_differences():
 
 def test_log_probabilities_of_all_pairs_sum_to_one_and_match_the_sampler():
     logits = torch.tensor([1.3, -0.4, 0.2, 0.9]).view(1, 4, 1).expand(1, 4, 40000).contiguous()
-    kept = sampling.sample_two(logits, four_gumbels(1, 40000, KEY, CPU))
+    kept = sampling.top_n(logits + four_gumbels(1, 40000, KEY, CPU), 2)
     seen = np.bincount(sampling.pair_codes(kept).numpy().ravel(), minlength=6) / 40000
     one = logits[:, :, :1].double()
     probabilities = []
@@ -223,7 +223,7 @@ def test_log_probabilities_of_all_pairs_sum_to_one_and_match_the_sampler():
 
 def test_pair_codes_are_the_placements_of_maskgen():
     generator = torch.Generator().manual_seed(4)
-    kept = sampling.top_two(torch.randn(7, 4, 30, generator=generator))
+    kept = sampling.top_n(torch.randn(7, 4, 30, generator=generator), 2)
     keep = sampling.keep_from_planes(kept).numpy()
     assert np.array_equal(sampling.pair_codes(kept).numpy(), codes_from_keep(keep, TWO_FOUR))
 
@@ -231,6 +231,6 @@ def test_pair_codes_are_the_placements_of_maskgen():
 @pytest.mark.parametrize("name", RELAXATIONS)
 def test_a_soft_mask_keeps_two_of_four_in_expectation(name):
     cls, at = RELAXATIONS[name]
-    _, logits, _ = random_layer(cls.planes, torch.float32)
+    _, logits, _ = random_layer(cls(None).planes, torch.float32)
     masked = cls(None).masked_weight(torch.ones(5, 4 * 37), logits, at, KEY)
     torch.testing.assert_close(masked.view(5, 37, 4).sum(-1), torch.full((5, 37), 2.0))

@@ -27,7 +27,8 @@ def test_modes_are_commands() -> None:
     assert {name.removeprefix("bench ") for name, _ in bench_commands()} == {
         *("kernels", "serve", "quality", "trtllm", "pages", "picture"),
         *("engine speed", "engine split", "engine mix"),
-        *("masks league", "masks domains", "masks ablations", "masks products", "masks cost"),
+        *("masks league", "masks domains", "masks ablations", "masks cost"),
+        *("masks products", "masks patterns", "masks permutation"),
         *("vllm speed", "vllm agreement"),
     }
 

@@ -46,6 +46,28 @@ def prune(model: str, text: str, out: Path, *more: object) -> str:
     return succeed(*command, *more)
 
 
+def test_masks_of_another_pattern(model: str, text: str, tmp_path: Path) -> None:
+    wide, usual = tmp_path / "wide.safetensors", tmp_path / "usual.safetensors"
+    assert "16:32 wanda mask of 14 layers" in prune(model, text, wide, "--pattern", "16:32")
+    prune(model, text, usual)
+    shown = json.loads(succeed("mask", "inspect", wide, "--json"))
+    assert (shown["pattern"], shown["density"]) == ("16:32", 0.5)
+    assert [len(row["places"]) for row in shown["per_layer"]] == [32] * 14
+    assert "0 mlp.down_proj" in succeed("mask", "inspect", wide, "--plot", tmp_path / "i.png")
+    for other in (("mask", "diff", wide, usual), ("mask", "diff", usual, wide)):
+        assert "different patterns" in str(call(*other).exception)
+    command = ("eval", "--model", model, "--mask", wide, "--data", text)
+    scored = succeed(*command, "--window", 32, "--windows", 2, "--json")
+    score = json.loads(scored.splitlines()[-1])
+    assert score["perplexity"] > 1
+    succeed("mask", "apply", "--model", model, "--mask", wide, "--out", tmp_path / "applied")
+    refused = call("mask", "prune", "--model", model, "--out", wide, "--data", text, "--pattern", 3)
+    assert "'3' is not a pattern; expected N:M, such as 2:4" in str(refused.exception)
+    again = ("mask", "prune", "--model", model, "--out", wide, "--data", text)
+    refused = call(*again, "--pattern", "4:8", "--parent", usual)
+    assert "holds a 2:4 mask, expected 4:8" in str(refused.exception)
+
+
 def test_prune_inspect_diff_apply_eval(model: str, text: str, tmp_path: Path) -> None:
     general, domain = tmp_path / "general.safetensors", tmp_path / "domain.safetensors"
     assert "wanda mask of 14 layers" in prune(model, text, general)

@@ -10,7 +10,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmarks.common.table import StaleRowsError
-from benchmarks.masks import domains, league, settings
+from benchmarks.masks import domains, league, patterns, settings
 from benchmarks.masks.league import gap_closed
 from benchmarks.masks.products import shared_runs
 from maskgen.format.mask_file import read_mask
@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     learned = {method: {**s, **small} for method, s in settings.LEARNED.items()}
     learned["maskpro"]["windows"] = 2
     monkeypatch.setattr(league, "LEARNED", learned)
+    monkeypatch.setattr(patterns, "LEARNED", learned)
     monkeypatch.setattr(domains, "MASKLLM", {**settings.MASKLLM, **small})
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -35,9 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bench(folder: Path, *arguments: object, learn: str = "learn.txt") -> Result:
     """The league, without saying so; `domains` and `ablations` first where they are meant."""
-    mode = (
-        [arguments[0]] if arguments and arguments[0] in ("domains", "ablations", "products") else []
-    )
+    modes = ("domains", "ablations", "products", "patterns")
+    mode = [arguments[0]] if arguments and arguments[0] in modes else []
     words = ["bench", "masks", *mode, "--model", folder / "model"]
     if mode != ["domains"]:
         words += ["--learn", folder / learn]
@@ -73,6 +73,27 @@ def test_the_league_is_measured_once(folder):
     assert bench(folder, *only, "--plot").exit_code == 0
     assert Path("docs/results/masks-curve.png").read_bytes().startswith(b"\x89PNG")
     assert "![masks-curve](masks-curve.png)" in Path("docs/results/masks.md").read_text()
+
+
+def test_patterns_are_measured_row_by_row(folder):
+    arguments = ["patterns", "--pattern", "2:4", "--pattern", "16:32", "--only", "wanda"]
+    result = bench(folder, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    first = rows("patterns")
+    assert [(row["pattern"], row["method"]) for row in first] == [
+        (None, "dense"),
+        ("2:4", "wanda"),
+        ("16:32", "wanda"),
+    ]
+    assert [row.get("stored_bits_per_weight") for row in first] == [None, 0.6667, 0.9219]
+    assert read_mask(folder / "work" / "general-wanda-16-32.safetensors").pattern.m == 32
+    more = bench(folder, *arguments, "--only", "maskpro")
+    assert more.exit_code == 0, (more.output, more.exception)
+    assert rows("patterns")[:3] == first
+    assert [row["pattern"] for row in rows("patterns")[3:]] == ["2:4", "16:32"]
+    page = Path("docs/results/patterns.md").read_text()
+    assert "| method | 2:4 (0.6667 bits) | 16:32 (0.9219 bits) |" in page
+    assert "is none of wanda" in str(bench(folder, "patterns", "--only", "ria").exception)
 
 
 def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
