@@ -26,12 +26,16 @@ class StructuredOutput:
 
     Attributes:
         kind: `json_schema` (value: the schema as JSON text), `json_object` (value unused),
-            `regex`, or `choice` (value: a JSON list of strings).
+            `regex`, `choice` (value: a JSON list of strings), or `lark` (a grammar in llguidance's
+            dialect, https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
         value: the constraint's source text.
+        any_whitespace: JSON may be laid out in any way. A weak model then tends to write line
+            breaks until its tokens are used up; without it, JSON is on one line.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice"]
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
     value: str = ""
+    any_whitespace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     min_tokens: int = 0
     max_tokens: int | None = None

@@ -12,8 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engines.chat_template.template import read_chat_template
+from engines.chat_template.template import ChatTemplate, read_chat_template
 from engines.errors import InvalidRequestError, as_engine_directory_error
+from engines.sampling import SamplingParams
 from maskgen.format.model_directory import end_token_ids
 from maskgen.format.tokenizer import ModelTokenizer, TextEncodingError
 
@@ -109,8 +110,21 @@ class TextCodec:
         """An incremental decoder that continues after `prompt_token_ids`."""
         return TextStream(self.tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens)
 
+    def stream_of(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> TextStream:
+        """The decoder of an answer, as its request wants it."""
+        return self.stream(prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, if the model has one."""
+        return self._template
+
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """Prompt text of a conversation, by the model's chat template. May take seconds.
 
@@ -122,7 +136,7 @@ class TextCodec:
             raise InvalidRequestError(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-        return self._template.render(messages, generation_prompt=generation_prompt)
+        return self._template.render(messages, generation_prompt=generation_prompt, tools=tools)
 
 
 class TextStream:

@@ -69,6 +69,16 @@ class ServerSettings(BaseSettings):
         None, description="Folder from which masks may be loaded over HTTP; needs `admin_api_key`."
     )
 
+    json_whitespace: Literal["fixed", "any"] = Field(
+        "fixed",
+        description="Layout of constrained JSON: fixed (one line), or any, with which weak models"
+        " may write line breaks until their tokens are used up.",
+    )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "json"] = Field(
+        "auto",
+        description="How the model writes calls of tools: hermes, llama3_json, mistral or json."
+        " auto recognises it from the chat template.",
+    )
     max_waiting: int = Field(
         256, ge=1, description="Choices that may wait for their first token; more get 429."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +14,8 @@ from engines.text import TextCodec
 from serving.errors import ApiError, from_engine_error, invalid
 from serving.schemas.chat import Message
 from serving.schemas.completions import PromptField
+from serving.schemas.tools import FunctionTool
+from serving.tools.tooling import Tooling
 
 T = TypeVar("T")
 
@@ -23,8 +26,11 @@ INLINE_CHARS = 4096
 class Prompts:
     """Tokenizes off the event loop what would hold it up."""
 
-    def __init__(self, codec: TextCodec, context_length: int, vocab_size: int) -> None:
+    def __init__(
+        self, codec: TextCodec, context_length: int, vocab_size: int, tooling: Tooling
+    ) -> None:
         self._codec = codec
+        self._tooling = tooling
         self._context = context_length
         self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, "tokenizer")
@@ -83,7 +89,9 @@ class Prompts:
             for item, ids in zip(given, token_ids, strict=True)
         ]
 
-    async def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    async def chat(
+        self, messages: Sequence[Message], tools: Sequence[FunctionTool] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a conversation, by the model's chat template.
 
         Raises:
@@ -91,23 +99,26 @@ class Prompts:
         """
         # The template writes the special tokens itself.
         ids = await self.encode(
-            await self.render(messages), add_special_tokens=False, param="messages"
+            await self.render(messages, tools), add_special_tokens=False, param="messages"
         )
         return self._check(tuple(ids), "messages", 1)
 
-    async def render(self, messages: Sequence[Message]) -> str:
+    async def render(self, messages: Sequence[Message], tools: Sequence[FunctionTool] = ()) -> str:
         """The text of a conversation, by the model's chat template.
+
+        Args:
+            messages: of the request.
+            tools: that the model is told of.
 
         Raises:
             ApiError: 400; the template refuses the messages, or they are too long.
         """
-        plain = [message.for_template() for message in messages]
-        chars = sum(len(message["content"]) for message in plain)
-        self._check_chars(chars, "messages")
+        spoken, shown = self._tooling.for_template([m.for_template() for m in messages], tools)
+        self._check_chars(sum(len(message["content"]) for message in spoken), "messages")
+        self._check_chars(len(json.dumps(shown)), "tools")
+        render = partial(self._codec.render_chat, spoken, tools=shown)
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._templates, self._codec.render_chat, plain
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._templates, render)
         except InvalidRequestError as error:
             raise from_engine_error(error) from error
 

@@ -17,8 +17,11 @@ def to_sampling(
     logprobs: int | None,
     prompt_logprobs: int | None,
     vocab_size: int,
+    any_whitespace: bool,
 ) -> SamplingParams:
     """Sampling parameters of one request; null fields get OpenAI's defaults.
+
+    `any_whitespace` holds for constrained JSON of requests that do not say themselves.
 
     Raises:
         ApiError: 400 naming the field that is out of range.
@@ -48,7 +51,8 @@ def to_sampling(
             max_tokens=max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            structured=_structured(body),
+            structured=_structured(body, any_whitespace),
+            skip_special_tokens=body.skip_special_tokens is not False,
         )
     except InvalidRequestError as error:
         raise from_engine_error(error) from error
@@ -59,31 +63,32 @@ def constraint_field(body: GenerationFields) -> str:
     return "response_format" if body.structured_outputs is None else "structured_outputs"
 
 
-def _structured(body: GenerationFields) -> StructuredOutput | None:
+def _structured(body: GenerationFields, any_whitespace: bool) -> StructuredOutput | None:
     asked = body.structured_outputs
     if asked is not None:
+        if asked.disable_any_whitespace is not None:
+            any_whitespace = not asked.disable_any_whitespace
         if asked.regex is not None:
             return StructuredOutput("regex", asked.regex)
         if asked.choice is not None:
             return StructuredOutput("choice", json.dumps(asked.choice))
         if asked.json_ is not None:
-            return _json_schema(asked.json_)
-        return StructuredOutput("json_object")
+            return _json_schema(asked.json_, any_whitespace)
+        return StructuredOutput("json_object", any_whitespace=any_whitespace)
     match body.response_format:
         case JsonObjectFormat():
-            return StructuredOutput("json_object")
+            return StructuredOutput("json_object", any_whitespace=any_whitespace)
         case JsonSchemaResponseFormat(json_schema=named):
             if named.schema_ is None:
-                return StructuredOutput("json_object")
-            return _json_schema(named.schema_)
+                return StructuredOutput("json_object", any_whitespace=any_whitespace)
+            return _json_schema(named.schema_, any_whitespace)
         case _:
             return None
 
 
-def _json_schema(schema: dict[str, object] | str) -> StructuredOutput:
-    return StructuredOutput(
-        "json_schema", schema if isinstance(schema, str) else json.dumps(schema)
-    )
+def _json_schema(schema: dict[str, object] | str, any_whitespace: bool) -> StructuredOutput:
+    source = schema if isinstance(schema, str) else json.dumps(schema)
+    return StructuredOutput("json_schema", source, any_whitespace)
 
 
 def _check_ids(ids: list[int], vocab_size: int, param: str) -> None:

@@ -24,6 +24,7 @@ from serving.metrics import Metrics, RequestMeter
 from serving.names import ModelNames, ResolvedModel
 from serving.prompts import Prompts
 from serving.tokens import TokenTexts
+from serving.tools.tooling import Tooling
 
 
 class Service:
@@ -40,7 +41,10 @@ class Service:
         self.vocab_size = info.vocab_size
         self.context_length = info.context_length
         self.names = ModelNames(engine, settings.served_model_name, int(time.time()))
-        self.prompts = Prompts(engine.codec, info.context_length, info.vocab_size)
+        self.tooling = Tooling(
+            engine.codec, settings.tool_parser, settings.json_whitespace == "any"
+        )
+        self.prompts = Prompts(engine.codec, info.context_length, info.vocab_size, self.tooling)
         self.tokens = TokenTexts(engine.codec)
         self.constraints = Constraints(engine.constraints)
         self.mask_lock = asyncio.Lock()

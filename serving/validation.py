@@ -14,12 +14,11 @@ Path = tuple[str | int, ...]
 # Fields of OpenAI's API that this server knows and does not implement.
 NOT_IMPLEMENTED = {
     "audio": "audio output is not supported",
-    "function_call": "functions are not supported",
-    "functions": "functions are not supported",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
     "metadata": "completions are not stored, so they carry no metadata",
     "modalities": "only text is supported",
     "moderation": "moderation is not supported",
-    "parallel_tool_calls": "tools are not supported",
     "prediction": "predicted outputs are not supported",
     "prompt_cache_key": "the prefix cache needs no key; use cache_salt to keep users apart",
     "prompt_cache_options": "the prefix cache has no options; use cache_salt to keep users apart",
@@ -28,8 +27,6 @@ NOT_IMPLEMENTED = {
     "service_tier": "there is one service tier",
     "store": "completions are not stored",
     "suffix": "fill-in-the-middle is not supported",
-    "tool_choice": "tools are not supported",
-    "tools": "tools are not supported",
     "verbosity": "verbosity is not supported",
     "web_search_options": "web search is not supported",
 }

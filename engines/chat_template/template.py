@@ -2,8 +2,8 @@
 
 It means what transformers 5 makes of it (`_cached_compile_jinja_template` and
 `render_jinja_template` in `utils/chat_template_utils.py`, `_from_pretrained` and
-`get_chat_template` in `tokenization_utils_base.py`), without tools, documents and continued
-messages, which the server does not take. What it may cost is bounded, see
+`get_chat_template` in `tokenization_utils_base.py`), without documents and continued messages,
+which the server does not take. What it may cost is bounded, see
 `engines.chat_template.budget`.
 """
 
@@ -19,6 +19,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
@@ -43,6 +44,10 @@ class ChatTemplate:
         where: the file it comes from, for errors.
         special_tokens: name -> text of those that are set, such as `bos_token`.
 
+    Attributes:
+        source: as it was given.
+        takes_tools: whether it reads the variable `tools`.
+
     Raises:
         EngineDirectoryError: the template is malformed.
     """
@@ -54,8 +59,11 @@ class ChatTemplate:
                 f" at most {MAX_SOURCE_CHARACTERS} are allowed"
             )
         self._special_tokens = dict(special_tokens)
+        self.source = source
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self.takes_tools = "tools" in find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise EngineDirectoryError(
                 f"{where}: the chat template is malformed, line {error.lineno}: {error.message}"
@@ -66,9 +74,15 @@ class ChatTemplate:
             ) from None
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """Prompt text of a conversation.
+
+        `tools` are the functions that the model may call, in OpenAI's form.
 
         Takes as long as the template's limits allow: seconds. Call it off the event loop.
 
@@ -79,7 +93,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {
             **self._special_tokens,
             "messages": [_message(message) for message in messages],
-            "tools": None,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }

@@ -240,7 +240,7 @@ class CpuEngine(Engine):
                 variant=variant,
                 root=root,
                 sampler=SequenceSampler(params, prompt, stops, constraint),
-                text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
+                text=ChoiceText(self._codec.stream_of(params, prompt), params, eos, limit),
                 deliver=deliver,  # type: ignore[arg-type]
                 prompt_logprobs=params.prompt_logprobs,
                 scores_only=params.scores_only,

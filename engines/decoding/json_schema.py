@@ -57,11 +57,16 @@ _SAYS_NOTHING: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def prepared_schema(source: str) -> str:
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""llguidance's options for JSON as Python's `json.dumps` lays it out."""
+
+
+def prepared_schema(source: str, *, any_whitespace: bool = False) -> str:
     """A schema without the keywords that say nothing.
 
     Args:
         source: the schema as JSON text.
+        any_whitespace: the JSON may be laid out in any way, instead of on one line.
 
     Returns:
         JSON text of a schema that the same values satisfy.
@@ -71,13 +76,24 @@ def prepared_schema(source: str) -> str:
     """
     try:
         schema = json.loads(source)
-        text = json.dumps(_cleaned(schema, 0))
+        cleaned = _cleaned(schema, 0)
+        text = json.dumps(cleaned if any_whitespace else _on_one_line(cleaned))
     except json.JSONDecodeError as error:
         raise _refused(f"is not JSON: {error}") from error
     except RecursionError as error:
         raise _refused("is nested too deeply") from error
     _check_multiples(schema)
     return text
+
+
+def _on_one_line(schema: Any) -> Any:
+    """The schema with llguidance's options; what it says itself about layout holds."""
+    if schema is True:
+        return {"x-guidance": ONE_LINE}
+    if not isinstance(schema, dict):
+        return schema
+    given = schema.get("x-guidance", {})
+    return {**schema, "x-guidance": ONE_LINE | given if isinstance(given, dict) else given}
 
 
 def _cleaned(schema: Any, depth: int) -> Any:

@@ -20,6 +20,7 @@ _FORMATS = {
     "json_object": "json_schema",
     "regex": "regex",
     "choice": "choice",
+    "lark": "lark",
 }
 MAX_CONSTRAINT_CHARS = 64 << 10
 """Most characters of a constraint's source."""
@@ -126,8 +127,8 @@ def _grammar(spec: StructuredOutput) -> str:
     source = '{"type": "object"}' if spec.kind == "json_object" else spec.value
     if spec.kind == "choice":
         _check_choices(source)
-    if spec.kind == "json_schema":
-        source = prepared_schema(source)
+    if spec.kind in ("json_schema", "json_object"):
+        source = prepared_schema(source, any_whitespace=spec.any_whitespace)
     try:
         grammar: str = llguidance.grammar_from(_FORMATS[spec.kind], source)
     except (ValueError, TypeError) as error:

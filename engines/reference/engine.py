@@ -260,7 +260,7 @@ class ReferenceEngine(Engine):
             index=index,
             mask=mask,
             tokens=list(prompt),
-            text=ChoiceText(self._codec.stream(prompt), params, eos, limit),
+            text=ChoiceText(self._codec.stream_of(params, prompt), params, eos, limit),
             sampler=SequenceSampler(params, prompt, stop_token_ids(request, eos), constraint),
             prompt_logprobs=params.prompt_logprobs,
             scores_only=params.scores_only,

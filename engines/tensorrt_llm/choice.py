@@ -35,7 +35,7 @@ async def run_choice(
         max_tokens: most tokens to generate.
         aborted: whether the request was aborted meanwhile.
     """
-    text = ChoiceText(codec.stream(prompt), params, codec.eos_token_ids, max_tokens)
+    text = ChoiceText(codec.stream_of(params, prompt), params, codec.eos_token_ids, max_tokens)
     seen = 0
     try:
         async for step in result:

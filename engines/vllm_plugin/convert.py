@@ -99,10 +99,14 @@ def prompt_token_logprobs(
 def _structured(value: StructuredOutput | None) -> StructuredOutputsParams | None:
     if value is None:
         return None
+    fixed = not value.any_whitespace
     if value.kind == "json_schema":
-        return StructuredOutputsParams(json=prepared_schema(value.value))
+        schema = prepared_schema(value.value, any_whitespace=value.any_whitespace)
+        return StructuredOutputsParams(json=schema, disable_any_whitespace=fixed)
     if value.kind == "json_object":
-        return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams(json_object=True, disable_any_whitespace=fixed)
     if value.kind == "regex":
         return StructuredOutputsParams(regex=value.value)
+    if value.kind == "lark":
+        return StructuredOutputsParams(grammar=value.value)
     return StructuredOutputsParams(choice=json.loads(value.value))

@@ -307,7 +307,7 @@ class VllmEngine(Engine):
         prompt = request.prompt_token_ids
         eos = self._codec.eos_token_ids
         limit = token_limit(request, self._context)
-        text = ChoiceText(self._codec.stream(prompt), params, eos, limit)
+        text = ChoiceText(self._codec.stream_of(params, prompt), params, eos, limit)
         salt = convert.cache_salt(self._catalog.digest(mask), request.cache_salt)
         outputs = self._llm.generate(
             TokensPrompt(prompt_token_ids=list(prompt), cache_salt=salt),

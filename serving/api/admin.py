@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from engines.errors import EngineError
-from serving.api.responses import ERRORS, json_response
+from serving.api.answers import ERRORS, json_response
 from serving.auth import AdminRoute
 from serving.errors import ApiError, from_engine_error, invalid, without_folder
 from serving.names import mask_card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Literal
 from uuid import uuid4
 
 from fastapi import APIRouter
@@ -13,12 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
-from serving.api.responses import ERRORS, finish_reason, whole_response
+from serving.api.answers import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
+from serving.conversation import Conversation, start_conversation
 from serving.generation import Generation, PromptChunk
-from serving.logprob_limit import limit_logprobs
-from serving.names import ResolvedModel
-from serving.sampling import constraint_field, to_sampling
 from serving.schemas.chat import (
     AssistantMessage,
     ChatChoice,
@@ -29,9 +27,12 @@ from serving.schemas.chat import (
     ChatRequest,
     ChatResponse,
 )
+from serving.schemas.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from serving.service import Service, ServiceDep
 from serving.streaming import EventStream
 from serving.tokens import chat_logprobs, prompt_logprobs
+from serving.tools.call_parser import AnswerPiece, CallPiece
+from serving.tools.tooling import ToolPlan
 from serving.usage import UsageCounter
 
 router = APIRouter(route_class=ApiRoute, tags=["generation"])
@@ -40,62 +41,64 @@ router = APIRouter(route_class=ApiRoute, tags=["generation"])
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses=ERRORS)
 async def create_chat_completion(body: ChatRequest, http: Request, service: ServiceDep) -> Response:
     """Answer a conversation."""
-    target = service.names.resolve(body.model, body.mask)
-    service.admission.check(body.n or 1, "n")
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    sampling = to_sampling(
-        body,
-        max_tokens=max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        prompt_logprobs=body.prompt_logprobs,
-        vocab_size=service.vocab_size,
-    )
-    await service.constraints.check(sampling.structured, constraint_field(body))
-    ticket = service.admission.admit(body.n or 1, "n")
-    try:
-        prompt = await service.prompts.chat(body.messages)
-        service.prompts.check_room([prompt], max_tokens)
-        sampling = limit_logprobs(
-            sampling,
-            [prompt],
-            streamed=bool(body.stream),
-            context_length=service.context_length,
-            limit=service.settings.max_logprob_entries,
-            param="logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
-        )
-        generation = service.generation(http, ticket, target, [prompt], sampling, body.cache_salt)
-    except BaseException:
-        ticket.release()
-        raise
-    answer = ChatAnswer(service, body, target, prompt)
+    conversation = await start_conversation(body, http, service)
+    answer = ChatAnswer(service, body, conversation)
     if body.stream:
-        return EventStream(generation, answer, service.settings.keep_alive_interval)
-    await answer.read(generation)
+        return EventStream(conversation.generation, answer, service.settings.keep_alive_interval)
+    await answer.read(conversation.generation)
     return await whole_response(answer.whole, answer.logprob_rows)
 
 
-@dataclass
 class _Choice:
     """What one choice has so far."""
 
-    text: str = ""
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    last: GenerationChunk | None = None
+    def __init__(self, plan: ToolPlan | None) -> None:
+        self.text = ""
+        self.logprobs: list[TokenLogprobs] = []
+        self.calls: list[ToolCall] = []
+        self.last: GenerationChunk | None = None
+        self._plan = plan
+        self._parser = plan.parser() if plan else None
+
+    def take(self, chunk: GenerationChunk) -> AnswerPiece:
+        """Take a chunk in; what is new of the text and the calls."""
+        self.last = chunk
+        self.logprobs.extend(chunk.logprobs or ())
+        if self._parser is None:
+            piece = AnswerPiece(chunk.text)
+        else:
+            piece = self._parser.push(chunk.text)
+            if chunk.finish_reason is not None:
+                piece.text += self._parser.finish().text
+        self.text += piece.text
+        for call in piece.calls:
+            if call.id is not None:
+                function = FunctionCall(name=call.name or "", arguments="")
+                self.calls.append(ToolCall(id=call.id, type="function", function=function))
+            self.calls[call.index].function.arguments += call.arguments
+        return piece
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "tool_calls"] | None:
+        """Why the choice ended, once it has."""
+        reason = finish_reason(self.last)
+        # As OpenAI's: a call that the request named ends with "stop".
+        named = self._plan is not None and self._plan.mode == "named"
+        return "tool_calls" if reason == "stop" and self.calls and not named else reason
 
 
 class ChatAnswer:
     """Builds the answer, whole or as chunks."""
 
-    def __init__(
-        self, service: Service, body: ChatRequest, target: ResolvedModel, prompt: tuple[int, ...]
-    ) -> None:
+    def __init__(self, service: Service, body: ChatRequest, conversation: Conversation) -> None:
         self._service = service
         self._body = body
-        self._target = target
+        self._target = conversation.target
         self._n = body.n or 1
-        self._choices = [_Choice() for _ in range(self._n)]
+        self._choices = [_Choice(conversation.plan) for _ in range(self._n)]
+        self._with_tools = conversation.plan is not None
         self._prompt_entries: tuple[TokenLogprobs | None, ...] = ()
-        self._usage = UsageCounter([prompt])
+        self._usage = UsageCounter([conversation.prompt])
         self._id = f"chatcmpl-{uuid4().hex}"
         self._created = int(time.time())
         options = body.stream_options
@@ -113,10 +116,7 @@ class ChatAnswer:
         async with generation:
             async for piece in generation.pieces():
                 self._usage.add(piece)
-                choice = self._choices[piece.chunk.index]
-                choice.text += piece.chunk.text
-                choice.logprobs.extend(piece.chunk.logprobs or ())
-                choice.last = piece.chunk
+                self._choices[piece.chunk.index].take(piece.chunk)
                 self._prompt_entries = piece.chunk.prompt_logprobs or self._prompt_entries
 
     @property
@@ -150,11 +150,20 @@ class ChatAnswer:
         """The event for one chunk."""
         self._usage.add(piece)
         new = piece.chunk
+        choice = self._choices[new.index]
+        part = choice.take(new)
         if not (new.text or new.token_ids or new.finish_reason):
             return None
-        delta = ChatDelta(content=new.text) if new.text or new.token_ids else ChatDelta()
-        choice = _chunk_choice(new.index, delta, self._logprobs(new.logprobs), new)
-        return self._chunk([choice])
+        entries = self._logprobs(new.logprobs)
+        held = self._with_tools and not (part.text or part.calls)
+        if held and entries is None and new.finish_reason is None:
+            return None
+        delta = ChatDelta(content=part.text) if new.token_ids and not held else ChatDelta()
+        if part.calls:
+            delta = ChatDelta(tool_calls=[_call_delta(call) for call in part.calls])
+            if part.text:
+                delta.content = part.text
+        return self._chunk([_chunk_choice(new.index, delta, entries, choice)])
 
     def closing(self) -> Sequence[BaseModel]:
         """The token counts, if they were asked for."""
@@ -165,11 +174,15 @@ class ChatAnswer:
         return [chunk]
 
     def _finished(self, index: int, choice: _Choice) -> ChatChoice:
+        message = AssistantMessage(role="assistant", content=choice.text, refusal=None)
+        if choice.calls:
+            message.content = choice.text or None
+            message.tool_calls = choice.calls
         return ChatChoice(
             index=index,
-            message=AssistantMessage(role="assistant", content=choice.text, refusal=None),
+            message=message,
             logprobs=self._logprobs(choice.logprobs),
-            finish_reason=finish_reason(choice.last) or "stop",
+            finish_reason=choice.finish_reason or "stop",
             stop_reason=choice.last.stop_reason if choice.last else None,
         )
 
@@ -196,11 +209,18 @@ def _chunk_choice(
     index: int,
     delta: ChatDelta,
     logprobs: ChatLogprobs | None = None,
-    chunk: GenerationChunk | None = None,
+    choice: _Choice | None = None,
 ) -> ChatChunkChoice:
-    choice = ChatChunkChoice(
-        index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason(chunk)
-    )
-    if chunk is not None and chunk.stop_reason is not None:
-        choice.stop_reason = chunk.stop_reason
-    return choice
+    reason = choice.finish_reason if choice else None
+    chunk = ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)
+    if choice is not None and choice.last is not None and choice.last.stop_reason is not None:
+        chunk.stop_reason = choice.last.stop_reason
+    return chunk
+
+
+def _call_delta(call: CallPiece) -> ToolCallDelta:
+    if call.id is None:
+        function = FunctionCallDelta(arguments=call.arguments)
+        return ToolCallDelta(index=call.index, function=function)
+    function = FunctionCallDelta(name=call.name, arguments=call.arguments)
+    return ToolCallDelta(index=call.index, id=call.id, type="function", function=function)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
 from engines.text import TextStream
-from serving.api.responses import ERRORS, finish_reason, whole_response
+from serving.api.answers import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import limit_logprobs
@@ -55,6 +55,7 @@ async def create_completion(
         logprobs=body.logprobs,
         prompt_logprobs=max((k for k in shown if k is not None), default=None),
         vocab_size=service.vocab_size,
+        any_whitespace=service.settings.json_whitespace == "any",
     )
     await service.constraints.check(sampling.structured, constraint_field(body))
     ticket = service.admission.admit(choices, "n")

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from engines.errors import EngineError
-from serving.api.responses import ERRORS
+from serving.api.answers import ERRORS
 from serving.errors import ApiError
 from serving.service import Service, ServiceDep
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from serving.api.responses import ERRORS
+from serving.api.answers import ERRORS
 from serving.auth import ApiRoute
 from serving.engine_metrics import sparse_share
 from serving.metrics import CONTENT_TYPE
@@ -32,6 +32,7 @@ async def show_version(service: ServiceDep) -> dict[str, Any]:
     return {
         "version": package_version(),
         "python": platform.python_version(),
+        "tools": {"parser": service.tooling.form.name, "prompt": service.tooling.prompt},
         "engine": {
             "kind": info.kind,
             "version": info.version,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from serving.api.responses import ERRORS, json_response
+from serving.api.answers import ERRORS, json_response
 from serving.auth import ApiRoute
 from serving.schemas.other import ModelCard, ModelList
 from serving.service import ServiceDep

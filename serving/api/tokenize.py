@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from engines.errors import InvalidRequestError
-from serving.api.responses import ERRORS, json_response
+from serving.api.answers import ERRORS, json_response
 from serving.auth import ApiRoute
 from serving.errors import invalid
 from serving.schemas.other import (
@@ -26,7 +26,7 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
     if body.model is not None:
         service.names.resolve(body.model)
     if body.messages is not None:
-        text = await service.prompts.render(body.messages)
+        text = await service.prompts.render(body.messages, body.tools or ())
         special = bool(body.add_special_tokens)
     else:
         text = body.prompt or ""

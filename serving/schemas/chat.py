@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
@@ -15,6 +16,14 @@ from serving.schemas.common import (
     PromptLogprobs,
     StrictModel,
     Usage,
+)
+from serving.schemas.tools import (
+    MAX_TOOLS,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallMessage,
+    ToolChoice,
+    Tools,
 )
 
 MAX_MESSAGES = 4096
@@ -35,7 +44,7 @@ Parts = Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast
 class Message(StrictModel):
     """One message. The fields that are always null come with messages sent back as received."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = Field(
         None, validate_default=True, description="Only an assistant's may be null."
     )
@@ -45,7 +54,12 @@ class Message(StrictModel):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Empty | None = None
+    tool_calls: list[ToolCallMessage] | None = Field(
+        None, max_length=MAX_TOOLS, description="Only an assistant's."
+    )
+    tool_call_id: str | None = Field(
+        None, max_length=256, description="The call that a tool's message answers."
+    )
     annotations: Empty | None = None
 
     @field_validator("content")
@@ -57,14 +71,39 @@ class Message(StrictModel):
             raise PydanticCustomError("missing", "Field required")
         return content
 
-    def for_template(self) -> dict[str, str]:
-        """What chat templates read: a role they know, and plain text."""
-        role = "system" if self.role == "developer" else self.role
+    @model_validator(mode="after")
+    def _check_tools(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tool_calls", "only an assistant's message has tool_calls")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise PydanticCustomError(
+                "tool_call_id", "a tool's message has a tool_call_id, and no other message has one"
+            )
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """What chat templates read: a role they know, plain text, and arguments as objects."""
         content = self.content or ""
         if not isinstance(content, str):
             content = "\n".join(part.text for part in content)
-        spoken = {"role": role, "content": content}
-        return spoken if self.name is None else {**spoken, "name": self.name}
+        spoken = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": content,
+            "name": self.name,
+            "tool_calls": [_call_for_template(call) for call in self.tool_calls or ()] or None,
+            "tool_call_id": self.tool_call_id,
+        }
+        return {key: value for key, value in spoken.items() if value is not None}
+
+
+def _call_for_template(call: ToolCallMessage) -> dict[str, Any]:
+    """A call as templates read it; arguments that a model wrote wrongly stay text."""
+    try:
+        arguments = json.loads(call.function.arguments)
+    except ValueError:
+        arguments = call.function.arguments
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class ChatRequest(GenerationFields):
@@ -82,19 +121,24 @@ class ChatRequest(GenerationFields):
         None, ge=0, le=MAX_LOGPROBS, description="Only with logprobs: true."
     )
 
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(
+        None, description="Default: auto with tools, none without."
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="False: at most one call; default: true."
+    )
+
     # Known fields of OpenAI's API, with the values that ask for nothing.
     audio: None = None
     function_call: Literal["none"] | None = None
     functions: Empty | None = None
     metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
-    parallel_tool_calls: None = None
     prediction: None = None
     reasoning_effort: Literal["none"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
-    tool_choice: Literal["none"] | None = None
-    tools: Empty | None = None
     verbosity: None = None
     web_search_options: None = None
 
@@ -135,8 +179,9 @@ class AssistantMessage(BaseModel):
     """The answer of one choice."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -145,7 +190,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None = None
 
 
@@ -167,6 +212,7 @@ class ChatDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
@@ -175,7 +221,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
     stop_reason: str | int | None = None
 
 

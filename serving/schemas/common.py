@@ -93,6 +93,9 @@ class StructuredOutputs(StrictModel):
     choice: Annotated[list[ChoiceString], Field(fail_fast=True)] | None = Field(
         None, min_length=1, max_length=1024
     )
+    disable_any_whitespace: bool | None = Field(
+        None, description="JSON on one line; default: as the server's setting json_whitespace says."
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StructuredOutputs:
@@ -130,6 +133,9 @@ class GenerationFields(StrictModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: TokenIds | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = Field(
+        None, description="Leave special tokens out of the text; default: true."
+    )
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_ID)
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -10,6 +10,7 @@ from engines.mask_rules import NAME_PATTERN
 from serving.errors import invalid
 from serving.schemas.chat import MAX_MESSAGES, Message
 from serving.schemas.common import StrictModel, TokenIds
+from serving.schemas.tools import Tools
 
 
 class MaskCard(BaseModel):
@@ -77,6 +78,7 @@ class TokenizeRequest(StrictModel):
     add_special_tokens: bool | None = Field(
         None, description="Default: true for a prompt, false for messages."
     )
+    tools: Tools | None = Field(None, description="Functions that the conversation is told of.")
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")

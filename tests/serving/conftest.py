@@ -35,8 +35,10 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(directory: Path, **settings: Any) -> AsyncIterator[App]:
-    engine = FakeEngine(directory)
+async def open_app(
+    directory: Path, engine: FakeEngine | None = None, **settings: Any
+) -> AsyncIterator[App]:
+    engine = engine or FakeEngine(directory)
     app = create_app(ServerSettings(directory=directory, **settings), engine)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

@@ -2,8 +2,9 @@
 
 The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `INVALID`
 with one that is the request's fault, `CRASH` raises, `HANG` never answers, `SLOW` takes its time,
-`REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. All others are continued with letters
-that depend on the prompt, the mask, the seed and the choice.
+`REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. `SAY text YAS` answers with the last
+such text, whatever the constraint, and `OBEY` with a short text that the constraint allows. All
+others are continued with letters that depend on the prompt, the mask, the seed and the choice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from engines.errors import (
     MaskError,
     UnknownMaskError,
 )
+from engines.sampling import StructuredOutput
 from engines.text import TextCodec
 
 CONTEXT = 256
@@ -47,7 +50,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(directory: Path) -> Path:
+def write_tokenizer(directory: Path, template: str, special_tokens: Sequence[str]) -> Path:
     """A byte-level tokenizer, one token per byte, with a chat template."""
     directory.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -55,9 +58,9 @@ def write_tokenizer(directory: Path) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_special_tokens(["<|end|>", *special_tokens])
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
+    config = {"eos_token": "<|end|>", "chat_template": template}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return directory
 
@@ -72,10 +75,21 @@ class FakeEngine(Engine):
     Args:
         directory: where to write the tokenizer.
         step_seconds: pause before each token.
+        template: chat template.
+        special_tokens: further ones of the tokenizer.
+        context: tokens that it holds.
     """
 
-    def __init__(self, directory: Path, step_seconds: float = 0.0) -> None:
-        self._codec = TextCodec(write_tokenizer(directory))
+    def __init__(
+        self,
+        directory: Path,
+        step_seconds: float = 0.0,
+        template: str = CHAT_TEMPLATE,
+        special_tokens: Sequence[str] = (),
+        context: int = CONTEXT,
+    ) -> None:
+        self._context = context
+        self._codec = TextCodec(write_tokenizer(directory, template, special_tokens))
         self._constraints = ConstraintCompiler(self._codec, self._codec.vocab_size)
         self.step_seconds = step_seconds
         self.masks = {name: self._mask(name) for name in ("general", "french")}
@@ -99,7 +113,7 @@ class FakeEngine(Engine):
             kind="fake",
             model="tiny",
             base_digest=digest_of("tiny"),
-            context_length=CONTEXT,
+            context_length=self._context,
             vocab_size=self._codec.vocab_size,
             masks=tuple(self.masks.values()),
             default_mask="general",
@@ -114,7 +128,7 @@ class FakeEngine(Engine):
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
-        text = self._codec.decode(request.prompt_token_ids)
+        text = self._codec.decode(request.prompt_token_ids, skip_special_tokens=False)
         self._refuse(request, text)
         self.requests.append(request)
         mask = request.mask or "general"
@@ -127,6 +141,12 @@ class FakeEngine(Engine):
         try:
             while "HANG" in text:
                 await asyncio.sleep(0.01)
+            written = self._written(request, text)
+            if written is not None:
+                for chunk in self._dictated(request, written):
+                    await asyncio.sleep(self.step_seconds)
+                    yield chunk
+                return
             async for chunk in self._tokens(request, mask, text):
                 yield chunk
         finally:
@@ -140,12 +160,59 @@ class FakeEngine(Engine):
         rows = [self._logprobs(t, sampling.prompt_logprobs) for t in request.prompt_token_ids[1:]]
         return [scored(index, (None, *rows)) for index in range(sampling.n)]
 
+    def _written(self, request: GenerationRequest, text: str) -> list[int] | None:
+        """The tokens of an answer that the prompt dictates."""
+        if "OBEY" in text and request.sampling.structured is not None:
+            return self._obedient(request.sampling.structured)
+        said = re.findall(r"SAY (.*?) YAS", text, re.DOTALL)
+        return self._codec.encode(said[-1]) if said else None
+
+    def _obedient(self, spec: StructuredOutput) -> list[int]:
+        """One of the shortest texts of a constraint: what ends things is taken first."""
+        constraint = self._constraints.compile(spec)
+        written: list[int] = []
+        special = list(range(257, self._codec.vocab_size))
+        preferred = [*special, 0, *self._codec.encode('"}])1ntabcdefghijklmnopqrsuvwxyz')]
+        while not constraint.finished and len(written) < self._context:
+            allowed = constraint.allowed(self._codec.vocab_size)
+            token = next((t for t in preferred if allowed[t]), int(allowed.argmax()))
+            if token == 0:
+                break
+            constraint.push(token)
+            written.append(token)
+        return written
+
+    def _dictated(self, request: GenerationRequest, token_ids: list[int]) -> list[GenerationChunk]:
+        sampling = request.sampling
+        room = sampling.max_tokens or self._context - len(request.prompt_token_ids)
+        chunks = []
+        for index in range(sampling.n):
+            stream = self._codec.stream_of(sampling, request.prompt_token_ids)
+            last = min(len(token_ids), room)
+            for position, token in enumerate(token_ids[:room], 1):
+                whole = "stop" if room >= len(token_ids) else "length"
+                text = stream.push(token) + (stream.flush() if position == last else "")
+                logprobs = None
+                if sampling.logprobs is not None:
+                    logprobs = (self._logprobs(token, sampling.logprobs),)
+                self.generation_tokens += 1
+                chunks.append(
+                    GenerationChunk(
+                        index,
+                        text,
+                        (token,),
+                        logprobs,
+                        finish_reason=whole if position == last else None,
+                    )
+                )
+        return chunks
+
     async def _tokens(
         self, request: GenerationRequest, mask: str, text: str
     ) -> AsyncIterator[GenerationChunk]:
         fail, slow = "FAIL" in text, "SLOW" in text
         sampling = request.sampling
-        room = CONTEXT - len(request.prompt_token_ids)
+        room = self._context - len(request.prompt_token_ids)
         length = min(sampling.max_tokens or room, room)
         done: set[int] = set()
         written = [""] * sampling.n

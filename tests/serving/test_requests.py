@@ -131,9 +131,6 @@ async def test_bad_completion_fields(app: App, name: str, value: Any, code: str)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "auto"),
-        ("parallel_tool_calls", True),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
         ("audio", {"voice": "alloy", "format": "wav"}),
@@ -161,6 +158,7 @@ async def test_chat_fields_that_are_not_implemented(app: App, name: str, value: 
     "extra",
     [
         {"tools": [], "tool_choice": "none", "functions": [], "function_call": "none"},
+        {"tool_choice": "auto", "parallel_tool_calls": False},
         {"modalities": ["text"], "service_tier": "auto", "store": False, "metadata": {}},
         {"user": "me", "response_format": {"type": "text"}, "reasoning_effort": "none"},
         dict.fromkeys(("n", "stop", "seed", "tools", "audio", "logit_bias", "stream")),
@@ -263,7 +261,10 @@ async def test_whole_characters_pass_however_they_are_written(app: App) -> None:
         ([], "messages"),
         ("hi", "messages"),
         ([{"role": "user"}], "messages[0].content"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "function", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0]"),
+        ([{"role": "user", "content": "x", "tool_call_id": "c"}], "messages[0]"),
+        ([*USER, {"role": "tool", "tool_call_id": "c"}], "messages[1].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "system"}], "messages[0].content"),
         ([{"role": "user", "content": "x", "name": 3}], "messages[0].name"),
@@ -274,7 +275,7 @@ async def test_whole_characters_pass_however_they_are_written(app: App) -> None:
         ),
         (
             [*USER, {"role": "assistant", "content": "x", "tool_calls": [{}]}],
-            "messages[1].tool_calls",
+            "messages[1].tool_calls[0].id",
         ),
         ([{"role": "assistant", "content": "first"}], "messages"),
     ],
@@ -371,6 +372,17 @@ async def test_constraints_reach_the_engine(app: App, fields: Any, kind: str, va
     assert status == 200, answer
     structured = app.engine.requests[0].sampling.structured
     assert (structured.kind, structured.value) == (kind, value)
+    assert not structured.any_whitespace
+
+
+async def test_the_layout_of_json_is_chosen_by_setting_and_request(tmp_path: Path) -> None:
+    asked = {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}}
+    wanted = {"response_format": {"type": "json_object"}}
+    async with open_app(tmp_path, json_whitespace="any") as app:
+        for fields, expected in ((wanted, True), (asked, False)):
+            status, answer = await post(app, "/v1/chat/completions", {**CHAT, **fields})
+            assert status == 200, answer
+            assert app.engine.requests[-1].sampling.structured.any_whitespace == expected
 
 
 @pytest.mark.parametrize("asked", [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 1}])
@@ -552,7 +564,7 @@ async def test_many_log_probs_are_written_off_the_event_loop(
 
     monkeypatch.setattr(completions, "completion_logprobs", recording)
     monkeypatch.setattr("serving.streaming.INLINE_ROWS", 100)
-    monkeypatch.setattr("serving.api.responses.INLINE_ROWS", 100)
+    monkeypatch.setattr("serving.api.answers.INLINE_ROWS", 100)
     for size in (10, 200):
         body = {**COMPLETION, "prompt": [5] * size, "logprobs": 1, **SCORE, "stream": stream}
         answer = await app.client.post("/v1/completions", json=body)
@@ -637,7 +649,7 @@ async def test_chat_templates_are_rendered_off_the_event_loop(
     threads: list[str] = []
     render = app.engine.codec.render_chat
 
-    def recording(messages: Sequence[Mapping[str, Any]]) -> str:
+    def recording(messages: Sequence[Mapping[str, Any]], tools: None) -> str:
         threads.append(threading.current_thread().name)
         return render(messages)
 

@@ -15,13 +15,14 @@ from engines.reference.build import build as build_reference
 from engines.base import Engine, GenerationRequest
 from engines.cpu.build import build
 from engines.decoding import structured_output as structured
-from engines.decoding.structured_output import ConstraintCompiler
+from engines.decoding.structured_output import Constraint, ConstraintCompiler
 from engines.directory.build import BuildRequest
 from engines.errors import InvalidRequestError
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
 from engines.text import TextCodec
 
+WRITTEN = '{"a": [1, 2], "b": {}}'
 GROWS = StructuredOutput("regex", "[ab]*a[ab]{12}")
 """Its states multiply with every token."""
 
@@ -123,3 +124,32 @@ async def test_a_constraint_that_grows_too_heavy_is_the_requests_own_fault(engin
     assert chunks[-1].invalid
     assert "cannot go on: lexer error: too many states" in (chunks[-1].error or "")
     assert engine.constraints is not None
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "json_object"])
+def test_json_is_on_one_line_unless_that_is_asked_for(tiny_model: Path, kind: Any) -> None:
+    codec = TextCodec(tiny_model)
+    compiler = ConstraintCompiler(codec, codec.vocab_size)
+    source = '{"properties": {"a": {"type": "array"}}}' if kind == "json_schema" else ""
+    for any_whitespace in (False, True):
+        spec = StructuredOutput(kind, source, any_whitespace)
+        assert _accepts(compiler.compile(spec), codec, WRITTEN)
+        for loose in (WRITTEN.replace(" ", ""), WRITTEN.replace(" ", "\n"), "{\n\n"):
+            assert _accepts(compiler.compile(spec), codec, loose) == any_whitespace, loose
+
+
+def test_a_schema_may_say_itself_how_its_json_is_laid_out(tiny_model: Path) -> None:
+    codec = TextCodec(tiny_model)
+    schema = {"type": "object", "x-guidance": {"key_separator": ":", "item_separator": ","}}
+    spec = StructuredOutput("json_schema", json.dumps(schema))
+    constraint = ConstraintCompiler(codec, codec.vocab_size).compile(spec)
+    assert _accepts(constraint, codec, WRITTEN.replace(" ", ""))
+
+
+def _accepts(constraint: Constraint, codec: TextCodec, text: str) -> bool:
+    """Whether the text may be written, at least as the beginning of an answer."""
+    for token in codec.encode(text):
+        if not constraint.allowed(codec.vocab_size)[token]:
+            return False
+        constraint.push(token)
+    return True
