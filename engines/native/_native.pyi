@@ -17,7 +17,7 @@ class PackedLayer:
 class PatchArrays:
     """The native side of an `engines.native.patch.Patch`; shares its arrays."""
 
-    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], group: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], delta: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
+    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], group: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], delta: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None) -> None: ...
 
 LAYOUT_VERSION: int = 1
 
@@ -81,6 +81,16 @@ def lowbit_unpack(layer: PackedLayer, values: Annotated[NDArray[numpy.int8], dic
 def lowbit_check(layer: PackedLayer, threads: int) -> tuple[int, int, int, int]:
     """
     (fault, row, input, value): 0 none, 1 places, 2 value, 3 scale, 4 minimum, 5 padding.
+    """
+
+def lowbit_patch_apply(patch: PatchArrays, layout: int, block: int, minima: bool, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], revert: bool, threads: int) -> bool:
+    """
+    Rewrites packed weights; False, and nothing changed, if they hold another mask.
+    """
+
+def lowbit_patch_add(patch: PatchArrays, layer: PackedLayer, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], which: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], threads: int, isa: str | None) -> None:
+    """
+    Adds the patch's product to the rows `which` of y; `layer`: the base weights.
     """
 
 PAGE_POSITIONS: int = 16

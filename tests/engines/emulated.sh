@@ -18,4 +18,4 @@ cmake --build "$work/build" --parallel 2 --target _native
 
 cd "$work/tree"
 PYTHONPATH=. TWOFOUR_ISA=portable "$python" -m pytest -p no:cacheprovider --timeout 1200 \
-  tests/engines/native/test_lowbit_kernels.py
+  tests/engines/native/test_lowbit_kernels.py tests/engines/native/test_lowbit_patch.py

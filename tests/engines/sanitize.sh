@@ -26,5 +26,6 @@ PYTHONPATH=.
 export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS PYTHONPATH
 "$python" -m pytest -p no:cacheprovider --timeout 1200 \
   tests/engines/native/test_layout.py tests/engines/native/test_kernels.py tests/engines/native/test_patch.py \
-  tests/engines/native/test_lowbit_layout.py tests/engines/native/test_lowbit_kernels.py tests/engines/native/test_decoder.py
+  tests/engines/native/test_lowbit_layout.py tests/engines/native/test_lowbit_kernels.py tests/engines/native/test_lowbit_patch.py \
+  tests/engines/native/test_decoder.py
 "$python" tests/fuzz/fuzz_unpack.py --seconds "$seconds"

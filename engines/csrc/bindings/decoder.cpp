@@ -151,6 +151,7 @@ class BoundDecoder {
       Patches& to = patches.emplace_back();
       for (std::size_t id = 0; id < linear_count; ++id) {
         to[id] = layer[id] ? &layer[id]->patch : nullptr;
+        require(!to[id] || to[id]->delta, "the decoder's patches must be of bf16");
       }
     }
     const std::size_t mask = decoder_.add_mask(set, std::move(patches));
