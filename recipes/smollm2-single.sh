@@ -22,7 +22,7 @@ if [ ! -f "$out/single.safetensors" ]; then
     twofour recover --model smollm2-135m --mask "$root/masks/smollm2-135m/general.safetensors" \
         "${learn[@]}" \
         --held-out "$general/wikipedia.test.jsonl" --held-out "$general/openwebtext.test.jsonl" \
-        --held-out-every 20 --held-out-windows 16 --steps 300 --seed 0 --resume \
+        --held-out-every 20 --held-out-windows 16 --steps 260 --seed 0 --resume \
         --run-dir "$out/run" --checkpoint "$out/model" --out "$out/single.safetensors"
 fi
 for text in "$data/eval/wiki.test.raw" c4; do
