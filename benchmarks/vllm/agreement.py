@@ -88,7 +88,6 @@ async def _compare(
     plan: AgreementPlan, texts: Sequence[str], say: Callable[[str], None]
 ) -> list[Step]:
     from engines.reference.build import build as build_reference
-
     from engines.vllm_plugin.build import build
 
     with tempfile.TemporaryDirectory(prefix="twofour-vllm-agreement-") as name:

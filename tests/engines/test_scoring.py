@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines.reference.build import build as build_reference
 
 from engines.base import Engine, GenerationChunk, GenerationRequest, TokenLogprobs
 from engines.cpu.build import build as build_cpu
@@ -17,6 +16,7 @@ from engines.cpu.model import PAGE_POSITIONS
 from engines.directory.build import BuildRequest
 from engines.errors import PromptTooLongError
 from engines.native import _native
+from engines.reference.build import build as build_reference
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
 from tests.engines.conftest import random_mask

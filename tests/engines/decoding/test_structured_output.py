@@ -10,7 +10,6 @@ from typing import Any
 import llguidance
 import numpy as np
 import pytest
-from engines.reference.build import build as build_reference
 
 from engines.base import Engine, GenerationRequest
 from engines.cpu.build import build
@@ -18,6 +17,7 @@ from engines.decoding import structured_output as structured
 from engines.decoding.structured_output import Constraint, ConstraintCompiler
 from engines.directory.build import BuildRequest
 from engines.errors import InvalidRequestError
+from engines.reference.build import build as build_reference
 from engines.registry import open_engine
 from engines.sampling import SamplingParams, StructuredOutput
 from engines.text import TextCodec

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from engines.reference.build import build
 from safetensors.torch import load_file, save_file
 
 from engines.base import GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError, PromptTooLongError, UnknownMaskError
+from engines.reference.build import build
 from engines.reference.engine import ReferenceEngine
 from engines.registry import open_engine
 from engines.sampling import SamplingParams

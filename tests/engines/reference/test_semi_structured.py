@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engines.reference.build import build as build_reference
 from transformers import AutoModelForCausalLM
 
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError, MaskError, UnknownMaskError
+from engines.reference.build import build as build_reference
 from engines.reference.engine import ReferenceEngine
 from engines.reference.semi_structured import (
     PackedMasks,

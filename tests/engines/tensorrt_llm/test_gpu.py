@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines.reference.build import build as build_reference
 
 from engines.base import GenerationRequest
 from engines.directory.build import BuildRequest
 from engines.errors import EngineDirectoryError
+from engines.reference.build import build as build_reference
 from engines.reference.engine import ReferenceEngine
 from engines.reference.semi_structured import pack, sparse_tensor, swap_
 from engines.sampling import SamplingParams

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines.reference.build import build as build_reference
 
 from engines.base import Engine, GenerationChunk, GenerationRequest
 from engines.directory.build import BuildRequest
+from engines.reference.build import build as build_reference
 from engines.sampling import SamplingParams
 from engines.vllm_plugin import build as vllm_build
 from tests.engines.conftest import random_mask
