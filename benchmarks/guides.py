@@ -74,7 +74,10 @@ OPTIONS: Mapping[str, str] = {
     for entry in TARGETS.values()
     for kind in (entry.options, entry.settings)
     if kind is not None
-} | {"ServerSettings": "serving.config:ServerSettings"}
+} | {
+    "ServerSettings": "serving.config:ServerSettings",
+    "ValueOptions": "engines.quantisation.options:ValueOptions",
+}
 """Name of a class of options -> `module:Class`."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
-from benchmarks.engine.pages import quality_page, speed_page, split_page
+from benchmarks.engine.pages import lowbit_speed_page, quality_page, speed_page, split_page
 from benchmarks.kernels.lowbit_page import lowbit_page
 from benchmarks.kernels.page import kernels_page
 from benchmarks.masks.pages import (
@@ -22,6 +22,7 @@ from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
+from benchmarks.values.page import values_page
 from benchmarks.vllm.pages import agreement_page, vllm_speed_page
 from maskgen.format.atomic_file import write_text
 
@@ -45,6 +46,8 @@ PAGES: Mapping[str, Page] = {
     "mask-cost": cost_page,
     "permutation": permutation_page,
     "products": products_page,
+    "lowbit-quality": values_page,
+    "bench-lowbit": lowbit_speed_page,
     "serve": serve_page,
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,

@@ -39,10 +39,46 @@ twofour bench engine speed --model smollm2-135m "${pair[@]}" --kv-mib 1024 \
     ${gguf[@]+"${gguf[@]}"} "${vllm[@]}"
 twofour bench engine speed --dense $runs/1b/dense --sparse $runs/1b/sparse --lengths 128/32 \
     --concurrency 1,4 --repeats 2 --result bench-engine-1b
+arms=(--arm sparse-bf16=$runs/sparse --arm dense-bf16=$runs/dense)
+for values in int8 int4; do
+    [ -d $runs/dense-$values ] ||
+        twofour build --model smollm2-135m --values $values --out $runs/dense-$values
+    [ -d $runs/sparse-$values ] ||
+        twofour build --model smollm2-135m --values $values --mask general=$general \
+            --out $runs/sparse-$values
+    arms+=(--arm sparse-$values=$runs/sparse-$values --arm dense-$values=$runs/dense-$values)
+    wide=$runs/16of32.safetensors # of whichever method is at hand
+    [ -f $wide ] || continue
+    [ -d $runs/bitmap-$values ] ||
+        twofour build --model smollm2-135m --values $values --mask wide=$wide \
+            --out $runs/bitmap-$values
+    arms+=(--arm bitmap-$values=$runs/bitmap-$values)
+done
+lowbit_peers=()
+for type in q4_0 q8_0; do
+    [ -f $runs/$type.gguf ] && command -v llama-batched-bench >/dev/null &&
+        lowbit_peers+=(--peer "llama.cpp-$type=$runs/$type.gguf")
+done
+for type in q4_0 q4_k_m q8_0; do # ik_llama.cpp's llama-batched-bench, under a name of its own
+    [ -f $runs/$type.gguf ] && command -v ik-llama-batched-bench >/dev/null &&
+        lowbit_peers+=(--peer "ik-$type=$runs/$type.gguf")
+done
+twofour bench engine speed "${arms[@]}" --reference sparse-int4 --lengths 128/128,1024/32 \
+    --concurrency 1,8,32 --kv-mib 1024 --result bench-lowbit \
+    ${lowbit_peers[@]+"${lowbit_peers[@]}"}
+for values in int8 int4; do
+    "$bin/python" -m benchmarks.engine.shaped_model $runs/1b --values $values
+done
+twofour bench engine speed --arm sparse-bf16=$runs/1b/sparse --arm dense-bf16=$runs/1b/dense \
+    --arm sparse-int8=$runs/1b/sparse-int8 --arm dense-int8=$runs/1b/dense-int8 \
+    --arm sparse-int4=$runs/1b/sparse-int4 --arm dense-int4=$runs/1b/dense-int4 \
+    --reference sparse-int4 --lengths 128/32 --concurrency 1,4 --repeats 2 \
+    --result bench-lowbit-1b
 twofour bench engine split "${pair[@]}"
 twofour bench engine mix --sparse $runs/sparse
 twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
     ${gguf[@]+"${gguf[@]}"} --redo
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
 twofour bench picture
 twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4
 

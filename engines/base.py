@@ -121,6 +121,7 @@ class EngineInfo:
         default_mask: what a request that names no mask gets; None is the dense model.
         isa: instruction set of the kernels (`avx512_bf16`, ...), or the device's name.
         layout: id and version of the sparse layout, None when no layer is sparse.
+        values: type of the weights' values, and how they were made where that is a choice.
         sparse_layers: eligible linear layers that run a sparse kernel.
         eligible_layers: linear layers that the mask lists.
         kernels: layer shape (`n x k`) -> the kernel that serves it, and why where it is dense.
@@ -145,6 +146,7 @@ class EngineInfo:
     weight_bytes: int
     version: str
     numerics: str
+    values: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)

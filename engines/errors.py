@@ -7,6 +7,7 @@ EngineError
 |-- EngineOverloadedError                 the waiting queue is full; HTTP 429
 |-- EngineDeadError                       the engine no longer steps; HTTP 503
 |-- MaskError (ValueError)                a mask cannot be loaded or unloaded
+|-- PatchError (ValueError)               a patch does not fit the weights
 `-- EngineDirectoryError (ValueError)     an engine directory cannot be built or read
 """
 
@@ -49,6 +50,10 @@ class EngineDeadError(EngineError):
 
 class MaskError(EngineError, ValueError):
     """A mask cannot be loaded or unloaded as asked."""
+
+
+class PatchError(EngineError, ValueError):
+    """A patch that does not fit the masks or the weights it is used with."""
 
 
 class EngineDirectoryError(EngineError, ValueError):

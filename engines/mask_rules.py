@@ -27,6 +27,11 @@ RUN_PATTERNS: Mapping[str, tuple[Pattern, ...] | None] = {
 }
 """The patterns that each target has kernels for; None: every one, as dense weights with zeros."""
 
+LOWBIT_PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
+    "cpu": (TWO_FOUR, Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)),
+}
+"""The same where values are int8 or int4."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaskedLayers:
@@ -49,22 +54,28 @@ class MaskedLayers:
 def describe_patterns(target: str) -> str:
     """The patterns that a target runs, for people."""
     patterns = RUN_PATTERNS[target]
-    return "every N:M" if patterns is None else ", ".join(map(str, patterns))
+    if patterns is None:
+        return "every N:M"
+    more = [str(pattern) for pattern in LOWBIT_PATTERNS.get(target, ()) if pattern not in patterns]
+    lowbit = f" ({', '.join(more)} with int8 or int4 values)" if more else ""
+    return ", ".join(map(str, patterns)) + lowbit
 
 
-def check_runs(name: str, pattern: Pattern, target: str) -> None:
-    """Raise MaskError unless a target runs masks of this pattern."""
-    patterns = RUN_PATTERNS[target]
-    if patterns is not None and pattern not in patterns:
-        able = ", ".join(other for other in RUN_PATTERNS if _runs(other, pattern))
-        raise MaskError(
-            f"mask {name!r} is {pattern}; {target} runs {describe_patterns(target)}: build for"
-            f" {able}, or make a mask of a pattern that {target} runs"
-        )
+def check_runs(name: str, pattern: Pattern, target: str, values: str = "bf16") -> None:
+    """Raise MaskError unless a target runs masks of this pattern with these values."""
+    if _runs(target, pattern, values):
+        return
+    able = [other for other in RUN_PATTERNS if _runs(other, pattern, "bf16")]
+    if pattern in LOWBIT_PATTERNS.get(target, ()):
+        able.insert(0, f"{target} with --values int8 or int4")
+    raise MaskError(
+        f"mask {name!r} is {pattern}; {target} runs {describe_patterns(target)}: build for"
+        f" {', '.join(able)}, or make a mask of a pattern that {target} runs"
+    )
 
 
-def _runs(target: str, pattern: Pattern) -> bool:
-    patterns = RUN_PATTERNS[target]
+def _runs(target: str, pattern: Pattern, values: str) -> bool:
+    patterns = RUN_PATTERNS[target] if values == "bf16" else LOWBIT_PATTERNS.get(target, ())
     return patterns is None or pattern in patterns
 
 
@@ -102,7 +113,12 @@ def check_load(name: str, loaded: Collection[str], default: str | None, sealed: 
 
 
 def read_fitting(
-    name: str, path: Path, target: str, base_digest: str, layers: MaskedLayers | None
+    name: str,
+    path: Path,
+    target: str,
+    base_digest: str,
+    layers: MaskedLayers | None,
+    values: str = "bf16",
 ) -> Mask:
     """Read a mask file that an engine is to use.
 
@@ -112,6 +128,7 @@ def read_fitting(
         target: what is to run it.
         base_digest: digest of the engine's base model.
         layers: those of the default mask; None for the default mask itself.
+        values: type of the engine's weights.
 
     Raises:
         MaskError: the file is unreadable, or the mask does not fit.
@@ -120,12 +137,17 @@ def read_fitting(
         mask = read_mask(path)
     except (MaskFileError, OSError) as error:
         raise MaskError(str(error)) from error
-    check_fits(name, mask, target, base_digest, layers)
+    check_fits(name, mask, target, base_digest, layers, values)
     return mask
 
 
 def check_fits(
-    name: str, mask: Mask, target: str, base_digest: str, layers: MaskedLayers | None
+    name: str,
+    mask: Mask,
+    target: str,
+    base_digest: str,
+    layers: MaskedLayers | None,
+    values: str = "bf16",
 ) -> None:
     """Does a mask belong to a target, to a base model, and to the other masks of a directory?
 
@@ -135,12 +157,13 @@ def check_fits(
         target: what is to run it.
         base_digest: digest of the base model.
         layers: those of the default mask; None for the default mask itself.
+        values: type of the weights that it is to be a mask of.
 
     Raises:
         MaskError: the target does not run its pattern, it belongs to another model, or has another
             pattern, other layers or shapes.
     """
-    check_runs(name, mask.pattern, target)
+    check_runs(name, mask.pattern, target, values)
     if mask.base_digest != base_digest:
         raise MaskError(
             f"mask {name!r} was made for the model with base digest {mask.base_digest[:12]}...,"

@@ -23,12 +23,14 @@ class TargetEntry:
         options: `module:Class` of the engine's options, read without the target's extra.
         builder: `module:function` that takes a `BuildRequest` and gives the manifest.
         settings: `module:Class` of what else the builder takes (`--option`), if anything.
+        quantises: whether the builder makes int8 and int4 values.
     """
 
     engine: str
     options: str
     builder: str
     settings: str | None = None
+    quantises: bool = False
 
 
 TARGETS: dict[Target, TargetEntry] = {
@@ -36,6 +38,7 @@ TARGETS: dict[Target, TargetEntry] = {
         "engines.cpu.engine:CpuEngine",
         "engines.cpu.options:CpuOptions",
         "engines.cpu.build:build",
+        quantises=True,
     ),
     "vllm": TargetEntry(
         "engines.vllm_plugin.engine:VllmEngine",
@@ -79,9 +82,13 @@ def run_builder(
         settings: the builder's own, if it has any.
 
     Raises:
-        ValueError: there is no such target; or as the builder says.
+        ValueError: there is no such target, or it has no such values; or as the builder says.
     """
-    manifest: Manifest = resolve_name(find_target(target).builder)(request, **(settings or {}))
+    entry = find_target(target)
+    if not entry.quantises and (request.values_file or not request.values.plain):
+        able = ", ".join(name for name, known in TARGETS.items() if known.quantises)
+        raise ValueError(f"target {target} has bf16 weights only; {able} takes int8 and int4")
+    manifest: Manifest = resolve_name(entry.builder)(request, **(settings or {}))
     return manifest
 
 

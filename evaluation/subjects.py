@@ -145,7 +145,7 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
                 encode=engine.codec.encode,
                 model=manifest.model,
                 mask=mask or manifest.default_mask,
-                dtype="fp32" if manifest.target == "reference" else "bf16",
+                dtype="fp32" if manifest.target == "reference" else engine.describe().values,
                 bos_token_id=engine.codec.bos_token_id,
                 context_length=engine.describe().context_length,
             )

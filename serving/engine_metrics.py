@@ -126,8 +126,17 @@ class EngineCollector(Collector):
     def _kernels(self, info: EngineInfo) -> Iterator[Metric]:
         engine = GaugeMetricFamily(
             "twofour:engine_info",
-            "What runs: engine, instruction set, sparse layout; the value is 1.",
-            labels=["kind", "version", "model", "base_digest", "isa", "layout", "default_mask"],
+            "What runs: engine, instruction set, sparse layout, values; the value is 1.",
+            labels=[
+                "kind",
+                "version",
+                "model",
+                "base_digest",
+                "isa",
+                "layout",
+                "values",
+                "default_mask",
+            ],
         )
         engine.add_metric(
             [
@@ -137,6 +146,7 @@ class EngineCollector(Collector):
                 info.base_digest,
                 info.isa,
                 info.layout or "none",
+                info.values,
                 info.default_mask or "none",
             ],
             1,

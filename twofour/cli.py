@@ -19,6 +19,7 @@ from twofour.commands import (
     import_,
     info,
     mask,
+    quantise,
     recover,
     serve,
     transform,
@@ -37,6 +38,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(mask.app, name="mask")
 app.add_typer(transform.app, name="transform")
 app.command("recover")(recover.recover)
+app.command("quantise")(quantise.quantise)
 app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
 app.command("import")(import_.import_checkpoint)

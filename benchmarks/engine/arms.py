@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.foreign_python import foreign_command
-from benchmarks.engine.llama_worker import PROGRAM
+from benchmarks.engine.llama_worker import IK_PROGRAM, PROGRAM
 from benchmarks.engine.speed import SpeedPlan
 
 VLLM = ("vllm-dense", "vllm-zentorch")
 LLAMA = "llama.cpp-"
+IK = "ik-"
+_PROGRAMS = {LLAMA: PROGRAM, IK: IK_PROGRAM}
 
 
 def engine_command(directory: Path, plan: SpeedPlan) -> list[str]:
@@ -34,7 +36,7 @@ def peer_commands(
 
     Args:
         peers: `vllm-dense=PYTHON` and `vllm-zentorch=PYTHON` (of an environment with vLLM, and with
-            zentorch besides), `llama.cpp-TYPE=FILE.gguf`.
+            zentorch besides), `llama.cpp-TYPE=FILE.gguf`, `ik-TYPE=FILE.gguf` (ik_llama.cpp).
         model: directory of the dense model, for vLLM.
         plan: what will be measured.
         dtype: vLLM's `bfloat16` or `float32`; the latter is faster where bf16 has no instructions.
@@ -47,19 +49,21 @@ def peer_commands(
     commands = {}
     for peer in peers:
         arm, _, path = peer.partition("=")
-        if not Path(path).is_file() or not (arm in VLLM or arm.startswith(LLAMA)):
+        program = next((p for prefix, p in _PROGRAMS.items() if arm.startswith(prefix)), None)
+        if not Path(path).is_file() or not (arm in VLLM or program):
             raise ValueError(
-                f"--peer {peer!r}: give {'=PYTHON, '.join(VLLM)}=PYTHON or {LLAMA}TYPE=FILE.gguf,"
-                " and a file that exists"
+                f"--peer {peer!r}: give {'=PYTHON, '.join(VLLM)}=PYTHON, {IK}TYPE=FILE.gguf or"
+                f" {LLAMA}TYPE=FILE.gguf, and a file that exists"
             )
         if arm in VLLM:
             if model is None:
                 raise ValueError(f"--peer {arm} needs --model: vLLM runs the dense model itself")
             commands[arm] = _vllm_command(Path(path), model, plan, dtype, binding)
-        elif shutil.which(PROGRAM) is None:
-            raise ValueError(f"--peer {arm} needs llama.cpp's {PROGRAM} on the PATH")
+        elif program is None or shutil.which(program) is None:
+            raise ValueError(f"--peer {arm} needs llama.cpp's {program} on the PATH")
         else:
-            commands[arm] = _module("benchmarks.engine.llama_worker", Path(path), str(plan.threads))
+            worker = _module("benchmarks.engine.llama_worker", Path(path), str(plan.threads))
+            commands[arm] = [*worker, program]
     return commands
 
 

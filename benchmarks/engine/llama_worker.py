@@ -1,6 +1,7 @@
-"""llama.cpp as an arm: `python -m benchmarks.engine.llama_worker GGUF THREADS`.
+"""llama.cpp as an arm: `python -m benchmarks.engine.llama_worker GGUF THREADS [PROGRAM]`.
 
-A wave is one run of llama.cpp's own `llama-batched-bench`, which reads all prompts, then generates
+A wave is one run of llama.cpp's own `llama-batched-bench` (or of ik_llama.cpp's, which repacks
+weights for it), which reads all prompts, then generates
 for all sequences together; loading is not counted. Its two times are all it tells, so the first
 token is taken to come when all prompts are read. Speaks `benchmarks.common.worker_protocol`.
 """
@@ -18,9 +19,13 @@ from benchmarks.common.waves import Wave
 from benchmarks.common.worker_protocol import answer, serve
 
 PROGRAM = "llama-batched-bench"
+IK_PROGRAM = "ik-llama-batched-bench"
+"""ik_llama.cpp's program of the same name, under a name of its own."""
 
 
-def run_batched_bench(gguf: Path, threads: int, wave: Wave) -> dict[str, float]:
+def run_batched_bench(
+    gguf: Path, threads: int, wave: Wave, program: str = PROGRAM
+) -> dict[str, float]:
     """One run of the program; the figures of the wave.
 
     Raises:
@@ -28,17 +33,17 @@ def run_batched_bench(gguf: Path, threads: int, wave: Wave) -> dict[str, float]:
     """
     context = wave.concurrency * (-(-(wave.prompt_tokens + wave.output_tokens) // 256) * 256)
     asked = (wave.prompt_tokens, wave.output_tokens, wave.concurrency)
-    command = [PROGRAM, "-m", str(gguf), "-t", str(threads), "-c", str(context)]
+    command = [program, "-m", str(gguf), "-t", str(threads), "-c", str(context)]
     for flag, value in zip(("-npp", "-ntg", "-npl"), asked, strict=True):
         command += [flag, str(value)]
-    command += ["--output-format", "jsonl"]
+    command += ["--output-format", "jsonl", *(["-rtr"] if program == IK_PROGRAM else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(found) != 1:
-        raise RuntimeError(f"{PROGRAM} failed ({done.returncode}): {done.stderr[-500:]}")
+        raise RuntimeError(f"{program} failed ({done.returncode}): {done.stderr[-500:]}")
     result = json.loads(found[0])
     if tuple(result[name] for name in ("pp", "tg", "pl", "n_threads")) != (*asked, threads):
-        raise RuntimeError(f"{PROGRAM} measured {result}, asked for {(*asked, threads)}")
+        raise RuntimeError(f"{program} measured {result}, asked for {(*asked, threads)}")
     reading, decoding = result["t_pp"], result["t_tg"]
     # All of a sequence's tokens are generated in `t_tg`, so none is set apart as the first.
     tokens = wave.concurrency * wave.output_tokens
@@ -57,15 +62,15 @@ def _memory(_: None) -> dict[str, float]:
     return {"rss_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
 
 
-def main(gguf: Path, threads: int) -> None:
+def main(gguf: Path, threads: int, program: str = PROGRAM) -> None:
     """Answer commands until standard input ends."""
     answer({"weights_mib": round(gguf.stat().st_size / 2**20, 1)})
 
     def wave(arguments: dict[str, Any]) -> dict[str, float]:
-        return run_batched_bench(gguf, threads, Wave(**arguments))
+        return run_batched_bench(gguf, threads, Wave(**arguments), program)
 
     serve({"wave": wave, "memory": _memory})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

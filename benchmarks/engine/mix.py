@@ -29,6 +29,7 @@ from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import StorageRule
+from engines.cpu.value_form import forms_of
 from engines.directory.manifest import read_manifest
 from engines.native._native import Limits
 from maskgen.format.mask import Mask
@@ -41,7 +42,8 @@ KEY = ("masks", "active", "changed_share", "mix", "mode")
 def measured_rules(directory: Path, plan: MixPlan) -> list[StorageRule]:
     """The storage rule as the engine would measure it, several times over, by rising limit."""
     opened = open_cpu_directory(directory)
-    model = CpuModel(opened.weights, opened.config, Limits(1, 1, 1, 1, plan.threads))
+    forms = forms_of(opened.manifest.quantisation)
+    model = CpuModel(opened.weights, opened.config, Limits(1, 1, 1, 1, plan.threads), forms)
     return sorted((measured_rule(model) for _ in range(plan.rules)), key=lambda rule: rule.limit)
 
 

@@ -14,6 +14,13 @@ fast the sparse arm was in the run that the two shared (the median of the ratios
 `sparse` and `dense` are this engine, bf16 weights; `vllm-` and `llama.cpp-` arms run the dense
 model.
 """
+_LOWBIT_SPEED = """
+Generated tokens per second of whole waves of requests that start together, prompts included:
+random prompts of equal length, greedy, without the prefix cache. Arms are named by pattern and type
+of values: `sparse` is 2:4, `bitmap` 16:32; int8 and int4 arms have an int8 head. In brackets: how
+many times as fast `sparse-int4` was in the run that the two shared (the median of the ratios wave
+by wave). `llama.cpp-` and `ik-` (ik_llama.cpp, weights repacked) arms run the dense model.
+"""
 _SPLIT = """
 Where a decode step of one sequence spends its time. Whole steps are timed, and steps with a part
 left out: without the head, and without context. The weights' share is their bytes at the read
@@ -30,10 +37,19 @@ fp32: llama.cpp also rounds activations to 8 bits, which this does not show.
 
 def speed_page(result: ResultData) -> str:
     """Tokens per second by cell and arm, prompts, and memory."""
+    return _speed_page("Speed of the CPU engine", _SPEED, result)
+
+
+def lowbit_speed_page(result: ResultData) -> str:
+    """The same of arms of several types of values."""
+    return _speed_page("Speed by type of values", _LOWBIT_SPEED, result)
+
+
+def _speed_page(title: str, about: str, result: ResultData) -> str:
     rows = result["rows"]
     return page(
-        f"Speed of the CPU engine: {result['model']} ({result['machine_class']})",
-        _SPEED,
+        f"{title}: {result['model']} ({result['machine_class']})",
+        about,
         result,
         "## Generated tokens per second",
         speed_table(rows),
@@ -89,9 +105,9 @@ def _mib(value: float | None) -> str:
 
 def _ordered(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Our arms first."""
-    ours = ("sparse", "dense")
-    order = {arm: place for place, arm in enumerate(ours)}
-    return sorted(rows, key=lambda row: order.get(row["arm"], len(ours)))
+    ours = ("sparse", "bitmap", "dense")
+    order = {kind: place for place, kind in enumerate(ours)}
+    return sorted(rows, key=lambda row: order.get(row["arm"].partition("-")[0], len(ours)))
 
 
 def split_page(result: ResultData) -> str:

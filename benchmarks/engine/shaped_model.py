@@ -1,6 +1,6 @@
 """Engines of a model with random weights and a real one's shape.
 
-    python -m benchmarks.engine.shaped_model OUT [--layers N]
+    python -m benchmarks.engine.shaped_model OUT [--layers N] [--values int8]
     twofour bench engine --sparse OUT/sparse --dense OUT/dense --result bench-engine-1b
 
 What a step costs depends on shapes, not on values, so random weights show the speed and the memory
@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,7 @@ from engines.cpu.build import build
 from engines.directory.build import BuildRequest
 from engines.directory.decoder_config import decoder_config, read_decoder_config
 from engines.directory.tensor_file import TensorSpec, TensorWriter
+from engines.quantisation.options import ValueOptions, Values
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import write_json
 from maskgen.format.mask import Mask
@@ -84,12 +85,17 @@ def write_random_mask(model: Path, out: Path) -> Path:
     return out
 
 
-def build_engines(out: Path, config: Mapping[str, Any]) -> tuple[Path, Path]:
+def build_engines(
+    out: Path, config: Mapping[str, Any], values: Values = "bf16"
+) -> tuple[Path, Path]:
     """Build `out/sparse` (sealed) and `out/dense` unless they are there; gives both.
 
-    The model and the mask are removed once they have been packed: they are as large again.
+    Those of other values are `out/sparse-int8` and so on. The model and the mask are removed once
+    they have been packed: they are as large again.
     """
-    arms = (out / "sparse", out / "dense")
+    suffix = "" if values == "bf16" else f"-{values}"
+    arms = (out / f"sparse{suffix}", out / f"dense{suffix}")
+    options = ValueOptions(values=values)
     if all((arm / "engine.json").is_file() for arm in arms):
         return arms
     work = out / f"work-{os.getpid()}"
@@ -97,7 +103,10 @@ def build_engines(out: Path, config: Mapping[str, Any]) -> tuple[Path, Path]:
         model = write_model(work / "model", config)
         mask = write_random_mask(model, work / "mask.safetensors")
         for arm, masks in zip(arms, ({"random": mask}, {}), strict=True):
-            build(BuildRequest(model, "shaped", masks, arm, sealed=bool(masks), overwrite=True))
+            request = BuildRequest(
+                model, "shaped", masks, arm, sealed=bool(masks), overwrite=True, values=options
+            )
+            build(request)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return arms
@@ -116,8 +125,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=LLAMA_1B["num_hidden_layers"])
+    parser.add_argument("--values", choices=get_args(Values), default="bf16")
     given = parser.parse_args()
-    for arm in build_engines(given.out, {**LLAMA_1B, "num_hidden_layers": given.layers}):
+    config = {**LLAMA_1B, "num_hidden_layers": given.layers}
+    for arm in build_engines(given.out, config, given.values):
         size = sum(file.stat().st_size for file in arm.iterdir() if file.is_file())
         print(f"{arm}: {size / 2**20:.0f} MiB")
 

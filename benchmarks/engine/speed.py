@@ -28,6 +28,7 @@ class SpeedPlan:
         repeats: waves of every arm in every cell; figures are their medians.
         threads: OpenMP threads of every arm.
         kv_mib: memory for keys and values of every arm that takes a budget, in MiB.
+        reference: the arm that the others are compared with.
     """
 
     lengths: tuple[tuple[int, int], ...]
@@ -35,6 +36,7 @@ class SpeedPlan:
     repeats: int
     threads: int
     kv_mib: int = 256
+    reference: str = "sparse"
 
     def __post_init__(self) -> None:
         numbers = [*self.concurrencies, *(n for pair in self.lengths for n in pair)]
@@ -49,8 +51,8 @@ class SpeedRow:
 
     `rss_mib` is of the arm's processes after one full-length request, `load_peak_mib` the most that
     loading took, `tokens_per_s_all` the waves behind the median, `dtype` what is computed in.
-    `sparse_ratio` is the median of the sparse arm's tokens per second over this arm's, wave by wave
-    of the same run; None without one. `other_cpu_share` is of this cell.
+    `sparse_ratio` is the median of the reference arm's tokens per second over this arm's, wave by
+    wave of the same run; None without one. `other_cpu_share` is of this cell.
     """
 
     arm: str
@@ -138,7 +140,9 @@ def _measure_cell(
             load_peak_mib=worker.ready.get("load_peak_mib"),
             isa=worker.ready.get("isa"),
             dtype=worker.ready.get("dtype"),
-            sparse_ratio=_ratio(waves.get("sparse"), found) if worker.arm != "sparse" else None,
+            sparse_ratio=None
+            if worker.arm == plan.reference
+            else _ratio(waves.get(plan.reference), found),
             tokens_per_s_all=tuple(round(wave["tokens_per_s"], 2) for wave in found),
             other_cpu_share=round(other.share, 4),
             date=date,
@@ -148,8 +152,8 @@ def _measure_cell(
     return rows
 
 
-def _ratio(sparse: list[dict[str, float]] | None, other: list[dict[str, float]]) -> float | None:
-    if sparse is None:
+def _ratio(reference: list[dict[str, float]] | None, other: list[dict[str, float]]) -> float | None:
+    if reference is None:
         return None
-    pairs = zip(sparse, other, strict=True)
+    pairs = zip(reference, other, strict=True)
     return round(statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs), 3)

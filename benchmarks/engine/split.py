@@ -12,6 +12,7 @@ import numpy as np
 
 from engines.cpu.model import PAGE_POSITIONS, CpuModel
 from engines.cpu.opening import open_cpu_directory
+from engines.cpu.value_form import forms_of
 from engines.native import kernels, layout
 from engines.native._native import Limits, Step
 
@@ -30,9 +31,10 @@ def split_of(
     position. weights: bytes of the linear layers at read bandwidth. overhead: the rest.
     """
     opened = open_cpu_directory(directory)
-    config = opened.config
     pages = -(-(context + 1) // PAGE_POSITIONS)
-    model = CpuModel(opened.weights, opened.config, Limits(512, 64, context + 1, pages, threads))
+    limits = Limits(512, 64, context + 1, pages, threads)
+    forms = forms_of(opened.manifest.quantisation)
+    model = CpuModel(opened.weights, opened.config, limits, forms)
     table = np.arange(pages, dtype=np.int32)[None]
     _fill(model, table, context)
 
@@ -71,8 +73,7 @@ def split_of(
     bandwidth = READ_BYTES / median["read"]
     kv_bytes = context * model.native.page_bytes / PAGE_POSITIONS
     moved = model.weight_bytes + kv_bytes
-    head_bytes = layout.packed_bytes(layout.Layout.DENSE_BF16, config.vocab, config.hidden)
-    weights_ms = 1e3 * (model.weight_bytes - head_bytes) / bandwidth
+    weights_ms = 1e3 * (model.weight_bytes - model.head.data.nbytes) / bandwidth
     step_ms = 1e3 * median["step"]
     head_ms = 1e3 * (median["step"] - median["no_head"])
     attention_ms = 1e3 * (median["step"] - median["no_context"])

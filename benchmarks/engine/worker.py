@@ -79,7 +79,7 @@ async def main(directory: Path, options: dict[str, Any]) -> None:
         {
             "weights_mib": round(info.weight_bytes / 2**20, 1),
             "isa": info.isa,
-            "dtype": "bf16",
+            "dtype": info.values,
             "load_peak_mib": round(peak_rss_mib(), 1),
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,16 +121,18 @@ def compare_arms(
     plan: LoadPlan,
     folder: Path,
     on_progress: Say = lambda line: None,
+    further: Mapping[str, Path] | None = None,
 ) -> ServeComparison:
-    """Serve both engine directories at once and measure them in turns (dense, sparse, sparse, ...).
+    """Serve engine directories at once and measure them in turns (dense, sparse, sparse, ...).
 
-    The arm that is not measured is idle. Blocks that other processes disturbed are measured again.
+    Arms that are not measured are idle. Blocks that other processes disturbed are measured again.
 
     Args:
         dense, sparse: engine directories.
         plan: how to compare.
         folder: new or empty; gets raw samples, summaries and logs.
         on_progress: told what happens, a line at a time.
+        further: more sparse arms, of other types of values.
 
     Raises:
         ValueError: the plan or the folder is unusable.
@@ -150,18 +152,19 @@ def compare_arms(
         calibration.check()
     with ExitStack() as stack:
         servers = {}
-        for arm, directory in ((BASELINE, dense), ("sparse", sparse)):
+        for arm, directory in {BASELINE: dense, "sparse": sparse, **(further or {})}.items():
             on_progress(f"starting the {arm} server on {directory}")
             log = folder / f"server-{arm}.log"
             server = Server(arm, directory, log, threads=plan.threads)
             servers[arm] = stack.enter_context(server)
         for server in servers.values():
             server.wait_until_healthy()
-        _check_arms(servers[BASELINE].report(), servers["sparse"].report())
+        for arm in servers.keys() - {BASELINE}:
+            _check_arms(servers[BASELINE].report(), servers[arm].report())
         blocks = [
             _measure(plan, servers, arm, level, repeat, folder, on_progress)
             for level in plan.concurrencies
-            for repeat, arm in turns([BASELINE, "sparse"], plan.repeats)
+            for repeat, arm in turns(list(servers), plan.repeats)
         ]
         reports = {arm: server.report() for arm, server in servers.items()}
     _check_counts(blocks, reports)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from engines.cpu.mask_weights import LayerPatches, LayerWeights, native_patches, patch_bytes
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel
-from engines.native.layout import Layout
-from engines.native.patch import Patch, PatchError, apply_patch, inverse, rebase, revert_patch
+from engines.errors import PatchError
+from engines.native.patch import AnyPatch, apply_patch, inverse, rebase, revert_patch
 
 
 class BaseSwitch:
@@ -20,13 +20,20 @@ class BaseSwitch:
         old: the mask that they hold.
         new: the mask that they shall hold; kept as a patch.
         others: all further masks of this base; kept as patches.
+        group: weights in a group of their pattern.
     """
 
     def __init__(
-        self, model: CpuModel, old: LoadedMask, new: LoadedMask, others: Sequence[LoadedMask]
+        self,
+        model: CpuModel,
+        old: LoadedMask,
+        new: LoadedMask,
+        others: Sequence[LoadedMask],
+        group: int,
     ) -> None:
         assert new.patches is not None
         self._model = model
+        self._group = group
         self._new = new
         self._difference = new.patches
         nothing: LayerPatches = [[None] * len(layer) for layer in new.patches]
@@ -58,11 +65,13 @@ class BaseSwitch:
                 mask.info, storage="base", changed_share=0.0, resident_bytes=0, reason=""
             )
             return
-        changed = sum(p.group.size for layer in patches for p in layer if p is not None)
+        changed = sum(
+            p.changed_groups(self._group) for layer in patches for p in layer if p is not None
+        )
         mask.info = replace(
             mask.info,
             storage="patch",
-            changed_share=changed / _groups(self._model.base),
+            changed_share=changed / (_weights(self._model.base) // self._group),
             resident_bytes=patch_bytes(patches),
             reason=f"the base was switched to {self._new.name}",
         )
@@ -96,13 +105,12 @@ def _rebased(patches: LayerPatches, base: LayerPatches) -> LayerPatches:
     ]
 
 
-def _rebased_layer(patch: Patch | None, base: Patch | None) -> Patch | None:
+def _rebased_layer(patch: AnyPatch | None, base: AnyPatch | None) -> AnyPatch | None:
     if base is None:
         return patch
     changed = inverse(base) if patch is None else rebase(patch, base)
-    return changed if changed.group.size else None
+    return changed if changed.row_start[-1] else None
 
 
-def _groups(weights: LayerWeights) -> int:
-    sparse = Layout.SPARSE24_BF16
-    return sum(w.n * w.k // 4 for layer in weights for w in layer if w.layout is sparse)
+def _weights(weights: LayerWeights) -> int:
+    return sum(w.n * w.k for layer in weights for w in layer if w.layout.sparse)

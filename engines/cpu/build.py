@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.cpu.matrix import (
+    Bf16Matrix,
+    Kept,
+    LowbitMatrix,
+    Matrix,
+    dropped_shape,
+    kept_of,
+    sparse_layout,
+)
 from engines.cpu.storage_rule import FIXED_RULE
+from engines.cpu.value_form import version_of
+from engines.cpu.values_source import ValuesSource, check_made_for, values_of
 from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
@@ -17,15 +30,22 @@ from engines.directory.manifest import (
     ENGINE_WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
+    QuantisationRecord,
 )
 from engines.directory.tensor_file import TensorSpec, TensorWriter
 from engines.errors import MaskError
-from engines.native import kernels
-from engines.native.layout import BF16, VERSION, Layout, pack_dense, pack_sparse, packed_bytes
-from maskgen.format.two_four import PAIRS
+from engines.native import kernels, lowbit
+from engines.native.layout import BF16, Layout, PackedWeights, pack_dense, packed_bytes
+from engines.quantisation.grid import Grid, round_to_nearest
+from engines.quantisation.options import HEAD_BLOCK, ValueOptions
+from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
+from maskgen.format.placements import Codes
+from maskgen.format.values_file import ValuesHeader
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
 PACKED_HEAD = "lm_head"
+PACKED_EMBEDDING = "model.embed_tokens"
 _U8 = np.dtype(np.uint8)
 _F32 = np.dtype(np.float32)
 
@@ -34,49 +54,151 @@ def build(request: BuildRequest) -> Manifest:
     """Build a CPU engine directory; without masks, one whose layers are all dense.
 
     Raises:
-        EngineDirectoryError: the model is unreadable or of an unsupported architecture.
+        EngineDirectoryError: the model is unreadable or of an unsupported architecture; or the
+            values file is malformed, was made for another model, or options contradict it.
         MaskError: see `engines.directory.build.open_inputs`; or the engine has no such layer.
         MaskFileError: a mask file is unreadable.
     """
+    request, source, header = values_of(request)
     inputs = open_inputs(request, "cpu")
+    check_made_for(header, inputs)
     config = decoder_config(inputs.checkpoint.config)
     linears = config.linear_shapes()
     config.rope.frequencies()  # refused here, and not when the engine starts
-    sparse = {} if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
+    default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
+    sparse = {} if default is None else default.codes
     if foreign := sorted(sparse.keys() - linears.keys()):
         raise MaskError(
             f"the mask lists {foreign[0]}, which the cpu engine keeps dense;"
             " make a mask of the decoder's linear layers"
         )
     inputs.checkpoint.check(config.tensor_shapes())
+    plan = _Plan(config, request.values, default, source, header)
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
-        specs = _weight_specs(inputs.checkpoint, config, set(sparse))
-        dropped = {
-            f"{name}.dropped": TensorSpec(BF16, (shape[0], shape[1] // 2))
-            for name, shape in linears.items()
-            if name in sparse and not request.sealed
-        }
         metadata = {"format": "twofour-cpu-weights"}
-        with TensorWriter(directory / ENGINE_WEIGHTS_FILE, specs, metadata) as weights:
-            _write_shared(weights, inputs.checkpoint, config, request)
+        dropped = {} if request.sealed else plan.complement_specs()
+        with TensorWriter(
+            directory / ENGINE_WEIGHTS_FILE, plan.weight_specs(), metadata
+        ) as weights:
+            _write_shared(weights, inputs.checkpoint, plan, request)
             if dropped:
                 with TensorWriter(directory / COMPLEMENT_FILE, dropped, metadata) as complement:
-                    _write_layers(weights, complement, inputs, config, request)
+                    _write_layers(weights, complement, inputs, plan, request)
             else:
-                _write_layers(weights, None, inputs, config, request)
-        layout = LayoutRecord(
-            id=Layout.SPARSE24_BF16.name.lower(),
-            values="bf16",
-            version=VERSION,
-            tuned_for=kernels.isa(),
-        )
+                _write_layers(weights, None, inputs, plan, request)
         return finish_directory(
             request,
             inputs,
             directory,
             "cpu",
-            layout if sparse else None,
+            plan.layout_record() if sparse else None,
+            quantisation=plan.quantisation_record(),
             storage=FIXED_RULE.storage,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which tensor is packed how."""
+
+    config: DecoderConfig
+    options: ValueOptions
+    mask: Mask | None
+    source: ValuesSource
+    header: ValuesHeader | None
+
+    @property
+    def codes(self) -> Mapping[str, Codes]:
+        """Of the layers that are sparse."""
+        return {} if self.mask is None else self.mask.codes
+
+    @property
+    def _sparse_layout(self) -> Layout:
+        pattern = TWO_FOUR if self.mask is None else self.mask.pattern
+        return sparse_layout(pattern, self.options.values)
+
+    def kept(self, name: str) -> Kept | None:
+        """What the default mask keeps of a linear layer; None where it does not list it."""
+        if self.mask is None or name not in self.mask.codes:
+            return None
+        return kept_of(self.mask.codes[name], self.mask.pattern, self._sparse_layout)
+
+    def layout(self, name: str) -> Layout:
+        """Of a linear layer."""
+        if name in self.codes:
+            return self._sparse_layout
+        return Layout[f"dense_{self.options.values}".upper()]
+
+    @property
+    def table_layout(self) -> Layout:
+        """Of the head, and of an embedding of its own that is not bf16."""
+        return Layout[f"dense_{self.options.head_values}".upper()]
+
+    def matrix(self, name: str, weights: npt.NDArray[Any]) -> Matrix:
+        """A linear layer's weights as values."""
+        if self.options.values == "bf16":
+            return Bf16Matrix(as_bf16(weights))
+        return LowbitMatrix(self._sparse_layout, self.source.layer(name, weights))
+
+    def table(self, weights: npt.NDArray[Any]) -> PackedWeights:
+        """The packed head or embedding."""
+        if self.options.head_values == "bf16":
+            return pack_dense(as_bf16(weights))
+        grid = Grid("int8", HEAD_BLOCK)
+        return lowbit.pack(grid.dense_layout, round_to_nearest(weights, grid))
+
+    def weight_specs(self) -> dict[str, TensorSpec]:
+        """What the file of weights holds."""
+        config, options = self.config, self.options
+        specs = {}
+        for name, (n, k) in config.linear_shapes().items():
+            layout = self.layout(name)
+            size = packed_bytes(layout, n, k, options.block_inputs, options.has_minima)
+            specs[f"{name}.{layout.name.lower()}"] = TensorSpec(_U8, (size,))
+        table = self.table_layout
+        size = packed_bytes(table, config.vocab, config.hidden, HEAD_BLOCK if table.lowbit else 0)
+        specs[f"{PACKED_HEAD}.{table.name.lower()}"] = TensorSpec(_U8, (size,))
+        if not config.tied and table.lowbit:
+            specs[f"{PACKED_EMBEDDING}.{table.name.lower()}"] = TensorSpec(_U8, (size,))
+        elif not config.tied:
+            specs[EMBEDDING] = TensorSpec(BF16, (config.vocab, config.hidden))
+        return specs | {n: TensorSpec(_F32, (size,)) for n, size in config.vector_sizes().items()}
+
+    def complement_specs(self) -> dict[str, TensorSpec]:
+        """What the complement holds."""
+        return {
+            f"{name}.dropped": TensorSpec(*dropped_shape(*shape, self.options.values))
+            for name, shape in self.config.linear_shapes().items()
+            if name in self.codes
+        }
+
+    def layout_record(self) -> LayoutRecord:
+        """Of the sparse layers."""
+        layout = self._sparse_layout
+        return LayoutRecord(
+            id=layout.name.lower(),
+            values=layout.values,
+            version=version_of(layout),
+            tuned_for=kernels.isa(),
+        )
+
+    def quantisation_record(self) -> QuantisationRecord | None:
+        """How values were made; None where all are bf16."""
+        options = self.options
+        if options.plain:
+            return None
+        return QuantisationRecord.model_validate(
+            {
+                "values": options.values,
+                "block": options.block_inputs,
+                "minima": options.has_minima,
+                "head": options.head_values,
+                "head_block": HEAD_BLOCK if options.head_values == "int8" else 0,
+                "quantiser": "nearest" if self.header is None else self.header.quantiser,
+                "kind": "single" if self.header and self.header.mask_digest else "swappable",
+                "calibration_digest": self.header.calibration_digest if self.header else None,
+                "version": lowbit.VERSION,
+            }
         )
 
 
@@ -85,63 +207,43 @@ def as_bf16(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values if values.dtype == BF16 else values.astype(BF16)
 
 
-def _dropped_values(dense: npt.NDArray[Any], codes: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    """(n, k) weights and (n, k/4) codes -> (n, k/2): what the mask drops, by rising position."""
-    # The complement of placement c is placement 5 - c.
-    positions = PAIRS[5 - codes].astype(np.intp)
-    groups = dense.reshape(*codes.shape, 4)
-    picked = np.take_along_axis(groups.view(np.uint16), positions, axis=-1)
-    return picked.reshape(dense.shape[0], -1).view(BF16)
-
-
-def _weight_specs(
-    checkpoint: Checkpoint, config: DecoderConfig, sparse: set[str]
-) -> dict[str, TensorSpec]:
-    specs = {}
-    for name, (n, k) in config.linear_shapes().items():
-        layout = Layout.SPARSE24_BF16 if name in sparse else Layout.DENSE_BF16
-        specs[f"{name}.{layout.name.lower()}"] = TensorSpec(_U8, (packed_bytes(layout, n, k),))
-    head = packed_bytes(Layout.DENSE_BF16, config.vocab, config.hidden)
-    specs[f"{PACKED_HEAD}.dense_bf16"] = TensorSpec(_U8, (head,))
-    if not config.tied:
-        specs[EMBEDDING] = TensorSpec(BF16, (config.vocab, config.hidden))
-    return specs | {name: TensorSpec(_F32, (size,)) for name, size in config.vector_sizes().items()}
-
-
 def _write_shared(
-    weights: TensorWriter, checkpoint: Checkpoint, config: DecoderConfig, request: BuildRequest
+    weights: TensorWriter, checkpoint: Checkpoint, plan: _Plan, request: BuildRequest
 ) -> None:
+    config = plan.config
     request.progress("packing the head", 0, config.layers)
     for name in config.vector_sizes():
         weights.write(name, checkpoint.tensor(name).astype(np.float32))
     source = EMBEDDING if config.tied else HEAD
-    weights.write(f"{PACKED_HEAD}.dense_bf16", pack_dense(as_bf16(checkpoint.tensor(source))).data)
+    table = plan.table_layout.name.lower()
+    weights.write(f"{PACKED_HEAD}.{table}", plan.table(checkpoint.tensor(source)).data)
     checkpoint.release(source)
-    if not config.tied:
-        weights.write(EMBEDDING, as_bf16(checkpoint.tensor(EMBEDDING)))
-        checkpoint.release(EMBEDDING)
+    if config.tied:
+        return
+    embedding = checkpoint.tensor(EMBEDDING)
+    if plan.table_layout.lowbit:
+        weights.write(f"{PACKED_EMBEDDING}.{table}", plan.table(embedding).data)
+    else:
+        weights.write(EMBEDDING, as_bf16(embedding))
+    checkpoint.release(EMBEDDING)
 
 
 def _write_layers(
     weights: TensorWriter,
     complement: TensorWriter | None,
     inputs: BuildInputs,
-    config: DecoderConfig,
+    plan: _Plan,
     request: BuildRequest,
 ) -> None:
-    codes = {} if inputs.default_mask is None else inputs.masks[inputs.default_mask].codes
+    config = plan.config
     for layer in range(config.layers):
         request.progress("packing layers", layer, config.layers)
         for linear in LINEARS:
             name = config.module(layer, linear)
-            dense = as_bf16(inputs.checkpoint.tensor(f"{name}.weight"))
-            if name in codes:
-                packed = pack_sparse(dense, codes[name])
-                if complement is not None:
-                    values = _dropped_values(dense, codes[name])
-                    complement.write(f"{name}.dropped", values)
-            else:
-                packed = pack_dense(dense)
-            weights.write(f"{name}.{packed.layout.name.lower()}", packed.data)
+            matrix = plan.matrix(name, inputs.checkpoint.tensor(f"{name}.weight"))
+            layout, kept = plan.layout(name), plan.kept(name)
+            if kept is not None and complement is not None:
+                complement.write(f"{name}.dropped", matrix.dropped(kept))
+            weights.write(f"{name}.{layout.name.lower()}", matrix.pack(kept).data)
             inputs.checkpoint.release(f"{name}.weight")
     request.progress("packing layers", config.layers, config.layers)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import storage_of
-from engines.directory.decoder_config import LINEARS, read_decoder_config
+from engines.cpu.value_form import ValueForm, ValueForms, forms_of
+from engines.directory.decoder_config import LINEARS, DecoderConfig, read_decoder_config
 from engines.directory.manifest import ENGINE_WEIGHTS_FILE, read_manifest
 from engines.directory.tensor_file import read_index
 from engines.native import kernels
@@ -14,14 +15,12 @@ from engines.native.layout import Layout
 
 
 def kernels_of(model: CpuModel) -> dict[str, str]:
-    """Layer shape (`n x k`) -> kernel, for a loaded model."""
+    """Layer shape (`n x k`) -> values, pattern and kernel, for a loaded model."""
     found: dict[str, set[Layout]] = {}
     for layer in model.base:
         for weights in layer:
             found.setdefault(f"{weights.n} x {weights.k}", set()).add(weights.layout)
-    named = {shape: _describe(layouts) for shape, layouts in found.items()}
-    head = f"{model.config.vocab} x {model.config.hidden}"
-    return named | {head: f"{kernels.kernel_name(Layout.DENSE_BF16, 1)}: the output head"}
+    return _described(found, model.config, model.head.layout, model.forms, model.isa)
 
 
 def kernels_of_directory(directory: Path) -> dict[str, str]:
@@ -32,6 +31,7 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     """
     file = read_index(directory / ENGINE_WEIGHTS_FILE)
     config = read_decoder_config(directory)
+    forms = forms_of(read_manifest(directory).quantisation)
     found: dict[str, set[Layout]] = {}
     for layer in range(config.layers):
         for linear in LINEARS:
@@ -39,9 +39,8 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
             for layout in Layout:
                 if f"{config.module(layer, linear)}.{layout.name.lower()}" in file:
                     found.setdefault(f"{n} x {k}", set()).add(layout)
-    named = {shape: _describe(layouts) for shape, layouts in found.items()}
-    head = f"{config.vocab} x {config.hidden}"
-    return named | {head: f"{kernels.kernel_name(Layout.DENSE_BF16, 1)}: the output head"}
+    head = Layout[f"dense_{forms.tables.values}".upper()]
+    return _described(found, config, head, forms, kernels.isa())
 
 
 def storage_of_directory(directory: Path) -> dict[str, str]:
@@ -58,8 +57,24 @@ def storage_of_directory(directory: Path) -> dict[str, str]:
     }
 
 
-def _describe(layouts: set[Layout]) -> str:
-    parts = [kernels.kernel_name(layout, 1) for layout in sorted(layouts)]
-    if Layout.DENSE_BF16 in layouts:
-        parts[-1] += ": not listed by the mask"
-    return "; ".join(parts)
+def _described(
+    found: dict[str, set[Layout]], config: DecoderConfig, head: Layout, forms: ValueForms, isa: str
+) -> dict[str, str]:
+    named = {shape: _describe(layouts, forms.linears, isa) for shape, layouts in found.items()}
+    shape = f"{config.vocab} x {config.hidden}"
+    return named | {shape: f"{_kernel(head, forms.tables, isa)}: the output head"}
+
+
+def _describe(layouts: set[Layout], form: ValueForm, isa: str) -> str:
+    parts = [_kernel(layout, form, isa) for layout in sorted(layouts, key=lambda one: one.sparse)]
+    if any(not layout.sparse for layout in layouts):
+        parts[0] += ": not listed by the mask"
+    return "; ".join(reversed(parts))
+
+
+def _kernel(layout: Layout, form: ValueForm, isa: str) -> str:
+    name = kernels.kernel_name(layout, 1, isa)
+    if not layout.lowbit:
+        return f"{name} (bf16)"
+    minima = " and a minimum" if form.minima else ""
+    return f"{name} ({layout.values}, a scale{minima} per {form.block} inputs)"

@@ -27,6 +27,7 @@ from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
+from engines.cpu.value_form import forms_of
 from engines.cpu.waiting import WaitingCounter
 from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import check_request, stop_token_ids, token_limit, without_work
@@ -76,7 +77,8 @@ class CpuEngine(Engine):
         self._config = config
         with as_engine_directory_error(directory):
             limits = limits_of(config, self._options)
-            self._model = CpuModel(opened.weights, config, limits, isa=self._options.isa)
+            forms = forms_of(self._manifest.quantisation)
+            self._model = CpuModel(opened.weights, config, limits, forms, isa=self._options.isa)
         self._context = limits.context
         self._masks = MaskStore(
             directory, self._manifest, self._model, self._options, opened.complement
@@ -111,7 +113,8 @@ class CpuEngine(Engine):
         return self._constraints
 
     def describe(self) -> EngineInfo:
-        layout = self._manifest.layout
+        layout, quantisation = self._manifest.layout, self._manifest.quantisation
+        made = "" if quantisation is None else f", {quantisation.summary}"
         return EngineInfo(
             kind="cpu",
             model=self._manifest.model,
@@ -127,7 +130,8 @@ class CpuEngine(Engine):
             kernels=kernels_of(self._model),
             weight_bytes=self._model.weight_bytes + self._masks.resident_bytes(),
             version=own_version(),
-            numerics=f"{own_version()}, layout version {VERSION}, {self._model.isa}",
+            numerics=f"{own_version()}, layout version {VERSION}, {self._model.isa}{made}",
+            values="bf16" if quantisation is None else quantisation.summary,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:

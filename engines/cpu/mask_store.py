@@ -29,7 +29,6 @@ from engines.mask_rules import (
     check_unload,
     read_fitting,
 )
-from engines.native.layout import Layout
 from maskgen.format.mask import Mask
 from maskgen.format.pattern import TWO_FOUR
 
@@ -74,6 +73,7 @@ class MaskStore:
         self._loading: set[str] = set()
         self._retired: list[LoadedMask] = []
         self._shapes: dict[str, tuple[int, int]] = {}  # of the layers that masks list
+        self._pattern = TWO_FOUR  # of all masks
         self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
         self._dense = DenseModel(model.base_mask, model.base_set)
@@ -82,7 +82,7 @@ class MaskStore:
         for record in sorted(manifest.masks, key=lambda record: record.name != self._default):
             mask = read_own_mask(directory, manifest, record)
             if record.name == self._default:
-                self._shapes = mask.shapes
+                self._shapes, self._pattern = mask.shapes, mask.pattern
                 self._add_base(record.name, mask)
             elif mask.shapes != self._shapes:
                 raise EngineDirectoryError(
@@ -141,9 +141,11 @@ class MaskStore:
         self._loading.add(name)
         try:
             async with self._changing:
-                layers = MaskedLayers(TWO_FOUR, self._shapes)
+                layers = MaskedLayers(self._pattern, self._shapes)
                 digest = self._manifest.base_digest
-                mask = await asyncio.to_thread(read_fitting, name, path, "cpu", digest, layers)
+                mask = await asyncio.to_thread(
+                    read_fitting, name, path, "cpu", digest, layers, self._manifest.values
+                )
                 if self._preparer.rule is None:
                     rule = await _between_steps(call, lambda: measured_rule(self._model))
                     self._preparer.rule = rule
@@ -182,7 +184,7 @@ class MaskStore:
         assert self._default is not None
         # Those that were unloaded go before the switch is carried out: nothing pins them.
         others = [mask for mask in self._masks.values() if mask not in (old, new)]
-        switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others)
+        switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others, self._pattern.m)
         self._switchable(new.name)  # requests may have come meanwhile
 
         def carry_out() -> None:
@@ -235,7 +237,7 @@ class MaskStore:
             model.config.module(layer, linear): (weights.n, weights.k)
             for layer, row in enumerate(model.base)
             for linear, weights in zip(LINEARS, row, strict=True)
-            if weights.layout is Layout.SPARSE24_BF16
+            if weights.layout.sparse
         }
         if mask.shapes != sparse:
             odd = min(mask.shapes.items() ^ sparse.items())[0]

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from engines.cpu.matrix import Kept, Matrix, changed_groups, kept_of, unpack_matrix
 from engines.directory.decoder_config import LINEARS, DecoderConfig
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.native._native import PatchArrays
-from engines.native.layout import BF16, PackedWeights, pack_sparse, unpack
-from engines.native.patch import Patch, apply_patch, make_patch
+from engines.native._native import LowbitPatchArrays, PatchArrays
+from engines.native.layout import PackedWeights
+from engines.native.patch import AnyPatch, apply_patch
 from maskgen.format.mask import Mask
-from maskgen.format.placements import Codes
-from maskgen.format.two_four import PAIRS
 
-LayerPatches = list[list[Patch | None]]
+LayerPatches = list[list[AnyPatch | None]]
 """By layer and linear, in the order of `LINEARS`; None where the masks agree."""
 
 LayerWeights = list[list[PackedWeights]]
@@ -50,22 +47,25 @@ class DenseSource:
     def changed_share(self, mask: Mask) -> float:
         """Share of the groups in which `mask` differs from the base mask, 0 to 1.
 
-        The base's codes are read from the packed weights: kept beside them, a byte a group, they
-        would take another 44 % of the sparse layers' memory.
+        What the base keeps is read from the packed weights: beside them, a byte a group, it would
+        take another 44 % of the memory of sparse layers of bf16.
         """
-        changed, groups = 0, 0
-        for layer, weights in enumerate(self.base):
-            for linear, packed in zip(LINEARS, weights, strict=True):
+        changed, weights = 0, 0
+        for layer, row in enumerate(self.base):
+            for linear, packed in zip(LINEARS, row, strict=True):
                 name = self.config.module(layer, linear)
                 if name in mask.codes:
-                    changed += int(np.count_nonzero(unpack(packed)[1] != mask.codes[name]))
-                    groups += mask.codes[name].size
-        return changed / groups
+                    kept = unpack_matrix(packed)[1]
+                    assert kept is not None
+                    new = kept_of(mask.codes[name], mask.pattern, packed.layout)
+                    changed += changed_groups(kept, new, mask.pattern.m)
+                    weights += packed.n * packed.k
+        return changed / (weights // mask.pattern.m)
 
-    def layers(self, mask: Mask) -> Iterator[tuple[int, int, npt.NDArray[Any], Codes, Codes]]:
-        """(layer, linear, dense, base codes, new codes) of every layer in which `mask` differs.
+    def layers(self, mask: Mask) -> Iterator[tuple[int, int, Matrix, Kept, Kept]]:
+        """(layer, linear, matrix, what the base keeps, what `mask` keeps) where the two differ.
 
-        `dense` (bf16) holds what either mask keeps, and not all of the rest.
+        The matrix holds what either mask keeps, and not all of the rest.
 
         Raises:
             EngineDirectoryError: the complement is missing, of another shape, or no longer that of
@@ -76,69 +76,42 @@ class DenseSource:
                 name = self.config.module(layer, LINEARS[number])
                 if name not in mask.codes:
                     continue
-                dense, codes = unpack(self.base[layer][number])
-                if codes is None:
+                packed = self.base[layer][number]
+                matrix, kept = unpack_matrix(packed)
+                if kept is None:
                     raise EngineDirectoryError(f"{name} is dense in this engine")
-                new = mask.codes[name]
-                if np.array_equal(codes, new):
+                new = kept_of(mask.codes[name], mask.pattern, packed.layout)
+                if np.array_equal(kept, new):
                     continue
-                home = codes
+                home = kept
                 if self.home is not None and (patch := self.home[layer][number]) is not None:
-                    dense, home = _at_home(self.base[layer][number], patch)
-                dropped = complement.tensor(f"{name}.dropped")
-                fill_dropped(dense, home, dropped, (home != new) | (home != codes))
-                yield layer, number, dense, codes, new
+                    matrix, home = _at_home(packed, patch)
+                matrix.put_back(home, complement.tensor(f"{name}.dropped"), new, kept)
+                yield layer, number, matrix, kept, new
 
 
-def _at_home(packed: PackedWeights, patch: Patch) -> tuple[npt.NDArray[Any], Codes]:
-    """Dense weights and codes after a patch that the packed weights themselves do not get."""
-    copy = PackedWeights(packed.layout, packed.n, packed.k, packed.data.copy())
+def _at_home(packed: PackedWeights, patch: AnyPatch) -> tuple[Matrix, Kept]:
+    """A layer and what it keeps after a patch that the packed weights themselves do not get."""
+    copy = replace(packed, data=packed.data.copy())
     apply_patch(patch, copy)
-    dense, codes = unpack(copy)
-    assert codes is not None
-    return dense, codes
-
-
-def fill_dropped(
-    dense: npt.NDArray[Any],
-    codes: Codes,
-    dropped: npt.NDArray[Any],
-    where: npt.NDArray[np.bool_] | None = None,
-) -> None:
-    """Put the (n, k/2) values that (n, k/4) codes drop back into (n, k) masked weights.
-
-    Args:
-        where: (n, k/4), the groups to fill; all by default.
-
-    Raises:
-        EngineDirectoryError: `dropped` has another type or shape.
-    """
-    if dropped.shape != (dense.shape[0], dense.shape[1] // 2) or dropped.dtype != BF16:
-        raise EngineDirectoryError(
-            f"the complement is {dropped.dtype} {dropped.shape}, weights are {dense.shape}"
-        )
-    chosen = slice(None) if where is None else np.flatnonzero(where)
-    groups = dense.view(np.uint16).reshape(-1, 4)
-    pairs = dropped.view(np.uint16).reshape(-1, 2)[chosen]
-    positions = PAIRS[5 - codes.reshape(-1)[chosen]]
-    numbers = np.arange(len(groups))[chosen]
-    for place in range(2):
-        groups[numbers, positions[:, place]] = pairs[:, place]
+    matrix, kept = unpack_matrix(copy)
+    assert kept is not None
+    return matrix, kept
 
 
 def patches_of(source: DenseSource, mask: Mask) -> LayerPatches:
     """A mask as differences to the base mask."""
     patches: LayerPatches = [[None] * len(LINEARS) for _ in source.base]
-    for layer, number, dense, codes, new in source.layers(mask):
-        patches[layer][number] = make_patch(dense, codes, new)
+    for layer, number, matrix, kept, new in source.layers(mask):
+        patches[layer][number] = matrix.patch(kept, new)
     return patches
 
 
 def copies_of(source: DenseSource, mask: Mask) -> LayerWeights:
     """A mask as a full set of packed weights; what it leaves alone is shared with the base."""
     copies = [list(layer) for layer in source.base]
-    for layer, number, dense, _, new in source.layers(mask):
-        copies[layer][number] = pack_sparse(dense, new)
+    for layer, number, matrix, _, new in source.layers(mask):
+        copies[layer][number] = matrix.pack(new)
     return copies
 
 
@@ -147,6 +120,8 @@ def patch_bytes(patches: LayerPatches) -> int:
     return sum(patch.nbytes for layer in patches for patch in layer if patch is not None)
 
 
-def native_patches(patches: LayerPatches) -> list[list[PatchArrays | None]]:
+def native_patches(
+    patches: LayerPatches,
+) -> list[list[PatchArrays | LowbitPatchArrays | None]]:
     """Patches as the native decoder takes them."""
     return [[None if patch is None else patch.native for patch in layer] for layer in patches]

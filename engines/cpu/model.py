@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engines.cpu.build import PACKED_HEAD
+from engines.cpu.build import PACKED_EMBEDDING, PACKED_HEAD
 from engines.cpu.loaded_weights import LoadedTensors
+from engines.cpu.value_form import BF16_FORMS, ValueForm, ValueForms
 from engines.directory.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
-from engines.native import _native, kernels
+from engines.native import _native, kernels, lowbit
 from engines.native._native import Decoder, Layer, Limits, Model, PackedLayer, Step
 from engines.native.layout import Layout, LayoutError, PackedWeights, validate
 from maskgen.format.weight_files import EMBEDDING
@@ -28,6 +29,7 @@ class CpuModel:
         weights: the file of packed weights, loaded or mapped.
         config: the model's sizes.
         limits: what to make room for.
+        forms: of the values that the file holds.
         isa: instruction set; the process's own by default.
 
     Raises:
@@ -39,18 +41,23 @@ class CpuModel:
         weights: LoadedTensors | TensorFile,
         config: DecoderConfig,
         limits: Limits,
+        forms: ValueForms = BF16_FORMS,
         *,
         isa: str | None = None,
     ) -> None:
         self.config = config
         self.limits = limits
+        self.forms = forms
         self.isa = isa or kernels.isa()
         self._file = weights
         self.base: list[list[PackedWeights]] = [
-            [self._load(config.module(layer, name), config.shape(name)) for name in LINEARS]
+            [
+                self._load(config.module(layer, name), config.shape(name), forms.linears)
+                for name in LINEARS
+            ]
             for layer in range(config.layers)
         ]
-        self._head = self._load(PACKED_HEAD, (config.vocab, config.hidden))
+        self.head = self._load(PACKED_HEAD, (config.vocab, config.hidden), forms.tables)
         self._embedding = None if config.tied else self._load_embedding()
         self._final_norm = self._vector(FINAL_NORM, config.hidden)
         self._layers = [self._layer(layer) for layer in range(config.layers)]
@@ -58,13 +65,15 @@ class CpuModel:
         self.base_set = self.native.add_weights(native_layers(self.base))
         self.base_mask = self.native.add_mask(self.base_set, [])
         self._logits = np.zeros((limits.max_logits, config.vocab), np.float32)
-        packed = sum(w.data.nbytes for layer in self.base for w in layer) + self._head.data.nbytes
-        embedding = 0 if self._embedding is None else self._embedding.nbytes
+        packed = sum(w.data.nbytes for layer in self.base for w in layer) + self.head.data.nbytes
+        table = self._embedding
+        embedding = table.data.nbytes if table is not None else 0
         self.weight_bytes: int = packed + embedding
 
     def decoder(self, limits: Limits, layers: int) -> Decoder:
         """A native decoder of this model's first layers, without linear weights yet."""
         config = self.config
+        table = self._embedding
         inverse_frequency, rope_factor = config.rope.frequencies()
         model = Model(
             hidden=config.hidden,
@@ -77,9 +86,10 @@ class CpuModel:
             rope_factor=rope_factor,
             inverse_frequency=np.ascontiguousarray(inverse_frequency),
             final_norm=self._final_norm,
-            head=self._head.native,
-            embedding=self._embedding,
+            head=self.head.native,
+            embedding=table.native if isinstance(table, PackedWeights) else table,
             layers=self._layers[:layers],
+            block=self.forms.linears.block,
         )
         return Decoder(model, limits, self.isa)
 
@@ -93,19 +103,23 @@ class CpuModel:
 
     def sparse_layers(self) -> int:
         """Linear layers in a sparse layout."""
-        return sum(w.layout is Layout.SPARSE24_BF16 for layer in self.base for w in layer)
+        return sum(w.layout.sparse for layer in self.base for w in layer)
 
-    def _load(self, name: str, shape: tuple[int, int]) -> PackedWeights:
+    def _load(self, name: str, shape: tuple[int, int], form: ValueForm) -> PackedWeights:
         for layout in Layout:
             tensor = f"{name}.{layout.name.lower()}"
-            if tensor in self._file:
+            if layout.values == form.values and tensor in self._file:
                 break
         else:
-            raise EngineDirectoryError(f"{self._file.path} holds no weights of {name}")
+            raise EngineDirectoryError(
+                f"{self._file.path} holds no {form.values} weights of {name}"
+            )
         data = self._file.tensor(tensor)
         try:
-            packed = PackedWeights(layout, *shape, data)
-            if layout is Layout.SPARSE24_BF16:
+            packed = PackedWeights(layout, *shape, data, form.block, form.minima)
+            if layout.lowbit:
+                lowbit.validate(packed)
+            elif layout.sparse:
                 validate(packed)
         except LayoutError as error:
             raise EngineDirectoryError(f"{self._file.path}: {tensor}: {error}") from error
@@ -120,7 +134,10 @@ class CpuModel:
             )
         return values.copy()
 
-    def _load_embedding(self) -> npt.NDArray[np.uint16]:
+    def _load_embedding(self) -> npt.NDArray[np.uint16] | PackedWeights:
+        if self.forms.tables.block:
+            shape = self.config.vocab, self.config.hidden
+            return self._load(PACKED_EMBEDDING, shape, self.forms.tables)
         values = self._file.tensor(EMBEDDING)
         expected = (self.config.vocab, self.config.hidden)
         if values.shape != expected or values.dtype.itemsize != 2:

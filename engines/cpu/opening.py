@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.cpu.loaded_weights import LoadedTensors
+from engines.cpu.value_form import version_of
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
 from engines.directory.manifest import COMPLEMENT_FILE, ENGINE_WEIGHTS_FILE, LayoutRecord, Manifest
 from engines.directory.opening import open_directory
@@ -13,7 +14,8 @@ from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorFile
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
-from engines.native.layout import VERSION, Layout
+from engines.native import lowbit
+from engines.native.layout import Layout
 from maskgen.format.model_directory import CONFIG_FILE
 
 
@@ -62,6 +64,7 @@ def open_cpu_directory(
         progress=progress,
     )
     _check_layout(directory, manifest.layout)
+    _check_values(directory, manifest)
     # Before the weights are: a rebuild from here on is noticed when the complement is read.
     record = manifest.files.get(COMPLEMENT_FILE)
     complement = TiedFile(directory / COMPLEMENT_FILE, record, verify=verify)
@@ -83,9 +86,26 @@ def _weights(
 
 
 def _check_layout(directory: Path, layout: LayoutRecord | None) -> None:
-    known = Layout.SPARSE24_BF16.name.lower()
-    if layout is not None and (layout.id, layout.version) != (known, VERSION):
+    if layout is None:
+        return
+    known = {each.name.lower(): version_of(each) for each in Layout if each.sparse}
+    if known.get(layout.id) != layout.version:
+        runs = ", ".join(f"{name} v{version}" for name, version in known.items())
         raise EngineDirectoryError(
             f"{directory} was packed in layout {layout.id} v{layout.version}, this twofour runs"
-            f" {known} v{VERSION}: build the directory again"
+            f" {runs}: build the directory again"
+        )
+
+
+def _check_values(directory: Path, manifest: Manifest) -> None:
+    found = manifest.quantisation
+    if found is not None and found.version != lowbit.VERSION:
+        raise EngineDirectoryError(
+            f"{directory} has {found.values} values of version {found.version}, this twofour runs"
+            f" {lowbit.VERSION}: build the directory again"
+        )
+    if manifest.layout is not None and manifest.layout.values != manifest.values:
+        raise EngineDirectoryError(
+            f"{directory}: the layout says {manifest.layout.values} values, the quantisation"
+            f" {manifest.values}: build the directory again"
         )

@@ -15,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engines.cpu.mask_weights import LayerPatches, native_patches
 from engines.cpu.model import PAGE_POSITIONS, CpuModel, native_layers
 from engines.cpu.storage_rule import StorageRule
 from engines.native._native import Decoder, Limits, Step
-from engines.native.layout import BF16, Layout, PackedWeights
-from engines.native.patch import Patch
+from engines.native.layout import BF16, PackedWeights
+from engines.native.lowbit_patch import REMOVES, LowbitPatch
+from engines.native.patch import AnyPatch, Patch
 
 MEMORY_LIMIT = 4.5 / 13
 """Share of changed groups above which a patch (13 bytes each) outgrows a copy (4.5 a group)."""
@@ -122,24 +124,37 @@ def _some_layers(layers: list[list[PackedWeights]]) -> list[list[PackedWeights]]
 
 def _synthetic(layers: list[list[PackedWeights]], share: float) -> LayerPatches:
     """Patches of `share` of every sparse layer's groups, which change nothing."""
-    made: dict[tuple[int, int], Patch] = {}
+    made: dict[tuple[int, int], AnyPatch] = {}
     for weights in (w for layer in layers for w in layer):
         shape = weights.n, weights.k
         if shape not in made:
-            made[shape] = _nothing(*shape, share)
-    sparse = Layout.SPARSE24_BF16
-    return [[made[w.n, w.k] if w.layout is sparse else None for w in layer] for layer in layers]
+            nothing = _nothing_lowbit if weights.layout.lowbit else _nothing
+            made[shape] = nothing(*shape, share)
+    return [[made[w.n, w.k] if w.layout.sparse else None for w in layer] for layer in layers]
 
 
 def _nothing(n: int, k: int, share: float) -> Patch:
-    groups = n * k // 4
-    places = np.flatnonzero(np.random.default_rng(0).random(groups) < share)
-    counts = np.bincount(places // (k // 4), minlength=n)
+    row_start, groups = _changes(n, k, share)
     return Patch(
         n=n,
         k=k,
-        row_start=np.concatenate(([0], np.cumsum(counts))).astype(np.uint32),
-        group=(places % (k // 4)).astype(np.uint32),
-        codes=np.zeros(places.size, np.uint8),
-        delta=np.zeros((places.size, 4), BF16),
+        row_start=row_start,
+        group=groups,
+        codes=np.zeros(groups.size, np.uint8),
+        delta=np.zeros((groups.size, 4), BF16),
     )
+
+
+def _nothing_lowbit(n: int, k: int, share: float) -> LowbitPatch:
+    row_start, groups = _changes(n, k, share)
+    # One input of a group goes and another comes, mostly.
+    place = np.stack([4 * groups, (4 * groups + 1) | REMOVES], axis=1).reshape(-1)
+    return LowbitPatch(n, k, 2 * row_start, place, np.zeros(place.size, np.int8))
+
+
+def _changes(n: int, k: int, share: float) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Random groups of four: where each row's begin, and the groups."""
+    places = np.flatnonzero(np.random.default_rng(0).random(n * k // 4) < share)
+    counts = np.bincount(places // (k // 4), minlength=n)
+    row_start = np.concatenate(([0], np.cumsum(counts))).astype(np.uint32)
+    return row_start, (places % (k // 4)).astype(np.uint32)

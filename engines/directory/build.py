@@ -13,9 +13,11 @@ import numpy as np
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.files import list_files, record_files
 from engines.directory.manifest import (
+    QUANTISED_VALUES,
     LayoutRecord,
     Manifest,
     MaskRecord,
+    QuantisationRecord,
     Target,
     write_manifest,
 )
@@ -23,6 +25,7 @@ from engines.directory.progress import BuildProgress, silent
 from engines.directory.tokenizer_check import tokenizer_note
 from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import MaskedLayers, check_fits, check_name
+from engines.quantisation.options import BF16_VALUES, ValueOptions
 from engines.text import TextCodec
 from engines.version import own_version
 from maskgen.format.digests import base_digest
@@ -49,6 +52,8 @@ class BuildRequest:
         out: the directory to make; it appears when it is complete.
         sealed: leave out the values that the default mask drops.
         overwrite: replace an engine directory that is in the way.
+        values: types of the weights.
+        values_file: int8 or int4 values made elsewhere, whose type, block and minima count then.
         progress: told about every layer.
         note: told what the user should know about the outcome, a line at a time.
     """
@@ -59,6 +64,8 @@ class BuildRequest:
     out: Path
     sealed: bool = False
     overwrite: bool = False
+    values: ValueOptions = BF16_VALUES
+    values_file: Path | None = None
     progress: BuildProgress = silent
     note: Callable[[str], None] = lambda line: None
 
@@ -109,7 +116,7 @@ def open_inputs(request: BuildRequest, target: Target) -> BuildInputs:
     default = next(iter(masks), None)
     for name, mask in masks.items():
         layers = None if name == default else MaskedLayers.of(masks[str(default)])
-        check_fits(name, mask, target, digest, layers)
+        check_fits(name, mask, target, digest, layers, request.values.values)
         check_layers(name, mask, checkpoint)
     return BuildInputs(checkpoint, digest, masks, default)
 
@@ -197,6 +204,7 @@ def finish_directory(
     layout: LayoutRecord | None,
     *,
     config: Mapping[str, Any] | None = None,
+    quantisation: QuantisationRecord | None = None,
     storage: StorageChoice | None = None,
     served: Callable[[Path], list[str]] = list_files,
 ) -> Manifest:
@@ -205,6 +213,7 @@ def finish_directory(
     Args:
         config: takes the place of the model's own `config.json`, which is written as
             `engines.directory.checkpoint.Checkpoint` understands it.
+        quantisation: how int8 and int4 values were made.
         storage: as for `store_mask`.
         served: names the files of the directory that serving needs; their content is recorded.
 
@@ -221,7 +230,9 @@ def finish_directory(
             base_digest=inputs.base_digest,
             masks=store_masks(inputs, directory, storage),
             default_mask=inputs.default_mask,
+            required_features=() if quantisation is None else (QUANTISED_VALUES,),
             layout=layout,
+            quantisation=quantisation,
             sealed=request.sealed,
             files=record_files(directory, served(directory), request.progress),
             created_by=own_version(),

@@ -23,7 +23,9 @@ MANIFEST_FILE = "engine.json"
 ENGINE_WEIGHTS_FILE = "weights.safetensors"
 COMPLEMENT_FILE = "complement.safetensors"
 MANIFEST_VERSION = 2
-MANIFEST_FEATURES: frozenset[str] = frozenset()
+QUANTISED_VALUES = "quantised-values"
+"""Required of readers where weights are int8 or int4: others would take them for bf16."""
+MANIFEST_FEATURES = frozenset({QUANTISED_VALUES})
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
 """Relative names of files, without hidden ones and without a way out of the directory."""
 
@@ -79,7 +81,7 @@ class LayoutRecord(_Record):
 
     Attributes:
         id: the layout's name.
-        values: type of the kept values (`bf16`).
+        values: type of the kept values: `bf16`, `int8` or `int4`.
         version: version of that layout.
         tuned_for: machine or GPU architecture that it was tuned for; empty where it makes no
             difference.
@@ -89,6 +91,58 @@ class LayoutRecord(_Record):
     values: _Label
     version: int = Field(ge=1)
     tuned_for: _Label = ""
+
+
+class QuantisationRecord(_Record):
+    """How values of other types than bf16 were made.
+
+    Attributes:
+        values: type of the linear layers' weights.
+        block: inputs of a row that share a scale; 0 for bf16.
+        minima: whether int4 blocks have a minimum of their own.
+        head: type of the output head and the embedding.
+        head_block: inputs of a row of those that share a scale; 0 for bf16.
+        quantiser: `nearest`, or `gptq` with its feedback of errors.
+        kind: `swappable` where values do not depend on a mask, so that others can be loaded;
+            `single` where they were made for the one mask of the directory.
+        calibration_digest: of the text that errors were weighed on; None where none was needed.
+        version: of the layouts of int8 and int4 values.
+    """
+
+    values: Literal["bf16", "int8", "int4"]
+    block: Literal[0, 32, 64, 128]
+    minima: bool
+    head: Literal["bf16", "int8"]
+    head_block: Literal[0, 32, 64, 128]
+    quantiser: Literal["nearest", "gptq"]
+    kind: Literal["swappable", "single"]
+    calibration_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    version: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantisationRecord:
+        if (self.values == "bf16") != (self.block == 0) or (self.head == "bf16") != (
+            self.head_block == 0
+        ):
+            raise ValueError("bf16 values have block 0, int8 and int4 ones another")
+        if self.minima and self.values != "int4":
+            raise ValueError(f"{self.values} values have no minima")
+        if self.kind == "single" and self.quantiser == "nearest":
+            raise ValueError("values by nearest are not single")
+        if (self.quantiser == "nearest") != (self.calibration_digest is None):
+            raise ValueError(f"values by {self.quantiser} with, or without, calibration_digest")
+        return self
+
+    @property
+    def summary(self) -> str:
+        """Values and how they were made, for people."""
+        if self.values == "bf16":
+            return f"bf16, head {self.head}"
+        minima = " and minimum" if self.minima else ""
+        return (
+            f"{self.values} (scale{minima} per {self.block} inputs, {self.quantiser},"
+            f" {self.kind}), head {self.head}"
+        )
 
 
 class Manifest(_Record):
@@ -101,6 +155,7 @@ class Manifest(_Record):
         masks: the masks; none in the directory of a dense engine.
         default_mask: the mask of a request that names none.
         layout: None when no layer is sparse.
+        quantisation: how int8 and int4 values were made; None where all weights are bf16.
         sealed: whether masks can no longer be added, `complement.safetensors` having been left out.
         files: relative name -> what it was when the directory was built.
         details: what the target's own builder has to say, in its own form.
@@ -116,6 +171,7 @@ class Manifest(_Record):
     masks: tuple[MaskRecord, ...] = ()
     default_mask: str | None = None
     layout: LayoutRecord | None = None
+    quantisation: QuantisationRecord | None = None
     sealed: bool = False
     files: dict[str, FileRecord] = Field(default_factory=dict)
     details: dict[str, JsonValue] = Field(default_factory=dict)
@@ -137,6 +193,15 @@ class Manifest(_Record):
         return self
 
     @model_validator(mode="after")
+    def _quantisation_is_required(self) -> Manifest:
+        if (QUANTISED_VALUES in self.required_features) != (self.quantisation is not None):
+            raise ValueError(f"a quantisation without {QUANTISED_VALUES}, or the reverse")
+        single = self.quantisation is not None and self.quantisation.kind == "single"
+        if single and (not self.sealed or len(self.masks) != 1):
+            raise ValueError("values made for one mask need a sealed directory of one mask")
+        return self
+
+    @model_validator(mode="after")
     def _files_are_recorded(self) -> Manifest:
         for name, record in self.files.items():
             if not re.fullmatch(FILE_PATTERN, name):
@@ -152,6 +217,11 @@ class Manifest(_Record):
     def has_digests(self) -> bool:
         """Whether the files are recorded with their SHA-256, as they are since version 2."""
         return self.format_version >= 2
+
+    @property
+    def values(self) -> str:
+        """Type of the linear layers' weights."""
+        return self.quantisation.values if self.quantisation else "bf16"
 
     def mask(self, name: str) -> MaskRecord:
         """The record of one mask (KeyError when there is none)."""
@@ -235,6 +305,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
         The manifest with its identity.
     """
     fields = manifest.model_dump(mode="json")
+    if manifest.quantisation is None:  # what twofour wrote before there was such a field
+        del fields["quantisation"]
     fields["identity"] = identity_of(fields)
     write_json(directory / MANIFEST_FILE, fields)
     return manifest.model_copy(update={"identity": fields["identity"]})

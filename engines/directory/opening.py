@@ -73,7 +73,7 @@ def read_own_mask(directory: Path, manifest: Manifest, record: MaskRecord) -> Ma
         mask = read_mask(directory / record.file)
     except (MaskFileError, OSError) as error:
         raise EngineDirectoryError(f"mask {record.name!r}: {error}") from error
-    check_runs(record.name, mask.pattern, manifest.target)
+    check_runs(record.name, mask.pattern, manifest.target, manifest.values)
     if (mask.digest, mask.base_digest) != (record.digest, manifest.base_digest):
         raise EngineDirectoryError(
             f"{directory / record.file} holds another mask than engine.json names: build the"

@@ -17,7 +17,7 @@ class PackedLayer:
 class PatchArrays:
     """The native side of an `engines.native.patch.Patch`; shares its arrays."""
 
-    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], group: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], delta: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None) -> None: ...
+    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], group: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], delta: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> None: ...
 
 LAYOUT_VERSION: int = 1
 
@@ -83,14 +83,21 @@ def lowbit_check(layer: PackedLayer, threads: int) -> tuple[int, int, int, int]:
     (fault, row, input, value): 0 none, 1 places, 2 value, 3 scale, 4 minimum, 5 padding.
     """
 
-def lowbit_patch_apply(patch: PatchArrays, layout: int, block: int, minima: bool, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], revert: bool, threads: int) -> bool:
+class LowbitPatchArrays:
+    """
+    The native side of an `engines.native.lowbit_patch.LowbitPatch`; shares its arrays.
+    """
+
+    def __init__(self, n: int, k: int, row_start: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], place: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], value: Annotated[NDArray[numpy.int8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+def lowbit_patch_apply(patch: LowbitPatchArrays, layout: int, block: int, minima: bool, packed: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], revert: bool, threads: int) -> bool:
     """
     Rewrites packed weights; False, and nothing changed, if they hold another mask.
     """
 
-def lowbit_patch_add(patch: PatchArrays, layer: PackedLayer, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], which: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], threads: int, isa: str | None) -> None:
+def lowbit_patch_add(patch: LowbitPatchArrays, base: PackedLayer, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], which: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
     """
-    Adds the patch's product to the rows `which` of y; `layer`: the base weights.
+    Adds the patch's product to the rows `which` of y; `base` has the scales.
     """
 
 PAGE_POSITIONS: int = 16
@@ -141,10 +148,12 @@ class Model:
     All of a model but its linear layers.
 
     `inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16
-    bits, or None where the head, packed dense, is the embedding too.
+    bits, or packed dense, or None where the head, packed dense, is the embedding
+    too. `block` is that of all linear layers: inputs that share a scale, 0 for
+    bf16.
     """
 
-    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, eps: float, rope_factor: float, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], final_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None, layers: Sequence[Layer]) -> None: ...
+    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, eps: float, rope_factor: float, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], final_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | PackedLayer | None, layers: Sequence[Layer], block: int = 0) -> None: ...
 
 class Step:
     """
@@ -197,7 +206,7 @@ class Decoder:
 
     def remove_weights(self, set: int) -> None: ...
 
-    def add_mask(self, set: int, patches: Sequence[Sequence[PatchArrays | None]]) -> int:
+    def add_mask(self, set: int, patches: Sequence[Sequence[PatchArrays | LowbitPatchArrays | None]]) -> int:
         """
         A mask: by layer, the seven patches, None where it agrees; no layers for none at all.
         """

@@ -40,6 +40,21 @@ class Layout(IntEnum):
     BITMAP32_INT8 = 7
     BITMAP32_INT4 = 8
 
+    @property
+    def lowbit(self) -> bool:
+        """Whether values are int8 or int4."""
+        return self >= Layout.DENSE_INT8
+
+    @property
+    def sparse(self) -> bool:
+        """Whether rows keep half of their inputs."""
+        return self not in (Layout.DENSE_BF16, Layout.DENSE_INT8, Layout.DENSE_INT4)
+
+    @property
+    def values(self) -> str:
+        """Type of the values: `bf16`, `int8` or `int4`."""
+        return self.name.rpartition("_")[2].lower()
+
 
 class LayoutError(EngineError, ValueError):
     """Weights that do not have the layout, the shape or the codes that they should."""

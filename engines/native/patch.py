@@ -2,9 +2,9 @@
 
 A mask never changes weights, so a group that two masks keep differently is described by the weights
 that appear and those that vanish. A patch stores, per changed group, its place, both codes and four
-differences (13 bytes in bf16, 9 for layers of int8 and int4 values); applied to packed base weights
-it turns them into the other mask's in place, and its product added to the base mask's output gives
-the other mask's output for chosen rows of a batch.
+bf16 differences (13 bytes); applied to packed base weights it turns them into the other mask's in
+place, and its product added to the base mask's output gives the other mask's output for chosen rows
+of a batch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import EngineError
+from engines.errors import PatchError
 from engines.native import _native
-from engines.native.kernels import KernelError, matrix_bits, native_errors
-from engines.native.layout import BF16, Layout, PackedWeights
+from engines.native.kernels import matrix_bits, native_errors
+from engines.native.layout import BF16, PackedWeights
+from engines.native.lowbit_patch import LowbitPatch, inverse_lowbit, rebase_lowbit, rewrite
 from maskgen.format.two_four import PLACEMENTS
 
 _SIGN = 0x8000
-_LAYOUTS = (Layout.SPARSE24_INT8, Layout.SPARSE24_INT4)
-
-
-class PatchError(EngineError, ValueError):
-    """A patch that does not fit the masks or the weights it is used with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +37,7 @@ class Patch:
         group: (changed,) uint32, the group's index in its row, rising within a row.
         codes: (changed,) uint8, base code | new code << 4.
         delta: (changed, 4) bf16: the weight where it is newly kept, minus the weight where it is
-            newly dropped, 0 elsewhere. For layers of int8 and int4 values: int8, the same of values
-            (`engines.native.lowbit.int8_values`).
+            newly dropped, 0 elsewhere.
     """
 
     n: int
@@ -57,6 +52,12 @@ class Patch:
         """Share of the layer's groups that differ, 0 to 1."""
         return len(self.group) / (self.n * self.k // 4)
 
+    def changed_groups(self, size: int) -> int:
+        """Groups of `size` inputs in which the masks differ; only groups of four are known."""
+        if size != 4:
+            raise PatchError(f"a patch of bf16 weights counts groups of 4, not of {size}")
+        return len(self.group)
+
     @cached_property
     def native(self) -> _native.PatchArrays:
         """The same arrays as kernels and decoder take them.
@@ -64,22 +65,17 @@ class Patch:
         Raises:
             ValueError: they do not fit together.
         """
-        delta = np.ascontiguousarray(self.delta)
-        bf16 = delta.view(np.uint16) if self.delta.dtype == BF16 else None
-        return _native.PatchArrays(
-            self.n,
-            self.k,
-            self.row_start,
-            self.group,
-            self.codes,
-            bf16,
-            delta if bf16 is None else None,
-        )
+        delta = np.ascontiguousarray(self.delta).view(np.uint16)
+        return _native.PatchArrays(self.n, self.k, self.row_start, self.group, self.codes, delta)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the patch keeps resident."""
         return self.row_start.nbytes + self.group.nbytes + self.codes.nbytes + self.delta.nbytes
+
+
+AnyPatch = Patch | LowbitPatch
+"""A patch of a layer, by the type of its values."""
 
 
 def make_patch(
@@ -90,17 +86,16 @@ def make_patch(
     """The patch from one mask of a layer to another.
 
     Args:
-        weights: (n, k), the dense weights, bf16, or int8 for layers of int8 and int4 values
-            (`engines.native.lowbit.int8_values` without kept words); only changed groups are read.
+        weights: (n, k) bf16, the dense weights; only changed groups are read.
         base_codes: (n, k/4) codes of the mask that the packed weights hold.
         new_codes: (n, k/4) codes of the other mask.
 
     Raises:
         PatchError: shapes, dtypes or codes are wrong.
     """
-    if weights.dtype not in (BF16, np.int8) or weights.ndim != 2 or weights.shape[1] % 4:
+    if weights.dtype != BF16 or weights.ndim != 2 or weights.shape[1] % 4:
         raise PatchError(
-            f"weights must be a bfloat16 or int8 matrix whose width is a multiple of 4, "
+            f"weights must be a bfloat16 matrix whose width is a multiple of 4, "
             f"not {weights.dtype} of {weights.shape}"
         )
     n, k = weights.shape
@@ -113,13 +108,12 @@ def make_patch(
             raise PatchError(f"{name} codes go up to {codes.max()}; placements are 0 to 5")
     rows, groups = np.nonzero(base_codes != new_codes)
     base, new = base_codes[rows, groups], new_codes[rows, groups]
-    changed = _bits(weights.reshape(n, k // 4, 4)[rows, groups])
+    changed = weights.reshape(n, k // 4, 4)[rows, groups].view(np.uint16)
     kept_before, kept_after = PLACEMENTS[base], PLACEMENTS[new]
-    nothing = changed.dtype.type(0)
-    delta = np.where(kept_after & ~kept_before, changed, nothing)
-    delta = np.where(kept_before & ~kept_after, _negated(changed), delta)
-    if delta.dtype == np.uint16:
-        delta[delta == _SIGN] = 0
+    negated = changed ^ np.uint16(_SIGN)
+    delta = np.where(kept_after & ~kept_before, changed, np.uint16(0))
+    delta = np.where(kept_before & ~kept_after, negated, delta)
+    delta[delta == _SIGN] = 0
     counts = np.bincount(rows, minlength=n)
     return Patch(
         n=n,
@@ -127,11 +121,11 @@ def make_patch(
         row_start=_row_start(counts),
         group=groups.astype(np.uint32),
         codes=base | new << np.uint8(4),
-        delta=_delta(delta),
+        delta=np.ascontiguousarray(delta).view(BF16),
     )
 
 
-def apply_patch(patch: Patch, packed: PackedWeights, *, threads: int = 0) -> None:
+def apply_patch(patch: AnyPatch, packed: PackedWeights, *, threads: int = 0) -> None:
     """Changes packed base weights, in place, to those of the patch's mask.
 
     Raises:
@@ -140,7 +134,7 @@ def apply_patch(patch: Patch, packed: PackedWeights, *, threads: int = 0) -> Non
     _rewrite(patch, packed, revert=False, threads=threads)
 
 
-def revert_patch(patch: Patch, packed: PackedWeights, *, threads: int = 0) -> None:
+def revert_patch(patch: AnyPatch, packed: PackedWeights, *, threads: int = 0) -> None:
     """Undoes `apply_patch`, byte for byte.
 
     Raises:
@@ -149,25 +143,34 @@ def revert_patch(patch: Patch, packed: PackedWeights, *, threads: int = 0) -> No
     _rewrite(patch, packed, revert=True, threads=threads)
 
 
-def inverse(patch: Patch) -> Patch:
+def inverse(patch: AnyPatch) -> AnyPatch:
     """The patch back: from the mask that `patch` makes to the base mask."""
+    if isinstance(patch, LowbitPatch):
+        return inverse_lowbit(patch)
+    bits = patch.delta.view(np.uint16)
+    negated = np.where(bits == 0, bits, bits ^ np.uint16(_SIGN))
     return replace(
         patch,
         codes=patch.codes >> np.uint8(4) | patch.codes << np.uint8(4),
-        delta=_delta(_negated(_bits(patch.delta))),
+        delta=negated.view(BF16),
     )
 
 
-def rebase(patch: Patch, base: Patch) -> Patch:
+def rebase(patch: AnyPatch, base: AnyPatch) -> AnyPatch:
     """The patch to `patch`'s mask from that of `base`; both start from one old base mask.
 
     Raises:
-        PatchError: the two are of different shapes or start from different masks.
+        PatchError: the two are of different shapes or types, or start from different masks.
     """
-    if (patch.n, patch.k, patch.delta.dtype) != (base.n, base.k, base.delta.dtype):
+    if isinstance(patch, LowbitPatch) and isinstance(base, LowbitPatch):
+        return rebase_lowbit(patch, base)
+    if isinstance(patch, LowbitPatch) or isinstance(base, LowbitPatch):
         raise PatchError(
-            f"a patch of {patch.n} x {patch.k} {patch.delta.dtype} has no base of "
-            f"{base.n} x {base.k} {base.delta.dtype} weights"
+            "a patch of bf16 weights has no base of int8 or int4 ones, nor the reverse"
+        )
+    if (patch.n, patch.k) != (base.n, base.k):
+        raise PatchError(
+            f"a patch of {patch.n} x {patch.k} has no base of {base.n} x {base.k} weights"
         )
     groups = base.k // 4
     at, at_base = _places(patch), _places(base)
@@ -182,11 +185,10 @@ def rebase(patch: Patch, base: Patch) -> Patch:
     new[mine] = patch.codes >> 4
     placed[theirs] = base.codes >> 4
     # A weight that both add, or both remove, is no difference; what only `base` does is undone.
-    to, undone = np.zeros((2, union.size, 4), _bits(patch.delta).dtype)
-    to[mine] = _bits(patch.delta)
-    undone[theirs] = _bits(base.delta)
-    nothing = to.dtype.type(0)
-    delta = np.where(undone == 0, to, np.where(to == undone, nothing, _negated(undone)))
+    to, undone = np.zeros((2, union.size, 4), np.uint16)
+    to[mine] = patch.delta.view(np.uint16)
+    undone[theirs] = base.delta.view(np.uint16)
+    delta = np.where(undone == 0, to, np.where(to == undone, 0, undone ^ np.uint16(_SIGN)))
     changed = placed != new
     counts = np.bincount(union[changed] // groups, minlength=base.n)
     return Patch(
@@ -195,7 +197,7 @@ def rebase(patch: Patch, base: Patch) -> Patch:
         row_start=_row_start(counts),
         group=(union[changed] % groups).astype(np.uint32),
         codes=placed[changed] | new[changed] << np.uint8(4),
-        delta=_delta(delta[changed]),
+        delta=np.ascontiguousarray(delta[changed]).view(BF16),
     )
 
 
@@ -205,7 +207,6 @@ def add_patch_product(
     tokens: npt.NDArray[np.uint32],
     out: npt.NDArray[np.float32],
     *,
-    weights: PackedWeights | None = None,
     threads: int = 0,
     isa: str | None = None,
 ) -> None:
@@ -216,29 +217,12 @@ def add_patch_product(
         x: (batch, k), float32 or bf16: the whole batch's activations.
         tokens: rows of the batch that use the patch's mask.
         out: (batch, n) float32, the base product, changed in place; round it only afterwards.
-        weights: the base weights, for their scales; not needed for bf16. x must be float32 then.
         threads: 0 uses OpenMP's own number.
         isa: as for `engines.native.kernels.linear`.
 
     Raises:
-        KernelError: shapes or types do not fit, or a token is beyond the batch.
+        KernelError: shapes do not fit, or a token is beyond the batch.
     """
-    if patch.delta.dtype != BF16:
-        if weights is None:
-            raise KernelError("the product of a patch of int8 values needs the base weights")
-        if x.dtype != np.float32:
-            raise KernelError(f"x must be float32 for a patch of int8 values, not {x.dtype}")
-        with native_errors():
-            _native.lowbit_patch_add(
-                patch.native,
-                weights.native,
-                x,
-                np.ascontiguousarray(tokens, np.uint32),
-                out,
-                threads,
-                isa,
-            )
-        return
     with native_errors():
         _native.patch_add(
             patch.native,
@@ -250,49 +234,25 @@ def add_patch_product(
         )
 
 
-def _rewrite(patch: Patch, packed: PackedWeights, *, revert: bool, threads: int) -> None:
-    layouts = _LAYOUTS if patch.delta.dtype != BF16 else (Layout.SPARSE24_BF16,)
-    if packed.layout not in layouts or (packed.n, packed.k) != (patch.n, patch.k):
+def _rewrite(patch: AnyPatch, packed: PackedWeights, *, revert: bool, threads: int) -> None:
+    lowbit, layout = isinstance(patch, LowbitPatch), packed.layout
+    patchable = layout.sparse and layout.lowbit == lowbit
+    if not patchable or (packed.n, packed.k) != (patch.n, patch.k):
+        kind = "sparse int8 or int4" if lowbit else "2:4"
         raise PatchError(
-            f"a patch for a 2:4 layer of {patch.n} x {patch.k} {patch.delta.dtype} cannot change "
+            f"a patch for a {kind} layer of {patch.n} x {patch.k} cannot change "
             f"{packed.layout.name} weights of {packed.n} x {packed.k}"
         )
     if not packed.data.flags.writeable:
         raise PatchError("the packed weights are read-only; copy them to patch them in place")
-    with native_errors():
-        if packed.layout is Layout.SPARSE24_BF16:
+    if isinstance(patch, LowbitPatch):
+        fits = rewrite(patch, packed, revert=revert, threads=threads)
+    else:
+        with native_errors():
             fits = _native.patch_apply(patch.native, packed.data, revert, threads)
-        else:
-            fits = _native.lowbit_patch_apply(
-                patch.native,
-                int(packed.layout),
-                packed.block,
-                packed.minima,
-                packed.data,
-                revert,
-                threads,
-            )
     if not fits:
         expected = "the patch's mask" if revert else "the base mask"
         raise PatchError(f"the packed weights do not hold {expected}; nothing was changed")
-
-
-def _bits(delta: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """bf16 as uint16, which numpy handles faster; int8 as it is."""
-    return delta.view(np.uint16) if delta.dtype == BF16 else delta
-
-
-def _delta(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The inverse of `_bits`, contiguous."""
-    whole = np.ascontiguousarray(bits)
-    return whole.view(BF16) if whole.dtype == np.uint16 else whole
-
-
-def _negated(bits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Minus each number; 0 stays 0.0."""
-    if bits.dtype == np.uint16:
-        return np.where(bits == 0, bits, bits ^ np.uint16(_SIGN))
-    return -bits
 
 
 def _places(patch: Patch) -> npt.NDArray[np.int64]:

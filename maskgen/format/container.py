@@ -33,7 +33,10 @@ _DTYPE_BITS = {
     **dict.fromkeys(["F6_E2M3", "F6_E3M2"], 6),
     "F4": 4,
 }
-_DTYPE_NAMES = {"|u1": "U8", "<u2": "U16", "<u4": "U32", "<u8": "U64", "<f4": "F32"}
+_DTYPE_NAMES = {
+    **{"|u1": "U8", "<u2": "U16", "<u4": "U32", "<u8": "U64"},
+    **{"|i1": "I8", "<f2": "F16", "<f4": "F32"},
+}
 
 
 class ContainerError(ValueError):
@@ -90,7 +93,7 @@ def parse_header(read: Callable[[int], bytes], size: int) -> Header:
 def write_container(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]
 ) -> None:
-    """Write metadata and tensors (unsigned integers or float32) atomically, sorted by name."""
+    """Write metadata and tensors of `_DTYPE_NAMES` atomically, sorted by name."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     # Alignment of what follows: wide types first, as the safetensors package orders them.
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))

@@ -42,6 +42,7 @@ async def show_version(service: ServiceDep) -> dict[str, Any]:
             "isa": info.isa,
             "numerics": info.numerics,
             "layout": info.layout,
+            "values": info.values,
             "sparse_layers": info.sparse_layers,
             "eligible_layers": info.eligible_layers,
             "sparse_layer_share": sparse_share(info),

@@ -12,18 +12,38 @@ import pytest
 
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import identity_of
+from engines.quantisation.options import ValueOptions
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask
 from maskgen.format.mask_file import read_mask, write_mask
-from maskgen.format.pattern import TWO_FOUR
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import project
 from tests.tiny_model import make_tiny_llama
+
+VALUES = {
+    "bf16": ValueOptions(),
+    "int8": ValueOptions(values="int8", block=32, head="bf16"),
+    "int4": ValueOptions(values="int4"),
+}
+"""Types of values that suites run with: with and without minima, an int8 head, short blocks."""
+
+FORMS = {name: (values, "2:4") for name, values in VALUES.items()} | {
+    "int8-4:8": (VALUES["int8"], "4:8"),
+    "int4-16:32": (VALUES["int4"], "16:32"),
+}
+"""The same with patterns of masks."""
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def random_mask(
-    model: Path, path: Path, *, seed: int = 0, domain: str = "general", leave_out: str = ""
+    model: Path,
+    path: Path,
+    *,
+    seed: int = 0,
+    domain: str = "general",
+    leave_out: str = "",
+    pattern: str = "2:4",
 ) -> Path:
     """A random mask over the linear layers of `model`, without those that end in `leave_out`."""
     rng = np.random.default_rng(seed)
@@ -33,7 +53,7 @@ def random_mask(
         layer = name.removesuffix(".weight")
         if not layer.endswith(LINEARS) or (leave_out and layer.endswith(leave_out)):
             continue
-        codes[layer] = project(rng.random(checkpoint.spec(name).shape), TWO_FOUR)
+        codes[layer] = project(rng.random(checkpoint.spec(name).shape), Pattern.parse(pattern))
     write_mask(
         path,
         Mask(
@@ -43,6 +63,7 @@ def random_mask(
             domain=domain,
             calibration_digest=None,
             seed=seed,
+            pattern=Pattern.parse(pattern),
         ),
     )
     return path
@@ -54,8 +75,9 @@ def nearby_mask(mask: Path, path: Path, share: float, seed: int = 1) -> Path:
     rng = np.random.default_rng(seed)
     codes = {}
     for name, values in old.codes.items():
-        shift = rng.integers(1, 6, values.shape).astype(np.uint8)
-        codes[name] = np.where(rng.random(values.shape) < share, (values + shift) % 6, values)
+        shift = rng.integers(1, 6, values.shape).astype(values.dtype)
+        other = (values + shift) % values.dtype.type(old.pattern.placements)
+        codes[name] = np.where(rng.random(values.shape) < share, other, values)
     write_mask(path, replace(old, codes=codes, domain="near"))
     return path
 
@@ -114,6 +136,7 @@ def mask_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def make(model: Path, seed: int = 0, **options: str) -> Path:
         label = "-".join([model.parent.name, model.name, str(seed), *options.values()])
+        label = label.replace(":", "of")
         path = folder / f"{label}.safetensors"
         return path if path.exists() else random_mask(model, path, seed=seed, **options)
 

@@ -14,7 +14,6 @@ import transformers
 from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
-from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 
 
@@ -81,8 +80,9 @@ class Oracle:
         ).eval()
         if mask is not None:
             with torch.no_grad():
-                for layer, codes in read_mask(mask).codes.items():
-                    keep = torch.from_numpy(keep_from_codes(codes, TWO_FOUR))
+                found = read_mask(mask)
+                for layer, codes in found.codes.items():
+                    keep = torch.from_numpy(keep_from_codes(codes, found.pattern))
                     self.model.get_submodule(layer).weight.mul_(keep)
 
     @torch.no_grad()

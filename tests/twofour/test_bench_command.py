@@ -25,7 +25,7 @@ def bench_commands() -> Iterator[tuple[str, Any]]:
 
 def test_modes_are_commands() -> None:
     assert {name.removeprefix("bench ") for name, _ in bench_commands()} == {
-        *("kernels", "serve", "quality", "trtllm", "pages", "picture"),
+        *("kernels", "serve", "quality", "values", "trtllm", "pages", "picture"),
         *("engine speed", "engine split", "engine mix"),
         *("masks league", "masks domains", "masks ablations", "masks cost"),
         *("masks products", "masks patterns", "masks permutation"),

@@ -15,6 +15,7 @@ from twofour.commands import (
     bench_quality,
     bench_serve,
     bench_trtllm,
+    bench_values,
     bench_vllm,
 )
 
@@ -31,6 +32,7 @@ def bench() -> None:
 app.command("kernels")(bench_kernels.kernels)
 app.add_typer(bench_engine.app, name="engine")
 app.command("quality")(bench_quality.quality)
+app.command("values")(bench_values.values)
 app.add_typer(bench_masks.app, name="masks")
 app.command("serve")(bench_serve.serve)
 app.add_typer(bench_vllm.app, name="vllm")

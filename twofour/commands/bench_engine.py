@@ -42,6 +42,11 @@ app = typer.Typer(cls=FirstModeGroup, help="Measure the CPU engine; without a mo
 def speed(
     dense: Dense = None,
     sparse: Sparse = None,
+    arm: Annotated[
+        list[str] | None,
+        _Option(help="NAME=DIR, another engine directory of the same model (repeat)."),
+    ] = None,
+    reference: Annotated[str, _Option(help="The arm that ratios are taken against.")] = "sparse",
     model: Annotated[
         str | None,
         _Option(help="The dense model: vLLM's, and without --dense and --sparse also built from."),
@@ -51,7 +56,7 @@ def speed(
         list[str] | None,
         _Option(
             help="Another engine (repeat): vllm-dense=PYTHON or vllm-zentorch=PYTHON of an"
-            " environment with vLLM, llama.cpp-TYPE=FILE.gguf."
+            " environment with vLLM, llama.cpp-TYPE=FILE.gguf, ik-TYPE=FILE.gguf."
         ),
     ] = None,
     vllm_dtype: Annotated[str, _Option(help="vLLM's number type: bfloat16, float32.")] = "bfloat16",
@@ -74,8 +79,8 @@ def speed(
     from benchmarks.common.engine_directories import engine_pair
     from benchmarks.common.table import Earlier, Table, TableSpec
     from benchmarks.engine.arms import engine_command, peer_commands
-    from benchmarks.engine.pages import speed_page
     from benchmarks.engine.speed import KEY, SpeedPlan, measure
+    from benchmarks.pages import page_of
     from engines.directory.manifest import read_manifest
     from maskgen.models import resolve_model
 
@@ -85,20 +90,26 @@ def speed(
         repeats=repeats,
         threads=threads or len(os.sched_getaffinity(0)),
         kv_mib=kv_mib,
+        reference=reference,
     )
     dense_model = resolve_model(model) if model and peer else None
     peers = peer_commands(peer or [], dense_model, plan, dtype=vllm_dtype, binding=vllm_binding)
-    given = {arm: path for arm, path in (("sparse", sparse), ("dense", dense)) if path is not None}
+    given = {
+        name: path for name, path in (("sparse", sparse), ("dense", dense)) if path is not None
+    }
+    given |= _directories(arm or [])
     if given and mask:
         raise ValueError("give --dense and --sparse, or --model and --mask")
     built = nullcontext() if given else engine_pair(None, None, model, named_masks(mask or []))
     with built as pair:
         own = given if pair is None else {"sparse": pair[1], "dense": pair[0]}
         name = read_manifest(next(iter(own.values()))).model
-        spec = TableSpec(result, KEY, speed_page, lambda rows: {"model": name})
+        spec = TableSpec(result, KEY, page_of(result), lambda rows: {"model": name})
         table = Table(spec, Earlier.KEEP if keep else Earlier.DROP)
-        arms = {arm: engine_command(path, plan) for arm, path in own.items()}
-        for rows in measure({**arms, **peers}, plan, say):
+        commands = {arm: engine_command(path, plan) for arm, path in own.items()} | peers
+        if reference not in commands and reference != "sparse":
+            raise ValueError(f"--reference {reference!r} is none of {', '.join(commands)}")
+        for rows in measure(commands, plan, say):
             table.put(rows)
             _tell(rows)
     finish(table.path, json_)
@@ -200,11 +211,21 @@ def _shares(changed: str) -> tuple[float, ...]:
         raise ValueError(f"--changed {changed!r}: not numbers, separated by commas") from error
 
 
+def _directories(specs: Sequence[str]) -> dict[str, Path]:
+    found = {}
+    for spec in specs:
+        name, _, path = spec.partition("=")
+        if not name or not Path(path).is_dir():
+            raise ValueError(f"--arm {spec!r}: give NAME=DIR, an engine directory that exists")
+        found[name] = Path(path)
+    return found
+
+
 def _tell(rows: Sequence[ResultRow]) -> None:
     for row in rows:
         say(
             f"  {row['arm']:15} {row['tokens_per_s']:8.1f} tokens/s  prompt"
             f" {row['prompt_tokens_per_s']:8.1f}/s  decode {row['decode_tokens_per_s']:8.1f}/s"
             f"  first {row['ttft_ms']:7.1f} ms  next {row['tpot_ms']:6.2f} ms"
-            f"  {row['rss_mib']} MiB  sparse / this {row['sparse_ratio']}"
+            f"  {row['rss_mib']} MiB  reference / this {row['sparse_ratio']}"
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from engines.option_flags import option_flags
+from engines.quantisation.options import ValueOptions
 from twofour.commands.option_values import Transform, named_masks
 
 
+@option_flags(ValueOptions)
 def build(
     model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
     out: Annotated[Path, typer.Option(help="The engine directory to make.")],
@@ -29,19 +32,31 @@ def build(
         bool, typer.Option(help="Leave out what masks loaded later would need.")
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an engine directory at --out.")] = False,
+    values_file: Annotated[
+        Path | None,
+        typer.Option(help="int8 or int4 values from `twofour quantise`, in place of --values."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE, a setting of the target's own builder; repeat for more."),
     ] = None,
+    **values: Any,
 ) -> None:
     """Build an engine directory from a model and its masks."""
+    from pydantic import ValidationError
     from rich.progress import Progress
 
     from engines.directory.build import BuildRequest
     from engines.registry import find_target, run_builder
+    from engines.typed_options import explain
     from maskgen.models import model_name, resolve_model
 
     find_target(target)
+    chosen = {name: value for name, value in values.items() if value is not None}
+    try:
+        value_options = ValueOptions(**chosen)
+    except ValidationError as error:
+        raise ValueError(explain(error, prefix="--")) from error
     with Progress(transient=True) as bar:
         task = bar.add_task("reading", total=None)
         manifest = run_builder(
@@ -53,6 +68,8 @@ def build(
                 out=out,
                 sealed=sealed,
                 overwrite=overwrite,
+                values=value_options,
+                values_file=values_file,
                 progress=lambda what, done, total: bar.update(
                     task, description=what, completed=done, total=total
                 ),
@@ -62,7 +79,8 @@ def build(
         )
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
     names = ", ".join(m.name for m in manifest.masks) or "none (dense)"
-    typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {size:.0f} MiB")
+    kinds = manifest.quantisation.summary if manifest.quantisation else "bf16"
+    typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {kinds}, {size:.0f} MiB")
 
 
 def _settings(target: str, options: list[str]) -> dict[str, str]:

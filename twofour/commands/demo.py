@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ DOMAIN_PROMPT = "def reverse(text: str) -> str:\n"
 # The learned mask has seen Wikipedia, so the web pages of C4 are what is held out for every mask.
 CALIBRATION, EVALUATION = "wikipedia:train", "c4"
 CALIBRATION_WINDOWS, CALIBRATION_LENGTH = 32, 512
+LOWBIT_ARMS: dict[str, Literal["int8", "int4"]] = {"sparse-int8": "int8", "sparse-int4": "int4"}
+"""Sparse arms of other values than bf16."""
 
 
 class StageError(typer.Exit):
@@ -44,7 +46,7 @@ class DemoRun:
         learned: name -> file of the learned masks.
         model: the model's directory.
         masks: name -> mask file; the first one is served.
-        perplexities: `dense` or a mask's name -> perplexity.
+        perplexities: `dense`, a mask's name or an arm of `LOWBIT_ARMS` -> perplexity.
         subset: which windows the perplexities are of.
         comparison: the dense and the sparse server, measured.
     """
@@ -79,7 +81,7 @@ def demo(
         typer.Option(help=f"Folder of the learned masks of {DEMO_MODEL} [default: twofour's own]."),
     ] = None,
 ) -> None:
-    """Prune the real SmolLM2-135M, build an engine, serve it, and measure sparse beside dense."""
+    """Prune the real SmolLM2-135M, build engines, serve them, and measure sparse beside dense."""
     console = Console(emoji=False)
     run = DemoRun(out=out, eval_windows=eval_windows, console=console, learned=learned_masks(masks))
     out.mkdir(parents=True, exist_ok=True)
@@ -88,6 +90,7 @@ def demo(
         ("mask", "2:4 mask", _make_masks),
         ("quality", "perplexity", _measure_quality),
         ("build", "engine directories", _build_engines),
+        ("values", "perplexity of int8 and int4 values", _measure_values),
         ("serve", "dense and sparse server under load", _serve),
         ("masks", "a mask per request", _ask_each_mask),
     )
@@ -211,22 +214,43 @@ def _perplexity(run: DemoRun, file: Path | None) -> Any:
 
 def _build_engines(run: DemoRun) -> None:
     from engines.directory.build import BuildRequest
+    from engines.quantisation.options import ValueOptions
     from engines.registry import run_builder
 
-    for arm, masks in (("dense", {}), ("sparse", _served_masks(run))):
+    for arm in ("dense", "sparse", *LOWBIT_ARMS):
+        values = ValueOptions(values=LOWBIT_ARMS.get(arm, "bf16"))
         with run.console.status(f"packing the {arm} weights"):
             manifest = run_builder(
                 "cpu",
                 BuildRequest(
                     model=run.model,
                     model_name=DEMO_MODEL,
-                    masks=masks,
+                    masks={} if arm == "dense" else _served_masks(run),
                     out=run.engine(arm),
                     overwrite=True,
+                    values=values,
                 ),
             )
         names = ", ".join(mask.name for mask in manifest.masks) or "none"
         run.console.print(f"{run.engine(arm)}: masks {names}", soft_wrap=True)
+
+
+def _measure_values(run: DemoRun) -> None:
+    for arm in LOWBIT_ARMS:
+        with run.console.status(f"perplexity, {arm}"):
+            run.perplexities[arm] = _engine_perplexity(run, arm)
+        run.console.print(f"{arm}: perplexity {run.perplexities[arm]:.2f}", highlight=False)
+
+
+def _engine_perplexity(run: DemoRun, arm: str) -> float:
+    """Of an engine, by its own log-probs: what rounding activations costs is in it."""
+    from evaluation.perplexity import joined_tokens, measure_perplexity
+    from evaluation.subjects import engine_subject
+    from maskgen.texts.text_sets import load_texts
+
+    with engine_subject(run.engine(arm), None) as subject:
+        tokens = joined_tokens(subject.encode, load_texts(EVALUATION))
+        return measure_perplexity(subject.score, tokens, windows=run.eval_windows)[0]
 
 
 def _served_masks(run: DemoRun) -> dict[str, Path]:
@@ -243,7 +267,12 @@ def _serve(run: DemoRun) -> None:
     folder = run.out / "load" / time.strftime("%Y%m%d-%H%M%S")
     with run.console.status("starting") as status:
         run.comparison = compare_arms(
-            run.engine("dense"), run.engine("sparse"), plan, folder, status.update
+            run.engine("dense"),
+            run.engine("sparse"),
+            plan,
+            folder,
+            status.update,
+            {arm: run.engine(arm) for arm in LOWBIT_ARMS},
         )
     for note in notes(run.comparison):
         run.console.print(note, highlight=False, soft_wrap=True)
@@ -271,25 +300,26 @@ def _print_results(run: DemoRun) -> None:
     served = run.served
     table = Table(title=f"{DEMO_MODEL} (dequantised from Q4_1), one machine, one run")
     table.add_column("")
-    for heading in ("dense", "2:4 sparse", "sparse / dense"):
+    arms = ("dense", "sparse", *LOWBIT_ARMS)
+    for heading in ("dense", "2:4 bf16", *(f"2:4 {values}" for values in LOWBIT_ARMS.values())):
         table.add_column(heading, justify="right")
-    quality = [run.perplexities["dense"], run.perplexities[served]]
-    table.add_row(f"perplexity ({EVALUATION}, {run.subset})", *_pair(quality, "{:.2f}"))
+    quality = [run.perplexities[arm] for arm in ("dense", served, *LOWBIT_ARMS)]
+    table.add_row(f"perplexity ({EVALUATION}, {run.subset})", *_compared(quality, "{:.2f}"))
     for name in list(run.masks)[1:]:
         other = [run.perplexities["dense"], run.perplexities[name]]
-        table.add_row(f"  with the {name} mask instead", *_pair(other, "{:.2f}"))
-    servers = [comparison.servers[arm] for arm in ("dense", "sparse")]
+        table.add_row(f"  with the {name} mask instead", *_compared(other, "{:.2f}"))
+    servers = [comparison.servers[arm] for arm in arms]
     mib = 2**20
-    table.add_row("weights, MiB", *_pair([s.weight_bytes / mib for s in servers], "{:.0f}"))
-    table.add_row("server memory, MiB", *_pair([s.rss_bytes / mib for s in servers], "{:.0f}"))
+    table.add_row("weights, MiB", *_compared([s.weight_bytes / mib for s in servers], "{:.0f}"))
+    table.add_row("server memory, MiB", *_compared([s.rss_bytes / mib for s in servers], "{:.0f}"))
     for level in sorted({row.concurrency for row in comparison.rows}):
-        arms = {row.arm: row for row in comparison.rows if row.concurrency == level}
-        rows = [arms["dense"], arms["sparse"]]
+        found = {row.arm: row for row in comparison.rows if row.concurrency == level}
+        rows = [found[arm] for arm in arms]
         at_a_time = f"{level} request{'s' if level > 1 else ''} at a time"
-        table.add_row(f"tokens/s, {at_a_time}", *_pair([r.tokens_per_s for r in rows], "{:.0f}"))
-        table.add_row(
-            f"time to first token, ms, {at_a_time}", *_pair([r.ttft_p50_ms for r in rows], "{:.1f}")
-        )
+        speeds = [row.tokens_per_s for row in rows]
+        table.add_row(f"tokens/s, {at_a_time}", *_compared(speeds, "{:.0f}"))
+        waits = [row.ttft_p50_ms for row in rows]
+        table.add_row(f"time to first token, ms, {at_a_time}", *_compared(waits, "{:.1f}"))
     run.console.print(table)
     if comparison.other_cpu_share > BUSY_SHARE:
         run.console.print(
@@ -305,6 +335,10 @@ def _print_results(run: DemoRun) -> None:
     run.console.print(f"try it: twofour serve {run.engine('sparse')}", soft_wrap=True)
 
 
-def _pair(values: list[float], form: str) -> tuple[str, str, str]:
-    dense, sparse = values
-    return form.format(dense), form.format(sparse), f"{sparse / dense:.2f}"
+def _compared(values: list[float], form: str) -> list[str]:
+    """The dense arm's value, and the others' with how many times as large they are."""
+    dense, *others = values
+    return [
+        form.format(dense),
+        *(f"{form.format(other)} (x {other / dense:.2f})" for other in others),
+    ]

@@ -90,6 +90,7 @@ def _engine(directory: Path) -> dict[str, Any]:
         "masks": {m.name: f"{m.digest} {m.changed_share:.2%} changed" for m in manifest.masks},
         "pattern": _pattern(directory, manifest),
         "layout": manifest.layout.id if manifest.layout else None,
+        "values": manifest.quantisation.summary if manifest.quantisation else "bf16",
         "sealed": manifest.sealed,
         "bytes": sum(file.bytes for file in manifest.files.values()),
     }

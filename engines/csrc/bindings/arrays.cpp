@@ -1,7 +1,5 @@
 #include "bindings/arrays.h"
 
-#include <nanobind/stl/optional.h>
-
 #include <utility>
 
 #include "kernels/lowbit/layout.h"
@@ -50,28 +48,17 @@ PackedLayer::PackedLayer(std::uint32_t layout, std::size_t n, std::size_t k, Byt
       weights(weights_of(layout, n, k, data.data(), data.size(), block, minima)) {}
 
 PatchArrays::PatchArrays(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> starts,
-                         Array<const std::uint32_t, 1> groups, Bytes both, Delta differences,
-                         Values integers)
+                         Array<const std::uint32_t, 1> groups, Bytes both,
+                         Array<const std::uint16_t, 2> differences)
     : row_start(std::move(starts)),
       group(std::move(groups)),
       codes(std::move(both)),
       delta(std::move(differences)),
-      values(std::move(integers)),
-      patch{n,
-            k,
-            row_start.data(),
-            group.data(),
-            codes.data(),
-            delta ? delta->data() : nullptr,
-            values ? values->data() : nullptr} {
+      patch{n, k, row_start.data(), group.data(), codes.data(), delta.data()} {
   const std::size_t count = group.size();
-  require(delta.has_value() != values.has_value(), "a patch has either a delta or values");
-  const auto fits = [&](const auto& array) {
-    return array.shape(0) == count && array.shape(1) == 4;
-  };
-  require(
-      row_start.size() == n + 1 && codes.size() == count && (delta ? fits(*delta) : fits(*values)),
-      "the patch's arrays do not fit together");
+  require(row_start.size() == n + 1 && codes.size() == count && delta.shape(0) == count &&
+              delta.shape(1) == 4,
+          "the patch's arrays do not fit together");
   require(patch.row_start[0] == 0 && patch.row_start[n] == count,
           "the patch's rows do not cover its groups");
   // By flags, without a branch in the loops: a patch has millions of groups.
@@ -84,9 +71,6 @@ PatchArrays::PatchArrays(std::size_t n, std::size_t k, Array<const std::uint32_t
     placements &=
         (patch.codes[i] & 15u) < placement_count && (patch.codes[i] >> 4) < placement_count;
   }
-  bool negatable = true;
-  for (std::size_t i = 0; values && i < 4 * count; ++i) negatable &= patch.values[i] != -128;
-  require(negatable, "the patch holds the value -128");
   require(rising, "the patch's rows do not rise");
   require(inside, "the patch names a group beyond the layer's width");
   require(placements, "the patch holds a code that is no placement");
@@ -100,11 +84,10 @@ void bind_arrays(nb::module_& m) {
            "layout"_a, "n"_a, "k"_a, "data"_a.noconvert(), "block"_a = 0, "minima"_a = false);
   nb::class_<PatchArrays>(m, "PatchArrays",
                           "The native side of an `engines.native.patch.Patch`; shares its arrays.")
-      .def(
-          nb::init<std::size_t, std::size_t, Array<const std::uint32_t, 1>,
-                   Array<const std::uint32_t, 1>, Bytes, PatchArrays::Delta, PatchArrays::Values>(),
-          "n"_a, "k"_a, "row_start"_a.noconvert(), "group"_a.noconvert(), "codes"_a.noconvert(),
-          "delta"_a.none().noconvert(), "values"_a.none().noconvert());
+      .def(nb::init<std::size_t, std::size_t, Array<const std::uint32_t, 1>,
+                    Array<const std::uint32_t, 1>, Bytes, Array<const std::uint16_t, 2>>(),
+           "n"_a, "k"_a, "row_start"_a.noconvert(), "group"_a.noconvert(), "codes"_a.noconvert(),
+           "delta"_a.noconvert());
 }
 
 }  // namespace twofour::python

@@ -5,7 +5,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -48,24 +47,21 @@ struct PackedLayer {
 
 // A patch of one linear layer: everything that the kernels rely on is checked here, once.
 struct PatchArrays {
-  using Delta = std::optional<Array<const std::uint16_t, 2>>;
-  using Values = std::optional<Array<const std::int8_t, 2>>;
-
-  // One of `delta` and `values`: of bf16, or of int8 and int4 layers.
   PatchArrays(std::size_t n, std::size_t k, Array<const std::uint32_t, 1> row_start,
-              Array<const std::uint32_t, 1> group, Bytes codes, Delta delta, Values values);
+              Array<const std::uint32_t, 1> group, Bytes codes,
+              Array<const std::uint16_t, 2> delta);
 
   Array<const std::uint32_t, 1> row_start;
   Array<const std::uint32_t, 1> group;
   Bytes codes;
-  Delta delta;
-  Values values;
+  Array<const std::uint16_t, 2> delta;
   Patch patch;
 };
 
 void bind_arrays(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_lowbit(nb::module_& m);
+void bind_lowbit_patch(nb::module_& m);
 void bind_decoder(nb::module_& m);
 
 }  // namespace twofour::python

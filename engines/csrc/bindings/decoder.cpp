@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
@@ -12,9 +13,12 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/lowbit_patch.h"
+#include "kernels/lowbit/layout.h"
 
 namespace twofour::python {
 
@@ -23,6 +27,9 @@ using namespace nb::literals;
 namespace {
 
 using Integers = Array<const std::int32_t, 1>;
+using Embedding = std::variant<Array<const std::uint16_t, 2>, PackedLayer>;
+using AnyPatch = std::variant<PatchArrays, LowbitPatchArrays>;
+using LayerPatches = std::vector<std::optional<AnyPatch>>;
 
 const float* sized(const Vector& vector, const char* name, std::size_t size) {
   require(vector.size() == size, std::string(name) + " has " + std::to_string(vector.size()) +
@@ -46,9 +53,15 @@ struct ModelArrays {
   float eps, rope_factor;
   Vector inverse_frequency, final_norm;
   PackedLayer head;
-  std::optional<Array<const std::uint16_t, 2>> embedding;
+  std::optional<Embedding> embedding;
   std::vector<LayerArrays> layers;
+  std::size_t block;
 };
+
+bool is_dense(const Weights& w) {
+  return w.layout == Layout::dense_bf16 ||
+         (is_lowbit(w.layout) && lowbit::places_of(w.layout) == lowbit::Places::all);
+}
 
 Layer layer_of(const LayerArrays& arrays, const Model& model) {
   const std::size_t q = model.q_width(), kv = model.kv_width();
@@ -83,15 +96,21 @@ Model model_of(const ModelArrays& arrays) {
   model.head = arrays.head.weights;
   require(model.head.n == model.vocab && model.head.k == model.hidden,
           "the head has another shape");
-  require(!is_lowbit(model.head.layout), "the decoder's weights must be bf16");
+  model.block = arrays.block;
+  model.table = model.head;
   if (arrays.embedding) {
-    const auto& embedding = *arrays.embedding;
-    require(embedding.shape(0) == model.vocab && embedding.shape(1) == model.hidden,
-            "the embedding has another shape");
-    model.embedding = embedding.data();
-  } else {
-    require(model.head.layout == Layout::dense_bf16, "a tied head must be dense");
+    if (const auto* plain = std::get_if<0>(&*arrays.embedding)) {
+      require(plain->shape(0) == model.vocab && plain->shape(1) == model.hidden,
+              "the embedding has another shape");
+      model.embedding = plain->data();
+    } else {
+      model.table = std::get<1>(*arrays.embedding).weights;
+      require(model.table.n == model.vocab && model.table.k == model.hidden,
+              "the embedding has another shape");
+    }
   }
+  require(model.embedding || is_dense(model.table),
+          "a packed embedding, or a head that is the embedding, is dense");
   for (const LayerArrays& layer : arrays.layers) model.layers.push_back(layer_of(layer, model));
   return model;
 }
@@ -128,10 +147,7 @@ class BoundDecoder {
     for (const std::vector<PackedLayer>& layer : layers) {
       require(layer.size() == linear_count, "a layer has seven linear weights");
       Linears& to = linears.emplace_back();
-      for (std::size_t id = 0; id < linear_count; ++id) {
-        to[id] = layer[id].weights;
-        require(!is_lowbit(to[id].layout), "the decoder's weights must be bf16");
-      }
+      for (std::size_t id = 0; id < linear_count; ++id) to[id] = layer[id].weights;
     }
     const std::size_t set = decoder_.add_weights(std::move(linears));
     weights_[set] = layers;
@@ -143,15 +159,17 @@ class BoundDecoder {
     weights_.erase(set);
   }
 
-  std::size_t add_mask(std::size_t set,
-                       std::vector<std::vector<std::optional<PatchArrays>>> layers) {
+  std::size_t add_mask(std::size_t set, std::vector<LayerPatches> layers) {
     std::vector<Patches> patches;
     for (const auto& layer : layers) {
       require(layer.size() == linear_count, "a layer has seven linear weights");
       Patches& to = patches.emplace_back();
       for (std::size_t id = 0; id < linear_count; ++id) {
-        to[id] = layer[id] ? &layer[id]->patch : nullptr;
-        require(!to[id] || to[id]->delta, "the decoder's patches must be of bf16");
+        if (!layer[id]) continue;
+        if (const auto* bf16 = std::get_if<PatchArrays>(&*layer[id])) to[id].bf16 = &bf16->patch;
+        if (const auto* lowbit = std::get_if<LowbitPatchArrays>(&*layer[id])) {
+          to[id].lowbit = &lowbit->patch;
+        }
       }
     }
     const std::size_t mask = decoder_.add_mask(set, std::move(patches));
@@ -183,7 +201,7 @@ class BoundDecoder {
   // What the decoder points to; declared before it, so that it goes last.
   ModelArrays model_;
   std::map<std::size_t, std::vector<std::vector<PackedLayer>>> weights_;
-  std::map<std::size_t, std::vector<std::vector<std::optional<PatchArrays>>>> masks_;
+  std::map<std::size_t, std::vector<LayerPatches>> masks_;
   Decoder decoder_;
 };
 
@@ -227,14 +245,16 @@ void bind_structs(nb::module_& m) {
       m, "Model",
       "All of a model but its linear layers.\n\n"
       "`inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16\n"
-      "bits, or None where the head, packed dense, is the embedding too.")
+      "bits, or packed dense, or None where the head, packed dense, is the embedding\n"
+      "too. `block` is that of all linear layers: inputs that share a scale, 0 for\n"
+      "bf16.")
       .def(
           "__init__",
           [](ModelArrays* self, std::size_t hidden, std::size_t heads, std::size_t kv_heads,
              std::size_t head_dim, std::size_t intermediate, std::size_t vocab, float eps,
              float rope_factor, Vector inverse_frequency, Vector final_norm,
-             const PackedLayer& head, std::optional<Array<const std::uint16_t, 2>> embedding,
-             std::vector<LayerArrays> layers) {
+             const PackedLayer& head, std::optional<Embedding> embedding,
+             std::vector<LayerArrays> layers, std::size_t block) {
             new (self) ModelArrays{hidden,
                                    heads,
                                    kv_heads,
@@ -247,11 +267,13 @@ void bind_structs(nb::module_& m) {
                                    std::move(final_norm),
                                    head,
                                    std::move(embedding),
-                                   std::move(layers)};
+                                   std::move(layers),
+                                   block};
           },
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a,
           "vocab"_a, "eps"_a, "rope_factor"_a, "inverse_frequency"_a.noconvert(),
-          "final_norm"_a.noconvert(), "head"_a, "embedding"_a.none().noconvert(), "layers"_a);
+          "final_norm"_a.noconvert(), "head"_a, "embedding"_a.none().noconvert(), "layers"_a,
+          "block"_a = 0);
   nb::class_<Step>(m, "Step",
                    "What one step computes.\n\n"
                    "Args:\n"

@@ -34,10 +34,6 @@ void require_bf16(const PackedLayer& layer) {
   require(!is_lowbit(layer.weights.layout), "the layer's values are not bf16");
 }
 
-void require_bf16(const PatchArrays& arrays) {
-  require(arrays.delta.has_value(), "the patch's values are not bf16");
-}
-
 template <class Any>
 bool is_bf16(const Any& array, const char* what) {
   const bool bf16 = array.dtype() == nb::dtype<std::uint16_t>();
@@ -143,7 +139,6 @@ std::tuple<int, std::size_t, std::size_t, unsigned> check(const PackedLayer& lay
 
 bool patch_apply(const PatchArrays& arrays, Array<std::uint8_t, 1> packed, bool revert,
                  int threads) {
-  require_bf16(arrays);
   const Patch& patch = arrays.patch;
   const auto sparse = static_cast<std::uint32_t>(Layout::sparse24_bf16);
   const PackedLayer checked(sparse, patch.n, patch.k, Bytes(packed));
@@ -154,7 +149,6 @@ bool patch_apply(const PatchArrays& arrays, Array<std::uint8_t, 1> packed, bool 
 
 void patch_add(const PatchArrays& arrays, AnyInput x, Array<const std::uint32_t, 1> which,
                Array<float, 2> y, int threads, IsaName isa) {
-  require_bf16(arrays);
   const Kernels& kernels = table(isa);
   const Patch& patch = arrays.patch;
   const Input in = input(x, patch.k);

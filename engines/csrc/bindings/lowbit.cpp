@@ -3,11 +3,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 
 #include "bindings/arrays.h"
@@ -84,41 +82,6 @@ Answer check(const PackedLayer& layer, int threads) {
   return answer(lowbit::check_team(layer.weights, threads));
 }
 
-void require_fit(const PatchArrays& arrays, const Weights& w) {
-  require_lowbit(w);
-  require(lowbit::places_of(w.layout) == lowbit::Places::pairs,
-          "patches change 2:4 layouts, not bitmaps and dense ones");
-  require(arrays.values.has_value(), "the patch's values are bf16");
-  require(arrays.patch.n == w.n && arrays.patch.k == w.k, "the patch has another shape");
-}
-
-bool patch_apply(const PatchArrays& arrays, std::uint32_t layout, std::size_t block, bool minima,
-                 Array<std::uint8_t, 1> packed, bool revert, int threads) {
-  const Patch& patch = arrays.patch;
-  const PackedLayer checked(layout, patch.n, patch.k, Bytes(packed), block, minima);
-  require_fit(arrays, checked.weights);
-  auto* to = reinterpret_cast<std::byte*>(packed.data());
-  nb::gil_scoped_release release;
-  return lowbit::patch_apply_team(checked.weights, patch, to, revert, threads);
-}
-
-void patch_add(const PatchArrays& arrays, const PackedLayer& layer, Array<const float, 2> x,
-               Array<const std::uint32_t, 1> which, Array<float, 2> y, int threads,
-               std::optional<std::string> isa) {
-  const Weights& w = layer.weights;
-  require_fit(arrays, w);
-  require(x.shape(1) == w.k, "the activations have another number of inputs than the weights");
-  require(y.shape(0) == x.shape(0) && y.shape(1) == w.n, "the output must be tokens x n");
-  for (std::size_t i = 0; i < which.size(); ++i) {
-    require(which(i) < x.shape(0), "token " + std::to_string(which(i)) + " is beyond the batch");
-  }
-  const lowbit::Kernels& kernels = lowbit::kernels_for(isa ? isa_from_name(*isa) : active_isa());
-  const Input in{x.data(), false, w.k, x.shape(0)};
-  nb::gil_scoped_release release;
-  lowbit::patch_add_team(kernels, w, arrays.patch, in, which.data(), which.size(), y.data(), w.n,
-                         threads);
-}
-
 }  // namespace
 
 void bind_lowbit(nb::module_& m) {
@@ -132,12 +95,6 @@ void bind_lowbit(nb::module_& m) {
         "The inverse of `lowbit_pack`; values that are not kept are 0.");
   m.def("lowbit_check", check, "layer"_a, "threads"_a,
         "(fault, row, input, value): 0 none, 1 places, 2 value, 3 scale, 4 minimum, 5 padding.");
-  m.def("lowbit_patch_apply", patch_apply, "patch"_a, "layout"_a, "block"_a, "minima"_a,
-        "packed"_a.noconvert(), "revert"_a, "threads"_a,
-        "Rewrites packed weights; False, and nothing changed, if they hold another mask.");
-  m.def("lowbit_patch_add", patch_add, "patch"_a, "layer"_a, "x"_a.noconvert(),
-        "which"_a.noconvert(), "y"_a.noconvert(), "threads"_a, "isa"_a.none(),
-        "Adds the patch's product to the rows `which` of y; `layer`: the base weights.");
 }
 
 }  // namespace twofour::python

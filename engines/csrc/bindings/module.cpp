@@ -12,5 +12,6 @@ NB_MODULE(_native, m) {
   bind_arrays(m);
   bind_kernels(m);
   bind_lowbit(m);
+  bind_lowbit_patch(m);
   bind_decoder(m);
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "decoder/affinity.h"
 #include "decoder/run.h"
@@ -30,6 +31,8 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
     : model_(std::move(model)),
       limits_(limits),
       kernels_(kernels_for(isa)),
+      layer_products_(isa, model_.block),
+      head_products_(isa, model_.head.block),
       ops_(decoder_ops(isa)) {
   if (model_.kv_heads == 0 || model_.heads % model_.kv_heads != 0) {
     throw std::invalid_argument("decoder: heads are no multiple of key-value heads");
@@ -58,13 +61,23 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
   const std::size_t width = std::max({model_.hidden, model_.q_width(), model_.intermediate});
   // Every unit starts on a boundary of its own: see Run::unit_offset.
   const auto prepared = [&](std::size_t count, std::size_t k) {
-    return count * (kernels_.prepared_bytes(1, k) + vector_bytes);
+    return count * (layer_products_.prepared_bytes(1, k) + vector_bytes);
   };
-  prepared_ = std::make_unique<LazyBuffer>(prepared(std::max(tokens, limits_.max_logits), width));
-  intermediate_ = std::make_unique<LazyBuffer>(prepared(tokens, model_.intermediate));
+  const auto prepared_head = [&](std::size_t count) {
+    return count * (head_products_.prepared_bytes(1, model_.hidden) + vector_bytes);
+  };
+  prepared_ = std::make_unique<LazyBuffer>(
+      std::max(prepared(tokens, width), prepared_head(limits_.max_logits)));
+  intermediate_ = std::make_unique<LazyBuffer>(
+      layer_products_.prepares_gated() ? prepared(tokens, model_.intermediate) : 0);
+  const std::size_t blocks =
+      layer_products_.quantises() ? lowbit::block_count(width, model_.block) : 0;
+  quantised_ = std::make_unique<LazyBuffer>(blocks > 0 ? tokens * width : 0);
+  quantised_scales_ = floats(blocks);
   next_item_ = std::make_unique<std::atomic<std::size_t>[]>(model_.layers.size());
   for (int i = 0; i < limits_.threads; ++i) {
-    scratch_.push_back(std::make_unique<Scratch>(model_, width, prepared(few_tokens, width)));
+    scratch_.push_back(std::make_unique<Scratch>(
+        model_, width, std::max(prepared(few_tokens, width), prepared_head(few_tokens)), blocks));
   }
 }
 
@@ -80,6 +93,11 @@ std::size_t Decoder::add_weights(std::vector<Linears> layers) {
     for (std::size_t id = 0; id < linear_count; ++id) {
       if (linears[id].n != shapes[id][0] || linears[id].k != shapes[id][1]) {
         throw std::invalid_argument("decoder: weights of another shape");
+      }
+      if (linears[id].block != model_.block) {
+        throw std::invalid_argument("decoder: weights with a scale for " +
+                                    std::to_string(linears[id].block) + " inputs, not " +
+                                    std::to_string(model_.block) + " (0: bf16)");
       }
     }
   }
@@ -107,9 +125,16 @@ std::size_t Decoder::add_mask(std::size_t set, std::vector<Patches> patches) {
   }
   for (std::size_t layer = 0; layer < patches.size(); ++layer) {
     for (std::size_t id = 0; id < linear_count; ++id) {
-      const Patch* patch = patches[layer][id];
+      const LayerPatch& patch = patches[layer][id];
       const Weights& weights = sets_[set][layer][id];
-      if (patch && (patch->n != weights.n || patch->k != weights.k)) {
+      if ((patch.bf16 && layer_products_.quantises()) ||
+          (patch.lowbit && !layer_products_.quantises())) {
+        throw std::invalid_argument("decoder: a patch for values of another type");
+      }
+      const auto other = [&](const auto* p) {
+        return p && (p->n != weights.n || p->k != weights.k);
+      };
+      if (other(patch.bf16) || other(patch.lowbit)) {
         throw std::invalid_argument("decoder: a patch of another shape");
       }
     }

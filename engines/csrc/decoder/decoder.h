@@ -9,6 +9,7 @@
 
 #include "decoder/model.h"
 #include "decoder/ops.h"
+#include "decoder/products.h"
 #include "decoder/step_plan.h"
 
 namespace twofour {
@@ -74,6 +75,8 @@ class Decoder {
   Model model_;
   DecoderLimits limits_;
   const Kernels& kernels_;
+  const Products layer_products_;
+  const Products head_products_;
   const DecoderOps& ops_;
   std::vector<std::vector<Linears>> sets_;
   std::vector<Mask> masks_;
@@ -81,7 +84,7 @@ class Decoder {
   std::unique_ptr<LazyBuffer> cache_;
   // Sized for max_tokens once, so that a step allocates nothing but its plan.
   std::unique_ptr<LazyBuffer> residual_, qkv_, query_, attention_, rotary_, gate_, up_, prepared_,
-      intermediate_;
+      intermediate_, quantised_, quantised_scales_;
   std::vector<float> partial_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<std::atomic<std::size_t>[]> next_item_;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "decoder/lowbit_patch.h"
 #include "kernels/kernels.h"
 
 namespace twofour {
@@ -22,7 +23,13 @@ enum LinearId : std::size_t {
 };
 
 using Linears = std::array<Weights, linear_count>;
-using Patches = std::array<const Patch*, linear_count>;  // null: the layer does not differ
+// What a mask adds to one layer's products: at most one of the two, by the type of its values.
+struct LayerPatch {
+  const Patch* bf16 = nullptr;
+  const LowbitPatch* lowbit = nullptr;
+  explicit operator bool() const { return bf16 || lowbit; }
+};
+using Patches = std::array<LayerPatch, linear_count>;
 
 struct Layer {
   std::array<const float*, linear_count> bias{};  // null: none
@@ -38,8 +45,10 @@ struct Model {
   float eps;
   float rope_factor;               // attention scaling of the rotary embedding; 1 for most
   const float* inverse_frequency;  // head_dim / 2
-  const std::uint16_t* embedding;  // vocab x hidden, bf16
-  Weights head;                    // packed, unless the head is the embedding itself
+  const std::uint16_t* embedding;  // vocab x hidden, bf16; null: `table` has its rows
+  Weights table;                   // a packed embedding: the head's own weights where it is tied
+  Weights head;
+  std::size_t block;  // inputs that share a scale in all linear layers; 0: they are bf16
   const float* final_norm;
   std::vector<Layer> layers;
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/bf16.h"
+#include "decoder/table_row.h"
 
 namespace twofour {
 
@@ -15,8 +15,12 @@ float* floats(const std::unique_ptr<LazyBuffer>& buffer) {
 
 }  // namespace
 
-Decoder::Scratch::Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes)
-    : row(std::max(width, model.hidden)), prepared(prepared_bytes) {
+Decoder::Scratch::Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes,
+                          std::size_t blocks)
+    : row(std::max(width, model.hidden)),
+      prepared(prepared_bytes),
+      quantised(blocks > 0 ? few_tokens * width : 0),
+      quantised_scales(few_tokens * blocks) {
   const std::size_t dim = padded_dim(model.head_dim), rows = item_tokens * model.group();
   queries.resize(model.group() * dim);
   key.resize(dim);
@@ -61,13 +65,7 @@ void Decoder::Run::embed(std::size_t thread, std::size_t count) {
     if (m_.embedding) {
       d_.ops_.widen(m_.embedding + id * m_.hidden, m_.hidden, row);
     } else {
-      // Tied: the packed head is the only copy of the embedding.
-      for (std::size_t i = 0; i < m_.hidden; i += 2) {
-        std::uint16_t pair[2];
-        __builtin_memcpy(pair, m_.head.data + dense_place(m_.hidden, id, i), sizeof pair);
-        row[i] = bf16_to_float(pair[0]);
-        if (i + 1 < m_.hidden) row[i + 1] = bf16_to_float(pair[1]);
-      }
+      read_row(m_.table, id, row);
     }
     float* angles = floats(d_.rotary_) + t * m_.head_dim;
     const auto position = static_cast<float>(plan_.places[t].position);
@@ -81,7 +79,7 @@ void Decoder::Run::embed(std::size_t thread, std::size_t count) {
 
 void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::size_t count) {
   const Layer& weights = m_.layers[layer];
-  const std::byte* normed = prepare_normed(weights.input_norm, thread, count);
+  const Inputs normed = prepare_normed(weights.input_norm, thread, count);
   const std::size_t q = m_.q_width(), kv = m_.kv_width();
   multiply(layer, normed,
            {{q_proj, OutputKind::f32, qkv_, qkv_width_},
@@ -107,17 +105,18 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
     }
   }
   barrier_.wait();
-  const std::byte* context = prepare_attention(thread, count);
+  const Inputs context = prepare_attention(thread, count);
   multiply(layer, context, {{o_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
   barrier_.wait();
 }
 
 void Decoder::Run::mlp_layer(std::size_t layer, std::size_t thread, std::size_t count) {
-  const std::byte* normed = prepare_normed(m_.layers[layer].post_norm, thread, count);
+  const Inputs normed = prepare_normed(m_.layers[layer].post_norm, thread, count);
   gated(layer, normed, thread, count);
   barrier_.wait();
-  multiply(layer, d_.intermediate_->data(),
-           {{down_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
+  const Inputs product = d_.layer_products_.prepares_gated() ? Inputs{d_.intermediate_->data(), {}}
+                                                             : prepare_gated(thread, count);
+  multiply(layer, product, {{down_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
   barrier_.wait();
 }
 
@@ -130,41 +129,50 @@ void Decoder::Run::head(std::size_t thread, std::size_t count) {
   for (std::size_t r = mine.begin; r < mine.end; ++r) {
     const float* x = residual_ + static_cast<std::size_t>(in_.logit_rows[r]) * m_.hidden;
     d_.ops_.rms_norm(x, m_.final_norm, m_.hidden, m_.eps, scratch.row.data());
-    d_.kernels_.prepare_f32(scratch.row.data(), 0, rows, m_.hidden, to, r, r + 1);
+    d_.head_products_.prepare(scratch.row.data(), rows, m_.hidden, to, r);
   }
   if (!alone) barrier_.wait();
-  const Range blocks = share(row_blocks(m_.vocab), thread, count);
-  d_.kernels_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab}, blocks.begin,
-                     blocks.end);
+  d_.head_products_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab},
+                           share(row_blocks(m_.vocab), thread, count));
 }
 
 template <class Fill>
-const std::byte* Decoder::Run::prepare(std::size_t k, std::size_t thread, std::size_t count,
-                                       Fill fill) {
+Decoder::Run::Inputs Decoder::Run::prepare(std::size_t k, std::size_t thread, std::size_t count,
+                                           Fill fill) {
   Scratch& scratch = *d_.scratch_[thread];
+  const Products& products = d_.layer_products_;
   std::byte* to = replicate_ ? scratch.prepared.data() : d_.prepared_->data();
+  std::int8_t* values =
+      replicate_ ? scratch.quantised.data() : reinterpret_cast<std::int8_t*>(d_.quantised_->data());
+  float* scales = replicate_ ? scratch.quantised_scales.data() : floats(d_.quantised_scales_);
+  const bool patched = products.quantises() && !plan_.patch_runs.empty();
+  const std::size_t blocks = patched ? lowbit::block_count(k, products.block()) : 0;
   const Range mine = replicate_ ? Range{0, plan_.tokens} : share(plan_.tokens, thread, count);
   for (std::size_t t = mine.begin; t < mine.end; ++t) {
     const std::size_t number = plan_.places[t].unit;
     const Unit& unit = plan_.units[number];
     const float* row = fill(t, scratch.row.data());
-    const std::size_t in_unit = t - unit.begin;
-    d_.kernels_.prepare_f32(row, 0, unit.size(), k, to + unit_offset(number, k), in_unit,
-                            in_unit + 1);
+    products.prepare(row, unit.size(), k, to + unit_offset(number, k), t - unit.begin);
+    if (patched) quantise_row(row, k, products.block(), values + t * k, scales + t * blocks);
   }
   if (!replicate_) barrier_.wait();
-  return to;
+  return {to, {values, scales}};
 }
 
-const std::byte* Decoder::Run::prepare_normed(const float* weight, std::size_t thread,
-                                              std::size_t count) {
+Decoder::Run::Inputs Decoder::Run::prepare_normed(const float* weight, std::size_t thread,
+                                                  std::size_t count) {
   return prepare(m_.hidden, thread, count, [&](std::size_t t, float* row) {
     d_.ops_.rms_norm(residual_ + t * m_.hidden, weight, m_.hidden, m_.eps, row);
     return row;
   });
 }
 
-const std::byte* Decoder::Run::prepare_attention(std::size_t thread, std::size_t count) {
+Decoder::Run::Inputs Decoder::Run::prepare_gated(std::size_t thread, std::size_t count) {
+  return prepare(m_.intermediate, thread, count,
+                 [&](std::size_t t, float*) { return floats(d_.gate_) + t * m_.intermediate; });
+}
+
+Decoder::Run::Inputs Decoder::Run::prepare_attention(std::size_t thread, std::size_t count) {
   return prepare(m_.q_width(), thread, count, [&](std::size_t t, float* row) -> const float* {
     if (plan_.places[t].partial_count == 0) return attention_ + t * m_.q_width();
     collect(t, row, *d_.scratch_[thread]);
@@ -172,7 +180,7 @@ const std::byte* Decoder::Run::prepare_attention(std::size_t thread, std::size_t
   });
 }
 
-void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared,
+void Decoder::Run::multiply(std::size_t layer, const Inputs& inputs,
                             std::initializer_list<Job> jobs, std::size_t thread,
                             std::size_t count) {
   for (std::size_t number = 0; number < plan_.units.size(); ++number) {
@@ -191,50 +199,63 @@ void Decoder::Run::multiply(std::size_t layer, const std::byte* prepared,
       const std::size_t end = std::clamp(mine.end, first, first + own) - first;
       first += own;
       if (begin == end) continue;
-      const std::byte* x = prepared + unit_offset(number, weights.k);
+      const std::byte* x = inputs.prepared + unit_offset(number, weights.k);
       const Output out{job.kind, job.data + unit.begin * job.stride, job.stride,
                        m_.layers[layer].bias[job.id]};
-      d_.kernels_.linear(weights, x, unit.size(), out, begin, end);
+      d_.layer_products_.linear(weights, x, unit.size(), out, {begin, end});
       for (const PatchRun& run : plan_.patch_runs) {
-        if (run.unit == number) patch(run, layer, job, x, begin, end);
+        if (run.unit == number) patch(run, layer, job, inputs, {begin, end});
       }
     }
   }
 }
 
 void Decoder::Run::patch(const PatchRun& run, std::size_t layer, const Job& job,
-                         const std::byte* prepared, std::size_t begin, std::size_t end) {
-  const Patch* difference = d_.masks_[run.mask].patches[layer][job.id];
+                         const Inputs& inputs, Range rows) {
+  const LayerPatch& difference = d_.masks_[run.mask].patches[layer][job.id];
   if (!difference) return;
   const Unit& unit = plan_.units[run.unit];
-  d_.kernels_.patch_add(*difference, prepared, unit.size(), run.which.data(), run.which.size(),
-                        job.data + unit.begin * job.stride, job.stride, begin, end);
+  const Weights& base = d_.sets_[unit.weights][layer][job.id];
+  float* y = job.data + unit.begin * job.stride;
+  if (difference.bf16) {
+    d_.kernels_.patch_add(*difference.bf16, inputs.prepared + unit_offset(run.unit, base.k),
+                          unit.size(), run.which.data(), run.which.size(), y, job.stride,
+                          rows.begin, rows.end);
+    return;
+  }
+  const std::size_t blocks = lowbit::block_count(base.k, base.block);
+  const QuantisedInputs x{inputs.quantised.values + unit.begin * base.k,
+                          inputs.quantised.scales + unit.begin * blocks};
+  add_patch(*difference.lowbit, base, x, run.which.data(), run.which.size(), y, job.stride,
+            rows.begin, rows.end);
 }
 
 bool Decoder::Run::patched(std::size_t unit, std::size_t layer, LinearId id) const {
   return std::any_of(plan_.patch_runs.begin(), plan_.patch_runs.end(), [&](const PatchRun& run) {
-    return run.unit == unit && d_.masks_[run.mask].patches[layer][id] != nullptr;
+    return run.unit == unit && d_.masks_[run.mask].patches[layer][id];
   });
 }
 
-void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size_t thread,
+void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t thread,
                          std::size_t count) {
   const std::size_t width = m_.intermediate;
   for (std::size_t number = 0; number < plan_.units.size(); ++number) {
     const Unit& unit = plan_.units[number];
     const Weights& gate = d_.sets_[unit.weights][layer][gate_proj];
     const Weights& up = d_.sets_[unit.weights][layer][up_proj];
-    const std::byte* x = prepared + unit_offset(number, gate.k);
-    const Output out{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width),
-                     0};
+    const std::byte* x = inputs.prepared + unit_offset(number, gate.k);
+    const Output out =
+        d_.layer_products_.prepares_gated()
+            ? Output{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width), 0}
+            : Output{OutputKind::f32, floats(d_.gate_) + unit.begin * width, width};
     const Range mine = share(row_blocks(width), thread, count);
     if (mine.begin == mine.end) continue;
     // A bias, a patch or another layout of one of the two must reach its product before they meet.
-    const bool apart = gate.layout != up.layout || m_.layers[layer].bias[gate_proj] ||
-                       m_.layers[layer].bias[up_proj] || patched(number, layer, gate_proj) ||
-                       patched(number, layer, up_proj);
+    const bool apart = gate.layout != up.layout || gate.minima != up.minima ||
+                       m_.layers[layer].bias[gate_proj] || m_.layers[layer].bias[up_proj] ||
+                       patched(number, layer, gate_proj) || patched(number, layer, up_proj);
     if (!apart) {
-      d_.kernels_.gated(gate, up, x, unit.size(), out, mine.begin, mine.end);
+      d_.layer_products_.gated(gate, up, x, unit.size(), out, mine);
       continue;
     }
     const Job jobs[] = {{gate_proj, OutputKind::f32, floats(d_.gate_), width},
@@ -242,9 +263,9 @@ void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size
     for (const Job& job : jobs) {
       const Output to{job.kind, job.data + unit.begin * width, width,
                       m_.layers[layer].bias[job.id]};
-      d_.kernels_.linear(job.id == gate_proj ? gate : up, x, unit.size(), to, mine.begin, mine.end);
+      d_.layer_products_.linear(job.id == gate_proj ? gate : up, x, unit.size(), to, mine);
       for (const PatchRun& run : plan_.patch_runs) {
-        if (run.unit == number) patch(run, layer, job, x, mine.begin, mine.end);
+        if (run.unit == number) patch(run, layer, job, inputs, mine);
       }
     }
     d_.kernels_.silu_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width,
@@ -255,7 +276,7 @@ void Decoder::Run::gated(std::size_t layer, const std::byte* prepared, std::size
 std::size_t Decoder::Run::unit_offset(std::size_t unit, std::size_t k) const {
   // As if each token before took one vector more than it does, rounded down to whole vectors: a
   // unit then ends before the next begins, and begins aligned, without a sum over the units.
-  return plan_.units[unit].begin * (d_.kernels_.prepared_bytes(1, k) + vector_bytes) /
+  return plan_.units[unit].begin * (d_.layer_products_.prepared_bytes(1, k) + vector_bytes) /
          vector_bytes * vector_bytes;
 }
 

@@ -13,10 +13,13 @@ namespace twofour {
 inline constexpr std::size_t few_tokens = 4;
 
 struct Decoder::Scratch {
-  Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes);
+  // `blocks`: scales of a token's quantised inputs; 0 where nothing is quantised.
+  Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes, std::size_t blocks);
 
   std::vector<float> row;  // one token, the widest input of a product
   LazyBuffer prepared;     // few_tokens of them
+  std::vector<std::int8_t> quantised;
+  std::vector<float> quantised_scales;
   std::vector<std::uint16_t> queries, key;
   std::vector<const std::uint16_t*> query_rows;
   std::vector<std::int32_t> positions;
@@ -38,23 +41,29 @@ class Decoder::Run {
     std::size_t stride;
   };
 
+  // The activations that a product reads.
+  struct Inputs {
+    const std::byte* prepared;
+    QuantisedInputs quantised;  // for patches of int8 and int4 values
+  };
+
   void embed(std::size_t thread, std::size_t count);
   void attention_layer(std::size_t layer, std::size_t thread, std::size_t count);
   void mlp_layer(std::size_t layer, std::size_t thread, std::size_t count);
   void head(std::size_t thread, std::size_t count);
 
-  // Norm of the residual stream, prepared; returns the buffer that the products of this thread
-  // read.
-  const std::byte* prepare_normed(const float* weight, std::size_t thread, std::size_t count);
-  const std::byte* prepare_attention(std::size_t thread, std::size_t count);
-  // Fills in every unit's share of `to` through `fill(token, row)`, which returns k floats.
+  // Norm of the residual stream, prepared; returns what the products of this thread read.
+  Inputs prepare_normed(const float* weight, std::size_t thread, std::size_t count);
+  Inputs prepare_attention(std::size_t thread, std::size_t count);
+  Inputs prepare_gated(std::size_t thread, std::size_t count);
+  // Prepares every unit's tokens, each of them the k floats that `fill(token, row)` returns.
   template <class Fill>
-  const std::byte* prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill);
-  void multiply(std::size_t layer, const std::byte* prepared, std::initializer_list<Job> jobs,
+  Inputs prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill);
+  void multiply(std::size_t layer, const Inputs& inputs, std::initializer_list<Job> jobs,
                 std::size_t thread, std::size_t count);
-  void patch(const PatchRun& run, std::size_t layer, const Job& job, const std::byte* prepared,
-             std::size_t begin, std::size_t end);
-  void gated(std::size_t layer, const std::byte* prepared, std::size_t thread, std::size_t count);
+  void patch(const PatchRun& run, std::size_t layer, const Job& job, const Inputs& inputs,
+             Range rows);
+  void gated(std::size_t layer, const Inputs& inputs, std::size_t thread, std::size_t count);
   bool patched(std::size_t unit, std::size_t layer, LinearId id) const;
   std::size_t unit_offset(std::size_t unit, std::size_t k) const;
 

@@ -55,9 +55,7 @@ struct Patch {
   const std::uint32_t* row_start;  // n + 1
   const std::uint32_t* group;      // index of the changed group in its row
   const std::uint8_t* codes;       // base code | new code << 4
-  // 4 bf16: +w where the weight is added, -w where removed, else 0; null where there are `values`.
-  const std::uint16_t* delta;
-  const std::int8_t* values = nullptr;  // the same of int8 and int4 layers, as int8
+  const std::uint16_t* delta;      // 4 bf16: +w where the weight is added, -w where removed, else 0
 };
 
 // Blocks [begin, end) of thread `index` out of `count`.

@@ -15,10 +15,11 @@ from engines.base import GenerationRequest
 from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
-from engines.errors import MaskError, UnknownMaskError
-from engines.native.patch import PatchError, inverse
+from engines.errors import MaskError, PatchError, UnknownMaskError
+from engines.native.patch import inverse
+from engines.quantisation.options import ValueOptions
 from engines.sampling import SamplingParams
-from tests.engines.conftest import nearby_mask
+from tests.engines.conftest import FORMS, nearby_mask
 from tests.engines.oracle import Answer, answers, many
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=0)
@@ -26,13 +27,23 @@ PROMPT = list(range(5, 45))
 OPTIONS: dict[str, Any] = {"kv_bytes": 1 << 20, "invariant": True, "mask_storage": "patch"}
 
 
+@pytest.fixture(scope="module", params=FORMS)
+def form(request: pytest.FixtureRequest) -> tuple[ValueOptions, str]:
+    """Types of values, and the pattern of all masks."""
+    found: tuple[ValueOptions, str] = FORMS[request.param]
+    return found
+
+
 @pytest.fixture(scope="module")
 def masks(
-    tiny_model: Path, mask_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    form: tuple[ValueOptions, str],
+    tiny_model: Path,
+    mask_of: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("switch-masks")
     # One kind of layer stays dense, and one mask differs in every layer.
-    general = mask_of(tiny_model, leave_out="gate_proj")
+    general = mask_of(tiny_model, leave_out="gate_proj", pattern=form[1])
     made = {"general": general}
     for seed, (name, share) in enumerate({"near": 0.02, "far": 0.4, "next": 0.05}.items()):
         made[name] = nearby_mask(general, folder / f"{name}.safetensors", share, seed)
@@ -41,7 +52,10 @@ def masks(
 
 @pytest.fixture(scope="module")
 def engine_of(
-    masks: dict[str, Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    form: tuple[ValueOptions, str],
+    masks: dict[str, Path],
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., CpuEngine]:
     folder = tmp_path_factory.mktemp("switch")
 
@@ -49,7 +63,7 @@ def engine_of(
         directory = folder / "-".join(names)
         if not directory.exists():
             chosen = {name: masks[name] for name in names}
-            build(BuildRequest(tiny_model, "tiny", chosen, directory))
+            build(BuildRequest(tiny_model, "tiny", chosen, directory, values=form[0]))
         return CpuEngine(directory, **OPTIONS | options)
 
     return make

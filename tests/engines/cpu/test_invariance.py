@@ -14,7 +14,7 @@ from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
 from engines.sampling import SamplingParams
-from tests.engines.conftest import nearby_mask
+from tests.engines.conftest import VALUES, nearby_mask
 from tests.engines.oracle import Answer, answers, many
 from tests.tiny_model import SAMPLE_TEXT
 
@@ -22,9 +22,12 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, logprob
 SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=40, ignore_eos=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=VALUES)
 def directory(
-    tiny_model: Path, mask_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    mask_of: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("invariance")
     out = folder / "engine"
@@ -36,7 +39,7 @@ def directory(
     }
     for seed, name in enumerate(("patch", "other-patch")):
         masks[name] = nearby_mask(general, folder / f"{name}.safetensors", 0.03, seed)
-    build(BuildRequest(tiny_model, "tiny", masks, out))
+    build(BuildRequest(tiny_model, "tiny", masks, out, values=VALUES[request.param]))
     return out
 
 

@@ -22,11 +22,11 @@ from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
 from engines.errors import EngineOverloadedError, UnknownMaskError
 from engines.sampling import SamplingParams, StructuredOutput
-from tests.engines.conftest import nearby_mask
+from tests.engines.conftest import VALUES, nearby_mask
 
 _log = logging.getLogger(__name__)
 
-SECONDS = float(os.environ.get("TWOFOUR_SOAK_SECONDS", "900"))
+SECONDS = float(os.environ.get("TWOFOUR_SOAK_SECONDS", "900")) / len(VALUES)
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -50,12 +50,13 @@ def random_params(rng: random.Random) -> SamplingParams:
 
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.parametrize("values", VALUES)
 async def test_random_requests_masks_and_cancellations(
-    tiny_model: Path, mask_of: Callable[..., Path], tmp_path: Path
+    values: str, tiny_model: Path, mask_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     masks = {name: mask_of(tiny_model, seed) for seed, name in enumerate("ab")}
     masks["p"] = nearby_mask(masks["a"], tmp_path / "p.safetensors", 0.03)
-    build(BuildRequest(tiny_model, "tiny", masks, tmp_path / "engine"))
+    build(BuildRequest(tiny_model, "tiny", masks, tmp_path / "engine", values=VALUES[values]))
     engine = CpuEngine(
         tmp_path / "engine",
         kv_bytes=200 << 10,

@@ -24,27 +24,29 @@ from engines.errors import EngineDirectoryError, InvalidRequestError, MaskError
 from engines.registry import open_engine, run_builder
 from engines.sampling import SamplingParams
 from tests.damage import check_error, damaged, memory_limit
-from tests.engines.conftest import as_version_1, nearby_mask
+from tests.engines.conftest import VALUES, as_version_1, nearby_mask
 from tests.engines.oracle import answers
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, logprobs=0)
 PROMPT = list(range(5, 15))
 OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"kv_bytes": 1 << 20}, "reference": {}}
+COUNTS = [("cpu", "bf16", 120), ("cpu", "int8", 40), ("cpu", "int4", 40), ("reference", "bf16", 24)]
 
 
 @pytest.fixture(scope="module")
 def whole(
     tiny_model: Path, mask_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("whole")
     general = mask_of(tiny_model, leave_out="o_proj")
     masks = {"general": general, "far": nearby_mask(general, folder / "far", 0.3)}
     masks["near"] = nearby_mask(general, folder / "near", 0.01)
 
-    def make(target: str) -> Path:
-        out = folder / target
+    def make(target: str, values: str = "bf16") -> Path:
+        out = folder / f"{target}-{values}"
         if not out.exists():
-            run_builder(target, BuildRequest(tiny_model, "tiny", masks, out))
+            request = BuildRequest(tiny_model, "tiny", masks, out, values=VALUES[values])
+            run_builder(target, request)
         return out
 
     return make
@@ -64,11 +66,11 @@ async def answers_of(engine: Engine) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("target", "count"), [("cpu", 120), ("reference", 24)])
+@pytest.mark.parametrize(("target", "values", "count"), COUNTS)
 async def test_damage_is_refused_or_harmless(
-    target: str, count: int, whole: Callable[[str], Path], tmp_path: Path
+    target: str, values: str, count: int, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    directory, options = whole(target), OPTIONS[target]
+    directory, options = whole(target, values), OPTIONS[target]
     engine = open_engine(directory, **options)
     expected = await answers_of(engine)
     await engine.close()
@@ -94,9 +96,9 @@ async def test_damage_is_refused_or_harmless(
     assert outcomes["refused"] > count // 3, outcomes
 
 
-@pytest.mark.parametrize(("target", "count"), [("cpu", 120), ("reference", 24)])
+@pytest.mark.parametrize(("target", "values", "count"), COUNTS)
 async def test_damage_that_is_not_looked_for_harms_nothing_outside(
-    target: str, count: int, whole: Callable[[str], Path], tmp_path: Path
+    target: str, values: str, count: int, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     # Without digests the answers may be wrong; all else holds.
     first = Path(shutil.copytree(whole(target), tmp_path / "whole"))
@@ -124,7 +126,7 @@ async def test_damage_that_is_not_looked_for_harms_nothing_outside(
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_vllm_is_given(verify: bool, whole: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_vllm_is_given(verify: bool, whole: Callable[..., Path], tmp_path: Path) -> None:
     directory = whole("vllm")
     names = files_of(directory)
     outcomes: Counter[str] = Counter()
@@ -150,7 +152,7 @@ def test_what_vllm_is_given(verify: bool, whole: Callable[[str], Path], tmp_path
 @pytest.mark.parametrize("target", ["cpu", "reference", "vllm"])
 @pytest.mark.parametrize("how", ["missing", "empty", "folder", "fifo", "loop", "text"])
 def test_files_that_are_something_else(
-    how: str, target: str, whole: Callable[[str], Path], tmp_path: Path
+    how: str, target: str, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = whole(target)
     for name in files_of(directory):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
-from engines.cpu.mask_weights import fill_dropped
+from engines.cpu.matrix import Bf16Matrix
 from engines.directory.build import BuildRequest
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.manifest import read_manifest
@@ -62,7 +62,7 @@ def test_weights_and_complement_hold_the_model(
         kept = np.where(keep_from_codes(codes, TWO_FOUR), dense, np.zeros_like(dense))
         np.testing.assert_array_equal(found, kept)
         assert found_codes is not None
-        fill_dropped(found, found_codes, complement.tensor(f"{layer}.dropped"))
+        Bf16Matrix(found).put_back(found_codes, complement.tensor(f"{layer}.dropped"))
         np.testing.assert_array_equal(found, dense)
 
 

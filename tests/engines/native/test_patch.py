@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.errors import PatchError
 from engines.native import kernels, layout, patch
 from engines.native.layout import BF16
-from engines.native.patch import PatchError
 
 
 def masks(

@@ -326,51 +326,6 @@ struct Driver {
                 [&]<Layout L>() { gated_of<L>(gate, up, prepared, tokens, y, begin, end); });
   }
 
-  static void patch_add(const Weights& w, const Patch& patch, const void* prepared,
-                        std::size_t tokens, const std::uint32_t* which, std::size_t count, float* y,
-                        std::size_t stride, std::size_t begin, std::size_t end) {
-    const std::size_t bytes = row_block_bytes(w.layout, w.k, w.block, w.minima);
-    const std::size_t row_end = smaller(end * tile_rows, patch.n);
-    for (std::size_t row = begin * tile_rows; row < row_end; ++row) {
-      const std::byte* scales = w.data + (row / tile_rows) * bytes + 2 * (row % tile_rows);
-      const std::uint32_t from = patch.row_start[row], to = patch.row_start[row + 1];
-      if (from == to) continue;
-      for (std::size_t i = 0; i < count; ++i) {
-        float* out = y + which[i] * stride + row;
-        *out = patch_row(w, patch, scales, prepared, tokens, which[i], from, to, *out);
-      }
-    }
-  }
-
-  // `sum` plus the changes [from, to) of one row, for one token.
-  static float patch_row(const Weights& w, const Patch& patch, const std::byte* scales,
-                         const void* prepared, std::size_t tokens, std::size_t token,
-                         std::uint32_t from, std::uint32_t to, float sum) {
-    const Panels p = panels(tokens);
-    const std::size_t panel = p.of(token), first = p.first(panel), size = p.size(panel);
-    const std::size_t tiles = input_tiles(w.k), blocks = block_count(w.k, w.block);
-    const std::uint8_t* x = static_cast<const std::uint8_t*>(prepared) +
-                            (first * tiles + (token - first)) * tile_inputs;
-    const float* x_scales = scales_of(prepared, tokens, w.k) + first * blocks + (token - first);
-    for (std::uint32_t i = from; i < to;) {
-      const std::size_t b = 4 * std::size_t{patch.group[i]} / w.block;
-      std::int32_t change = 0;
-      for (; i < to && 4 * std::size_t{patch.group[i]} / w.block == b; ++i) {
-        const std::size_t group = patch.group[i];
-        const std::uint8_t* in =
-            x + (group / tile_groups) * size * tile_inputs + 4 * (group % tile_groups);
-        for (std::size_t j = 0; j < 4; ++j) {
-          const int a = static_cast<std::int8_t>(in[j] - Ops::offset);
-          change += patch.values[4 * std::size_t{i} + j] * a;
-        }
-      }
-      std::uint16_t half;
-      __builtin_memcpy(&half, scales + scale_place(b), sizeof half);
-      sum = sum + static_cast<float>(change) * (half_to_float(half) * x_scales[b * size]);
-    }
-    return sum;
-  }
-
   template <class Body>
   static void with_layout(Layout layout, Body body) {
     switch (layout) {
@@ -394,8 +349,7 @@ struct Driver {
   }
 
   static constexpr Kernels table() {
-    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated,
-            patch_add,      kernel_name};
+    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated, kernel_name};
   }
 
  private:

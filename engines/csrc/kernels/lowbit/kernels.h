@@ -31,11 +31,6 @@ struct Kernels {
   // silu(gate x) * (up x): both of one shape and one block size. `y.bias` is not used.
   void (*gated)(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
                 const Output& y, std::size_t begin, std::size_t end);
-  // y[t] += patch product, for the `count` tokens listed in `which`: for every changed row, the sum
-  // of its changes over a block as above, by rising block. `w`: the base weights, for their scales.
-  void (*patch_add)(const Weights& w, const Patch& patch, const void* prepared, std::size_t tokens,
-                    const std::uint32_t* which, std::size_t count, float* y, std::size_t stride,
-                    std::size_t begin, std::size_t end);
   // Which kernel `linear` runs, for reports.
   const char* (*kernel_name)(Layout layout);
 };

@@ -1,7 +1,5 @@
 #include "kernels/lowbit/team.h"
 
-#include <atomic>
-
 #include "kernels/region.h"
 
 namespace twofour::lowbit {
@@ -68,27 +66,6 @@ void unpack_team(const Weights& w, const Target& to, int threads) {
 
 Finding check_team(const Weights& w, int threads) {
   return first_finding(w.n, threads, [&](Range r) { return lowbit::check(w, r.begin, r.end); });
-}
-
-bool patch_apply_team(const Weights& w, const Patch& patch, std::byte* packed, bool revert,
-                      int threads) {
-  std::atomic<bool> fits = true;
-#pragma omp parallel num_threads(team_size(threads))
-  {
-    const Range rows = thread_share(row_blocks(patch.n));
-    if (!lowbit::patch_fits(w, patch, revert, rows.begin, rows.end)) fits = false;
-#pragma omp barrier
-    if (fits) lowbit::patch_apply(w, patch, revert, packed, rows.begin, rows.end);
-  }
-  return fits;
-}
-
-void patch_add_team(const Kernels& kernels, const Weights& w, const Patch& patch, const Input& x,
-                    const std::uint32_t* which, std::size_t count, float* y, std::size_t stride,
-                    int threads) {
-  with_prepared(kernels, x, w, threads, [&](const void* prepared, Range rows) {
-    kernels.patch_add(w, patch, prepared, x.tokens, which, count, y, stride, rows.begin, rows.end);
-  });
 }
 
 }  // namespace twofour::lowbit

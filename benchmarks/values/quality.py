@@ -1,0 +1,136 @@
+"""`twofour bench values`: perplexity and bytes of engines by type of values and pattern.
+
+Every row is an engine directory that is built and scored by the CPU engine itself, from its prompt
+log-probs: what rounding activations to 8 bits costs is in it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.common.result_file import RESULTS, ResultRow, read_result
+from benchmarks.common.table import Table
+from engines.cpu.build import build
+from engines.directory.build import BuildRequest
+from engines.directory.manifest import ENGINE_WEIGHTS_FILE
+from engines.quantisation.options import ValueOptions
+from evaluation.perplexity import joined_tokens, measure_perplexity
+from evaluation.subjects import engine_subject
+from maskgen.format.mask_file import read_mask
+from maskgen.models import model_name, resolve_model
+from maskgen.texts.text_sets import TextSet
+
+KEY = ("values", "pattern", "block", "minima", "head")
+"""What names a row."""
+
+SPEED_RESULT = "bench-lowbit"
+"""Where speeds of the same engines are, by `twofour bench engine speed --result`."""
+
+_KINDS = {"dense": "dense", "2:4": "sparse"}
+
+
+def run_values(
+    model: str,
+    masks: Sequence[Path],
+    options: Sequence[ValueOptions],
+    texts: Mapping[str, TextSet],
+    windows: int,
+    work: Path,
+    table: Table,
+    say: Callable[[str], None],
+) -> None:
+    """A row for the dense model and for each mask, with each of the types of values.
+
+    Args:
+        model: alias or directory.
+        masks: one of each pattern.
+        options: types of values.
+        texts: `wikitext2` and `c4`.
+        windows: of 2,048 tokens, of each text.
+        work: folder for the directory that is built; nothing stays there.
+        table: takes the rows.
+        say: told every row.
+    """
+    for mask in (None, *masks):
+        pattern = "dense" if mask is None else str(read_mask(mask).pattern)
+        for chosen in options:
+            key = (
+                chosen.values,
+                pattern,
+                chosen.block_inputs,
+                chosen.has_minima,
+                chosen.head_values,
+            )
+
+            def measured(
+                mask: Path | None = mask, chosen: ValueOptions = chosen, pattern: str = pattern
+            ) -> ResultRow:
+                return _measure(model, mask, pattern, chosen, texts, windows, work)
+
+            if table.measure(key, measured):
+                row = table[key]
+                say(
+                    f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}, {row['weights_mib']} MiB"
+                )
+
+
+def _measure(
+    model: str,
+    mask: Path | None,
+    pattern: str,
+    chosen: ValueOptions,
+    texts: Mapping[str, TextSet],
+    windows: int,
+    work: Path,
+) -> ResultRow:
+    directory = work / "engine"
+    shutil.rmtree(directory, ignore_errors=True)
+    masks = {} if mask is None else {"mask": mask}
+    request = BuildRequest(
+        resolve_model(model), model_name(model), masks, directory, sealed=True, values=chosen
+    )
+    manifest = build(request)
+    try:
+        with engine_subject(directory, None) as subject:
+            scores = {
+                name: measure_perplexity(
+                    subject.score, joined_tokens(subject.encode, text), windows=windows
+                )[0]
+                for name, text in texts.items()
+            }
+    finally:
+        shutil.rmtree(directory)
+    return {
+        **{name: round(value, 4) for name, value in scores.items()},
+        "weights_mib": round(manifest.files[ENGINE_WEIGHTS_FILE].bytes / 2**20, 1),
+        "tokens_per_s": _speed(pattern, chosen),
+        "windows": windows,
+        "mask_digest": manifest.masks[0].digest if manifest.masks else None,
+        "quantiser": manifest.quantisation.quantiser if manifest.quantisation else None,
+    }
+
+
+def arm_name(pattern: str, values: str) -> str:
+    """What the arm of a pattern and type of values is called where speeds are measured."""
+    return f"{_KINDS.get(pattern, 'bitmap')}-{values}"
+
+
+def _speed(pattern: str, chosen: ValueOptions) -> float | None:
+    """Tokens per second of one request, 128/128, if a directory made by default was measured."""
+    path = RESULTS / f"{SPEED_RESULT}.json"
+    plain = ValueOptions(values=chosen.values)
+    same = (chosen.block_inputs, chosen.has_minima, chosen.head_values) == (
+        plain.block_inputs,
+        plain.has_minima,
+        plain.head_values,
+    )
+    if not same or not path.is_file():
+        return None
+    arm = arm_name(pattern, chosen.values)
+    for row in read_result(path)["rows"]:
+        cell = (row["arm"], row["prompt_tokens"], row["output_tokens"], row["concurrency"])
+        if cell == (arm, 128, 128, 1):
+            return float(row["tokens_per_s"])
+    return None

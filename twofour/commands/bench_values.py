@@ -1,0 +1,76 @@
+"""`twofour bench values`: what types of values cost in quality, and what they save in bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twofour.commands.bench_options import JsonLine, RedoRows, finish, say
+
+_Option = typer.Option
+_SPECS = [
+    "bf16",
+    "bf16,head=int8",
+    *(f"int8,block={block}" for block in (32, 64, 128)),
+    *(f"int4,block={block}" for block in (32, 64, 128)),
+    *(f"int4,block={block},minima=false" for block in (32, 64, 128)),
+    "int4,head=bf16",
+]
+
+
+def values(
+    wikitext2: Annotated[str, _Option(help="Text, as `twofour eval` takes it.")],
+    c4: Annotated[str, _Option(help="A second text.")] = "c4",
+    model: Annotated[str, _Option(help="Alias or directory.")] = "smollm2-135m",
+    mask: Annotated[
+        list[Path] | None, _Option(help="Mask file, one of each pattern; repeat for more.")
+    ] = None,
+    spec: Annotated[
+        list[str] | None,
+        _Option(
+            help="Types of values as VALUES[,OPTION=VALUE...], options as `twofour build` has."
+        ),
+    ] = None,
+    windows: Annotated[int, _Option(help="Of 2,048 tokens, of each text.", min=1)] = 4,
+    redo: RedoRows = False,
+    json_: JsonLine = False,
+) -> None:
+    """Perplexity and bytes by type of values and pattern (docs/results/lowbit-quality.json).
+
+    What is in the result file already is not measured again.
+    """
+    from benchmarks.common.table import Earlier, Table, TableSpec
+    from benchmarks.values.page import values_page
+    from benchmarks.values.quality import KEY, run_values
+    from engines.quantisation.options import ValueOptions
+    from engines.typed_options import read_options
+    from maskgen.format.digests import base_digest
+    from maskgen.models import resolve_model
+    from maskgen.texts.text_sets import load_texts
+
+    chosen = [read_options(ValueOptions, _fields(text), "--spec") for text in spec or _SPECS]
+    texts = {"wikitext2": load_texts(wikitext2), "c4": load_texts(c4)}
+    inputs = {name: text.digest for name, text in texts.items()}
+    inputs |= {"model": base_digest(resolve_model(model)), "windows": str(windows)}
+    table = Table(
+        TableSpec("lowbit-quality", KEY, values_page),
+        Earlier.DROP if redo else Earlier.RESUME,
+        inputs,
+    )
+    with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
+        run_values(model, mask or [], chosen, texts, windows, Path(work), table, say)
+    finish(table.path, json_)
+
+
+def _fields(text: str) -> dict[str, str]:
+    first, *rest = text.split(",")
+    fields = {"values": first}
+    for pair in rest:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--spec {text!r}: {pair!r} is not OPTION=VALUE")
+        fields[name] = value
+    return fields
