@@ -24,7 +24,8 @@ from maskgen.transform.absorb import transformed, with_result
 from maskgen.transform.compose import compose
 from maskgen.transform.config import transform_config
 from maskgen.transform.file import read_transform, write_transform
-from maskgen.transform.learn import TransformRequest, learn_transform
+from maskgen.transform.learn import learn_transform
+from maskgen.transform.request import TransformRequest
 
 KEY = ("transform", "method", "seed")
 """What names a row."""
@@ -33,6 +34,9 @@ STEPS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "none": (),
     "zigzag": (("zigzag", {}),),
     "assignment": (("assignment", {}),),
+    "learned-amd": (("learned", {"loss": "amd"}),),
+    "learned-permllm": (("learned", {"loss": "permllm"}),),
+    "learned-block": (("learned", {"loss": "block"}),),
     "rotation": (("rotation", {}),),
     "free": (("rotation", {}), ("assignment", {})),
 }
@@ -44,6 +48,7 @@ CELLS: Sequence[tuple[str, str]] = (
     ("assignment", "wanda"),
     ("free", "wanda"),
     ("rotation", "wanda"),
+    *((f"learned-{loss}", "wanda") for loss in ("block", "amd", "permllm")),
     ("zigzag", "wanda"),
     ("rotation", "dense"),
     ("free", "dense"),
@@ -120,15 +125,18 @@ def find_basis(bench: Workbench, texts: TextSet, transform: str, seed: int) -> B
         kept = path.with_suffix(".json")
         if not kept.is_file():
             bench.console.print(f"{label}: finding a transform by {method}")
+            seeded = {"seed": seed} if method == "learned" else {}
             request = TransformRequest(
                 method,
-                transform_config(method, settings),
+                transform_config(method, {**settings, **seeded}),
                 windows=bench.windows,
                 length=bench.length,
                 seed=seed,
                 dtype=bench.dtype,
+                folder=path.with_suffix(".run"),
+                resume=True,
             )
-            result = learn_transform(directory, texts, request)
+            result = learn_transform(directory, texts, request, console=bench.console)
             both = result.transform
             if file is not None:
                 both = with_result(bench.directory, compose(read_transform(file), both))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from maskgen.learning.config import Count, Positive
+from maskgen.learning.config import Count, NotNegative, Positive, RunConfig
 
 ChannelKind = Literal["residual", "mlp", "value"]
 
@@ -46,6 +46,48 @@ class AssignmentConfig(OrderConfig):
     """Over the slots of a group."""
 
 
+class LearnedConfig(AssignmentConfig, RunConfig):
+    """Orders learned by gradient, from the assigned ones."""
+
+    steps: Count = 100
+    """Optimiser steps."""
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens in a sequence."""
+    loss: Literal["amd", "permllm", "block"] = "amd"
+    """What is minimised: amd (cross entropy and hidden states), permllm (the last layer's angle to
+    the dense one), or block (every decoder layer's error by itself)."""
+    block: Count = 64
+    """Channels that may change places with each other; the largest divisor of a group up to it."""
+    learning_rate: Positive = 0.02
+    """Peak learning rate of AdamW."""
+    final_learning_rate: NotNegative = 0.002
+    """Learning rate that the cosine ends at."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled decay of the costs."""
+    clip: Positive = 1.0
+    """Largest gradient norm, over all costs."""
+    margin: NotNegative = 1.0
+    """How much cheaper a channel's place in the assigned order is at the start."""
+    noise: NotNegative = 0.01
+    """Standard deviation of the costs at the start."""
+    epsilon: tuple[Positive, Positive] = (1.0, 0.1)
+    """Temperature of soft permutations, first and last; falls linearly."""
+    tolerance: Positive = 1e-3
+    """Of the row sums of soft permutations."""
+    iterations: Count = 2000
+    """Most of Sinkhorn's; the log says what error is left."""
+    gradient_rows: Count = 512
+    """Rows of a layer that a step's gradient is taken from, drawn anew every step."""
+    assign_every: Count = 10
+    """Steps between assignments of the order that is used."""
+    held_out_windows: Count = 8
+    """Sequences set aside from the text, on which the best step is chosen."""
+    held_out_every: Count = 10
+    """Steps between evaluations on them."""
+    divergence: Positive = 3.0
+    """Stop when the smoothed loss is this far above its lowest value."""
+
+
 class RotationConfig(TransformConfig):
     """Rotations inside value heads."""
 
@@ -71,6 +113,7 @@ class TransformMethod:
 TRANSFORM_METHODS: Mapping[str, TransformMethod] = {
     "zigzag": TransformMethod(OrderConfig, "channels dealt out by their summed scores"),
     "assignment": TransformMethod(AssignmentConfig, "zigzag, then one linear assignment a slot"),
+    "learned": TransformMethod(LearnedConfig, "assignment, then learned with a loss of the model"),
     "rotation": TransformMethod(RotationConfig, "value channels rotated to concentrate scores"),
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskgen.calibration import LayerProgress, dense_statistics
-from maskgen.format.two_four import GROUP
+from maskgen.format.pattern import Pattern
 from maskgen.methods.base import PruneMethod, Statistic
 from maskgen.registry import load_method
 from maskgen.texts.windows import Windows
@@ -17,9 +17,6 @@ from maskgen.transform.config import AssignmentConfig, OrderConfig
 from maskgen.transform.groups import Groups
 from maskgen.transform.heuristics import assign, retained, zigzag
 from maskgen.transform.scores import Scores, block_scores, learnable, readers_in, reorder
-
-KEPT = 2
-"""Weights that a mask keeps of a group."""
 
 
 @torch.no_grad()
@@ -66,7 +63,7 @@ def _statistics(
 
 
 def find_orders(
-    groups: Groups, scores: Scores, config: OrderConfig, seed: int
+    groups: Groups, scores: Scores, config: OrderConfig, pattern: Pattern, seed: int
 ) -> dict[str, Tensor]:
     """An order for every group that the settings name and that could matter.
 
@@ -77,22 +74,24 @@ def find_orders(
     orders = {}
     for name, group in groups.items():
         kind = name.rpartition(".")[2]
-        if kind not in config.groups or not learnable(group, GROUP):
+        if kind not in config.groups or not learnable(group, pattern.m):
             continue
         if not readers_in(group, scores):
             continue
         blocks = block_scores(group, scores, config.rows, generator)
-        orders[name] = torch.stack([_order(block, config) for block in blocks])
+        orders[name] = torch.stack([_order(block, config, pattern) for block in blocks])
     return orders
 
 
-def _order(scores: Tensor, config: OrderConfig) -> Tensor:
-    dealt = zigzag(scores, GROUP)
+def _order(scores: Tensor, config: OrderConfig, pattern: Pattern) -> Tensor:
+    dealt = zigzag(scores, pattern.m)
     if not isinstance(config, AssignmentConfig):
         return dealt
-    assigned = assign(scores, dealt, KEPT, GROUP, config.sweeps)
+    assigned = assign(scores, dealt, pattern.n, pattern.m, config.sweeps)
     as_it_is = torch.arange(len(dealt), device=dealt.device)
-    return max((assigned, as_it_is), key=lambda order: retained(scores, order, KEPT, GROUP))
+    return max(
+        (assigned, as_it_is), key=lambda order: retained(scores, order, pattern.n, pattern.m)
+    )
 
 
 def reordered(groups: Groups, scores: Scores, orders: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,10 +103,10 @@ def reordered(groups: Groups, scores: Scores, orders: Mapping[str, Tensor]) -> d
     return moved
 
 
-def mean_retained(scores: Scores) -> float:
+def mean_retained(scores: Scores, pattern: Pattern) -> float:
     """Mean over layers of the share of scores that masks keep."""
     shares = [
-        retained(own, torch.arange(own.shape[1], device=own.device), KEPT, GROUP)
+        retained(own, torch.arange(own.shape[1], device=own.device), pattern.n, pattern.m)
         for own in scores.values()
     ]
     return sum(shares) / len(shares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,11 +26,14 @@ def learn(
         str | None,
         _Option(help="Calibration text: a named set, file, folder, hub:NAME, or self."),
     ] = None,
-    method: Annotated[str, _Option(help="zigzag, assignment or rotation.")] = "assignment",
+    method: Annotated[str, _Option(help="zigzag, assignment, learned or rotation.")] = "assignment",
     start: Annotated[
         Path | None,
         _Option(help="A transform file to go on from; the new one does what both do."),
     ] = None,
+    pattern: Annotated[
+        str, _Option(help="Of the masks that orders are made for, N:M such as 2:4 or 16:32.")
+    ] = "2:4",
     windows: Annotated[int, _Option(help="Calibration windows.", min=1)] = 64,
     length: Annotated[int, _Option(help="Tokens in a window.", min=2)] = 1024,
     seed: Annotated[int, _Option(help="Which windows are drawn, and all else.", min=0)] = 0,
@@ -47,8 +50,13 @@ def learn(
         list[str] | None,
         _Option("--set", help="A setting of the method, NAME=VALUE (repeat)."),
     ] = None,
+    run_dir: Annotated[
+        Path | None, _Option(help="Checkpoints and log.jsonl of learned [default: OUT with .run].")
+    ] = None,
+    resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Find a transform of a model, write it, and hold what it makes to the model's own answers."""
+    from maskgen.format.pattern import Pattern
     from maskgen.models import resolve_model
     from maskgen.selection import LayerChoice
     from maskgen.texts.self_text import calibration_texts
@@ -56,17 +64,21 @@ def learn(
     from maskgen.transform.compose import compose
     from maskgen.transform.config import transform_config
     from maskgen.transform.file import read_transform, write_transform
-    from maskgen.transform.learn import TransformRequest, learn_transform
+    from maskgen.transform.learn import learn_transform
+    from maskgen.transform.request import TransformRequest
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
     request = TransformRequest(
         method=method,
-        config=transform_config(method, method_settings(settings or [])),
+        config=transform_config(method, _settings(method, settings or [], seed)),
         windows=windows,
         length=length,
         seed=seed,
+        pattern=Pattern.parse(pattern),
         dtype=dtype,
+        folder=run_dir or out.with_suffix(".run"),
+        resume=resume,
         layers=LayerChoice(include or (), exclude or (), dense_first, dense_last),
     )
     console = Console()
@@ -79,7 +91,7 @@ def learn(
                 data, directory, tokens=windows * length, seed=seed, dtype=dtype
             )
     with layer_bar(f"{method} on {model}") as report:
-        result = learn_transform(directory, texts, request, report)
+        result = learn_transform(directory, texts, request, report, console)
     transform = result.transform
     if start is not None:
         transform = with_result(base, compose(read_transform(start), transform))
@@ -91,6 +103,17 @@ def learn(
         f" {result.seconds:.1f} s",
     )
     _verify(console, base, transform, transformed(base, out), texts)
+
+
+def _settings(method: str, given: list[str], seed: int) -> dict[str, Any]:
+    """Those given, and the seed where the method has one of its own."""
+    from maskgen.transform.config import TRANSFORM_METHODS
+
+    parsed = method_settings(given)
+    entry = TRANSFORM_METHODS.get(method)
+    if entry is not None and "seed" in entry.config.model_fields:
+        return {"seed": seed, **parsed}
+    return parsed
 
 
 def _verify(

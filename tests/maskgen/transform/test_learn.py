@@ -16,7 +16,8 @@ from maskgen.torch_model import TorchScorer, apply_to_module, load_model
 from maskgen.transform.absorb import apply_transform
 from maskgen.transform.config import TRANSFORM_METHODS, transform_config
 from maskgen.transform.groups import TransformError
-from maskgen.transform.learn import TransformRequest, TransformResult, learn_transform
+from maskgen.transform.learn import TransformResult, learn_transform
+from maskgen.transform.request import TransformRequest
 from tests.maskgen.transform.reference import logits
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 
