@@ -90,6 +90,8 @@ twofour bench masks league "${texts[@]}" --windows 16 --calibration-windows 48 -
 PATH=$bin:$PATH "$(dirname "$0")/../recipes/smollm2-single.sh" "$data" runs/single
 twofour bench masks patterns "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
     --set maskpro.steps=200 --redo
+twofour bench masks permutation "${texts[@]}" --windows 16 --calibration-windows 48 \
+    --work runs/permutation --seeds 3
 twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swappable $general \
     --single runs/single/model=runs/single/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \

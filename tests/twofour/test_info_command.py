@@ -22,7 +22,7 @@ def report() -> dict[str, dict[str, object]]:
 def test_the_machine_and_the_masks_that_come_with_twofour() -> None:
     facts = report()
     assert facts["machine"]["instruction_set"] == kernels.isa()
-    assert facts["patterns"]["cpu"] == "2:4"
+    assert facts["patterns"]["cpu"] == "2:4 (4:8, 8:16, 16:32 with int8 or int4 values)"
     assert facts["patterns"]["reference"] == "every N:M"
     assert str(facts["masks"]["smollm2-135m"]).startswith("general, ")
     assert (Path(str(facts["masks"]["folder"])) / "general.safetensors").is_file()

@@ -167,7 +167,7 @@ async def test_a_request_that_fails_before_it_is_queued_gives_its_places_back(
 ) -> None:
     engine = CpuEngine(directory, kv_bytes=1 << 20, max_waiting=3)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise InvalidRequestError("no such grammar", param="grammar")
 
     monkeypatch.setattr(engine._codec, "stream", broken)

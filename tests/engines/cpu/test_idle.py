@@ -36,10 +36,10 @@ def test_what_the_user_set_is_left_alone(
 def test_serving_sets_it_before_the_native_module_is_loaded(tmp_path: Path) -> None:
     code = (
         "import os, sys, serving.server\n"
-        "from twofour.commands.serve import _serve\n"
+        "from twofour.cli import app\n"
         "spins = lambda: os.environ.get('GOMP_SPINCOUNT')\n"
         "serving.server.run = lambda s: print(spins(), 'engines.native._native' in sys.modules)\n"
-        f"_serve({{'directory': __import__('pathlib').Path({str(tmp_path)!r})}})"
+        f"app(['serve', {str(tmp_path)!r}], standalone_mode=False)"
     )
     environment = {k: v for k, v in os.environ.items() if "OMP" not in k}
     done = subprocess.run(

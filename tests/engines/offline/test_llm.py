@@ -257,6 +257,15 @@ def test_a_failing_prompt_ends_the_batch(fake: tuple[LLM, FakeEngine]) -> None:
     assert engine.running == {}
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """A shell starts background processes with the signal ignored, which they inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_an_interruption_aborts_what_runs(fake: tuple[LLM, FakeEngine]) -> None:
     llm, engine = fake
 
