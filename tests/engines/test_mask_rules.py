@@ -130,13 +130,21 @@ def test_the_first_layer_that_differs_is_named(mask_of: MaskOf, tiny_model: Path
         mask_rules.check_fits("x", mask, "cpu", mask.base_digest, layers)
 
 
-@pytest.mark.parametrize("target", ["cpu", "vllm", "tensorrt-llm"])
-def test_only_the_reference_runs_other_patterns(
-    target: str, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("target", "runs", "instead"),
+    [
+        ("cpu", r"2:4 \(4:8, .*\)", "cpu with --values int8 or int4, reference"),
+        ("vllm", "2:4", "reference"),
+        ("tensorrt-llm", "2:4", "reference"),
+    ],
+)
+def test_other_patterns_are_refused_with_who_runs_them(
+    target: str, runs: str, instead: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     wide = wide_mask(tiny_model, tmp_path / "wide.safetensors")
     out = tmp_path / "out"
-    with pytest.raises(MaskError, match=rf"'w' is 16:32; {target} runs 2:4: build for reference"):
+    said = rf"'w' is 16:32; {target} runs {runs}: build for .*{instead}"
+    with pytest.raises(MaskError, match=said):
         build(target, tiny_model, {"w": wide}, out)
     assert not out.exists()
 
