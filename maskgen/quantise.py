@@ -102,7 +102,7 @@ def quantise_model(
         mask_digest=None if mask is None else mask.digest,
         values=settings.grid.values,
         block=settings.grid.block,
-        minima=settings.grid.minimum,
+        minima=settings.grid.minima,
         quantiser="gptq",
         calibration_digest=texts.digest,
     )

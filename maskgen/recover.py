@@ -114,7 +114,7 @@ def recover(
     keep = keep_tensors(mask, model)
     drop(model, keep)
     if config.values != "bf16":
-        fake_quantise(model, keep, Grid(config.values, config.block, config.minimum))
+        fake_quantise(model, keep, Grid(config.values, config.block, config.minima))
     tuned = tuned_parameters(model, keep, config.groups())
     dense = load_model(model_dir, dtype, request.device)
     device = next(model.parameters()).device

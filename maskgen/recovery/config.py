@@ -36,7 +36,7 @@ class RecoverConfig(RunConfig):
     """Type of the kept weights: int8 and int4 are quantised in the loop (see `quantiser.py`)."""
     block: Annotated[Literal[32, 64, 128], BeforeValidator(int)] = 32
     """Inputs of a row that share a scale, with int8 and int4."""
-    minimum: bool = False
+    minima: bool = False
     """Let int4 blocks have a minimum of their own, in place of a symmetric grid."""
 
     least_squares: Share = 0.3
@@ -89,7 +89,7 @@ class RecoverConfig(RunConfig):
 
 
 _OF_BLOCKS = {
-    *("seed", "weights", "norms", "biases", "values", "block", "minimum", "inputs", "windows"),
+    *("seed", "weights", "norms", "biases", "values", "block", "minima", "inputs", "windows"),
     *("window_length", "least_squares", "block_steps", "block_learning_rate", "block_batch_size"),
     *("beta1", "beta2", "weight_decay"),
 }

@@ -53,4 +53,4 @@ def gptq(weight: Tensor, keep: Tensor | None, factor: Tensor, grid: Grid) -> Qua
             part[column:].addr_(local[column, column:], errors[column], alpha=-1)
             numbers[:, block, place] = number
         weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
-    return Quantised(numbers, scales, minima if grid.minimum else found.minima)
+    return Quantised(numbers, scales, minima if grid.minima else found.minima)

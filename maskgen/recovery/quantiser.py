@@ -34,12 +34,12 @@ class Grid:
     Attributes:
         values: `int8` or `int4`.
         block: inputs that share a scale; a row's last block may be shorter.
-        minimum: int4 blocks have a minimum of their own, in place of the symmetric grid.
+        minima: int4 blocks have a minimum of their own, in place of the symmetric grid.
     """
 
     values: Values
     block: int = 32
-    minimum: bool = False
+    minima: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def quantise(weight: Tensor, keep: Tensor, grid: Grid) -> Quantised:
     if grid.values == "int8":
         scales = _fp16(blocks.abs().amax(dim=2, keepdim=True) / 127)
         return Quantised((blocks / scales).round_().clamp_(-127, 127), scales)
-    if not grid.minimum:
+    if not grid.minima:
         scales = _fp16(blocks.abs().amax(dim=2, keepdim=True) / (7 * STEP))
         levels = (blocks / (scales * STEP)).round_().clamp_(-8, 7)
         return Quantised(levels + 8, scales, levels.new_tensor(SYMMETRIC_MINIMUM))

@@ -28,7 +28,7 @@ from tests.engines.conftest import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 
-GRIDS = [Grid("int8", 32), Grid("int4", 32), Grid("int4", 64, minimum=True)]
+GRIDS = [Grid("int8", 32), Grid("int4", 32), Grid("int4", 64, minima=True)]
 
 
 @pytest.mark.parametrize("masked", [False, True])

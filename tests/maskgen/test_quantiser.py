@@ -8,13 +8,15 @@ from torch import nn
 
 from engines.native.layout import Layout
 from engines.native.lowbit import QuantisedWeights, dequantise, kept_words, pack, unpack
+from engines.quantisation.grid import Grid as BuildGrid
+from engines.quantisation.grid import round_to_nearest
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from maskgen.recovery.quantiser import Grid, fake_quantise, quantise
 
 GRIDS = [
-    Grid(values, block, minimum)
-    for values, minimum in (("int8", False), ("int4", False), ("int4", True))
+    Grid(values, block, minima)
+    for values, minima in (("int8", False), ("int4", False), ("int4", True))
     for block in (32, 64)
 ]
 
@@ -40,7 +42,7 @@ def test_kept_weights_are_rounded_to_the_nearest_value_of_a_small_grid(grid):
     away = (found.weight(80) - weight).abs().masked_fill(~keep, 0).unflatten(1, (-1, 16))
     scales = found.scales[:, :, 0].repeat_interleave(grid.block // 16, dim=1)[:, :5, None]
     # Half a step; a minimum is rounded to an eighth of one.
-    assert (away <= scales * step * (0.5 + 0.07 * grid.minimum) * 1.002).all()
+    assert (away <= scales * step * (0.5 + 0.07 * grid.minima) * 1.002).all()
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -81,7 +83,7 @@ def test_the_engines_layouts_hold_what_the_quantiser_makes(grid):
     keep = torch.from_numpy(keep_from_codes(project(weight.abs().numpy(), TWO_FOUR), TWO_FOUR))
     found = quantise(weight, keep, grid)
     minima = None
-    if grid.minimum:
+    if grid.minima:
         minima = found.minima[:, :, 0].to(torch.int8).numpy()
     layout = Layout.SPARSE24_INT8 if grid.values == "int8" else Layout.SPARSE24_INT4
     packed = pack(
@@ -96,3 +98,16 @@ def test_the_engines_layouts_hold_what_the_quantiser_makes(grid):
     )
     stands_for = torch.from_numpy(dequantise(layout, unpack(packed)))
     assert torch.equal(stands_for, found.weight(96).masked_fill(~keep, 0))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_build_rounds_recovered_weights_to_what_they_were_tuned_as(grid):
+    weight = torch.randn(6, 80, generator=torch.Generator().manual_seed(5))
+    keep = torch.from_numpy(keep_from_codes(project(weight.abs().numpy(), TWO_FOUR), TWO_FOUR))
+    tuned = quantise(weight, keep, grid).weight(80).masked_fill(~keep, 0)
+    stored = tuned.bfloat16().float().numpy()
+    built = round_to_nearest(stored, BuildGrid(grid.values, grid.block, grid.minima))
+    layout = Layout.DENSE_INT8 if grid.values == "int8" else Layout.DENSE_INT4
+    again = torch.from_numpy(dequantise(layout, built))
+    # A number of bf16 has 8 bits: 1/256 of the largest weight moves a scale by as much.
+    assert (again - tuned)[keep].abs().max() <= tuned.abs().max() / 100

@@ -36,10 +36,12 @@ def recover(
     values: Annotated[
         str, _Option(help="Type of the kept weights: bf16, or int8 or int4, quantised in the loop.")
     ] = "bf16",
-    block: Annotated[int, _Option(help="Inputs that share a scale: 32, 64 or 128.")] = 32,
-    minimum: Annotated[
-        bool, _Option("--minimum", help="Let int4 blocks have a minimum of their own.")
-    ] = False,
+    block: Annotated[
+        int | None, _Option(help="Inputs that share a scale [default: as `twofour build`].")
+    ] = None,
+    minima: Annotated[
+        bool | None, _Option(help="Blocks of int4 have a minimum of their own [default: they do].")
+    ] = None,
     seed: Annotated[int, _Option(help="Of text order and drawn windows.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -60,6 +62,7 @@ def recover(
     tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
 ) -> None:
     """Tune the kept weights for one mask; writes a new model directory and the mask for it."""
+    from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.models import resolve_model
@@ -81,7 +84,12 @@ def recover(
     if learning_rate is not None and final_learning_rate is None:
         given["final_learning_rate"] = learning_rate / 10
     chosen = {name: value for name, value in given.items() if value is not None}
-    grid = {"values": values, "block": block, "minimum": minimum}
+    of_build = read_options(
+        ValueOptions, {"values": values, "block": block, "minima": minima}, "twofour recover"
+    )
+    grid: dict[str, object] = {"values": of_build.values}
+    if of_build.values != "bf16":
+        grid |= {"block": of_build.block_inputs, "minima": of_build.has_minima}
     groups = {"weights": weights, "norms": norms, "biases": biases, "embeddings": embeddings}
     config = read_options(
         RecoverConfig,
