@@ -1,0 +1,98 @@
+"""Bodies, routes and headers around a request: what is no request at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.errors import MAX_MESSAGE_CHARS
+from tests.serving.conftest import App
+from tests.serving.requests import COMPLETION
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"a":' + b"[" * 100_000, b"1" * 10_000]
+)
+async def test_bodies_that_are_no_json_object(app: App, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_missing_content_type_is_named(app: App) -> None:
+    answer = await app.client.post("/v1/completions", content=json.dumps(COMPLETION))
+    assert answer.status_code == 400
+    assert "Content-Type" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_numbers_that_are_none(app: App, value: float) -> None:
+    text = json.dumps({**COMPLETION, "temperature": value})
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=text, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "temperature"
+
+
+async def test_a_large_bad_body_gets_a_small_answer(app: App) -> None:
+    body = {"model": "tiny", "prompt": ["x", *([{"a": "b" * 100}] * 10_000)]}
+    answer = await app.client.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]["message"]) <= MAX_MESSAGE_CHARS
+    many = {f"field{i}" * 20: 1 for i in range(1000)}
+    answer = await app.client.post("/v1/completions", json={**COMPLETION, **many})
+    assert len(answer.content) < 4 * MAX_MESSAGE_CHARS
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+async def test_bodies_above_the_limit(app: App, size: int) -> None:
+    limit = app.app.user_middleware[1].kwargs["limit"]
+    chunk = b"x" * size
+
+    async def undeclared():
+        for _ in range(limit // size + 1):
+            yield chunk
+
+    headers = {"content-type": "application/json"}
+    answer = await app.client.post("/v1/completions", content=undeclared(), headers=headers)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("POST", "/v1/models/", 405, "method_not_allowed"),
+        ("GET", "/docs", 404, "not_found"),
+        ("POST", "/v1/load_mask", 404, "not_found"),
+    ],
+)
+async def test_routes_that_do_not_exist(
+    app: App, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await app.client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abc-1.2_3", True),
+        ("x" * 64, True),
+        ("x" * 65, False),
+        ("a b", False),
+        ("http://10.0.0.1/", False),
+        ("", False),
+    ],
+)
+async def test_request_ids(app: App, given: str, kept: bool) -> None:
+    for path in ("/health", "/nowhere"):
+        answer = await app.client.get(path, headers={"x-request-id": given})
+        assert (answer.headers["x-request-id"] == given) is kept
+        assert answer.headers["x-request-id"]
