@@ -33,7 +33,7 @@ def steps() -> list[tuple[str, str]]:
     """Each command of the page with the output that is shown below it."""
     found: list[tuple[str, str]] = []
     for block in fenced("tutorial.md", "console"):
-        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+        for part in re.split(r"^\$ ", block.replace("\\\n", ""), flags=re.M)[1:]:
             command, _, output = part.partition("\n")
             found.append((command, output))
     return found

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table as Shown
 
+from twofour.commands.bench_masks_inputs import (
+    finish_table,
+    open_table,
+    open_workbench,
+    parse_directory_and_mask,
+    parse_domain,
+    parse_masks,
+    parse_overrides,
+    read_general_texts,
+    show_rows,
+)
 from twofour.commands.bench_options import JsonLine, RedoRows, finish
 from twofour.commands.first_mode import FirstModeGroup
-from twofour.commands.option_values import method_settings
 
 if TYPE_CHECKING:
-    from benchmarks.common.table import Table, TableSpec
-    from benchmarks.masks.texts import Domain, GeneralTexts
-    from benchmarks.masks.workbench import Workbench
+    pass
 
 _Option = typer.Option
 
@@ -79,18 +85,18 @@ def league(
     from benchmarks.masks.plot import PICTURE, plot_curves
 
     console = Console(stderr=json_)
-    bench = _workbench(
+    bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
-    texts = _general_texts(learn, wikitext2, c4)
+    texts = read_general_texts(learn, wikitext2, c4)
     spec = TableSpec("masks", KEY, league_page, lambda rows: {"picture": PICTURE} if plot else {})
-    table = _table(spec, bench, texts.digests(), redo)
-    given = _given(mask or [])
-    run_league(bench, texts, table, _overrides(settings or []), set(only or ()), given)
+    table = open_table(spec, bench, texts.digests(), redo)
+    given = parse_masks(mask or [])
+    run_league(bench, texts, table, parse_overrides(settings or []), set(only or ()), given)
     if plot:
         plot_curves(RESULTS / PICTURE, table.rows())
         table.put([])
-    _finish(table, console, json_)
+    finish_table(table, console, json_)
 
 
 @app.command("patterns")
@@ -122,14 +128,14 @@ def patterns(
         raise ValueError(f"--only {unknown[0]!r} is none of {', '.join(METHODS)}")
     chosen = [Pattern.parse(text) for text in pattern or ("2:4", "4:8", "8:16", "16:32")]
     console = Console(stderr=json_)
-    bench = _workbench(
+    bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
-    texts = _general_texts(learn, wikitext2, c4)
-    table = _table(TableSpec("patterns", KEY, patterns_page), bench, texts.digests(), redo)
-    changed = _overrides(settings or [])
+    texts = read_general_texts(learn, wikitext2, c4)
+    table = open_table(TableSpec("patterns", KEY, patterns_page), bench, texts.digests(), redo)
+    changed = parse_overrides(settings or [])
     run_patterns(bench, texts, table, chosen, set(only or METHODS), changed)
-    _finish(table, console, json_)
+    finish_table(table, console, json_)
 
 
 @app.command("domains")
@@ -159,18 +165,18 @@ def domains(
     from maskgen.format.mask_file import read_mask
 
     console = Console(stderr=json_)
-    bench = _workbench(
+    bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
-    found = [_domain(spec) for spec in domain]
+    found = [parse_domain(spec) for spec in domain]
     start = General(read_mask(general), read_mask(general_prior) if general_prior else None)
     inputs = {name: digest for d in found for name, digest in d.digests().items()}
     inputs["general mask"] = start.mask.digest
     if start.prior is not None:
         inputs["general mask's prior"] = start.prior.digest
-    table = _table(TableSpec("domains", KEY, domains_page), bench, inputs, redo)
-    run_domains(bench, found, table, start, _overrides(settings or []))
-    _finish(table, console, json_)
+    table = open_table(TableSpec("domains", KEY, domains_page), bench, inputs, redo)
+    run_domains(bench, found, table, start, parse_overrides(settings or []))
+    finish_table(table, console, json_)
 
 
 @app.command("ablations")
@@ -194,13 +200,15 @@ def ablations(
     from benchmarks.masks.pages import ablations_page
 
     console = Console(stderr=json_)
-    bench = _workbench(
+    bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
-    texts = _general_texts(learn, wikitext2, c4)
-    table = _table(TableSpec("mask-ablations", KEY, ablations_page), bench, texts.digests(), redo)
-    run_ablations(bench, texts, table, _overrides(settings or []))
-    _finish(table, console, json_)
+    texts = read_general_texts(learn, wikitext2, c4)
+    table = open_table(
+        TableSpec("mask-ablations", KEY, ablations_page), bench, texts.digests(), redo
+    )
+    run_ablations(bench, texts, table, parse_overrides(settings or []))
+    finish_table(table, console, json_)
 
 
 @app.command("products")
@@ -235,16 +243,16 @@ def products(
     from benchmarks.masks.products_page import products_page
 
     console = Console(stderr=json_)
-    bench = _workbench(model, work, console, 1, 2, windows, dtype)
-    texts = _general_texts(learn, wikitext2, c4)
+    bench = open_workbench(model, work, console, 1, 2, windows, dtype)
+    texts = read_general_texts(learn, wikitext2, c4)
     found = [Product("dense", bench.directory, None, {})]
     found += [Product("swappable", bench.directory, Path(file), {}) for file in swappable or ()]
-    found += [recovered(*_directory_and_mask(spec)) for spec in single or ()]
+    found += [recovered(*parse_directory_and_mask(spec)) for spec in single or ()]
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
     spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
-    table = _table(spec, bench, texts.digests(), redo)
+    table = open_table(spec, bench, texts.digests(), redo)
     run_products(bench, texts, table, found, tasks.split(",") if tasks else (), limit)
-    _finish(table, console, json_)
+    finish_table(table, console, json_)
 
 
 @app.command("permutation")
@@ -274,13 +282,15 @@ def permutation(
             if name not in known:
                 raise ValueError(f"{name!r} has no row; there are {', '.join(sorted(known))}")
     console = Console(stderr=json_)
-    bench = _workbench(
+    bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
-    texts = _general_texts(learn, wikitext2, c4)
-    table = _table(TableSpec("permutation", KEY, permutation_page), bench, texts.digests(), redo)
+    texts = read_general_texts(learn, wikitext2, c4)
+    table = open_table(
+        TableSpec("permutation", KEY, permutation_page), bench, texts.digests(), redo
+    )
     run_permutation(bench, texts, table, only or (), method or (), seeds)
-    _finish(table, console, json_)
+    finish_table(table, console, json_)
 
 
 @app.command("cost")
@@ -305,111 +315,5 @@ def cost(model: Model = "smollm2-135m", dtype: Dtype = "auto", json_: JsonLine =
         command=this_command(),
         other_cpu_share=round(other.share, 3),
     )
-    _show(Console(stderr=json_), rows)
+    show_rows(Console(stderr=json_), rows)
     finish(path, json_)
-
-
-def _workbench(
-    model: str,
-    work: Path,
-    console: Console,
-    calibration_windows: int,
-    calibration_length: int,
-    windows: int | None,
-    dtype: str,
-) -> Workbench:
-    from benchmarks.masks.workbench import Workbench
-    from maskgen.models import model_name, resolve_model
-
-    return Workbench(
-        model_name(model),
-        resolve_model(model),
-        work,
-        console,
-        windows=calibration_windows,
-        length=calibration_length,
-        limit=windows,
-        dtype=dtype,
-    )
-
-
-def _general_texts(learn: list[str] | None, wikitext2: str, c4: str) -> GeneralTexts:
-    from benchmarks.masks.texts import GeneralTexts
-    from maskgen.texts.text_sets import TextSet, load_texts
-
-    named = learn or ["wikipedia:train"]
-    return GeneralTexts(
-        TextSet.of("learn", [text for name in named for text in load_texts(name).texts]),
-        TextSet.of("wikitext2", load_texts(wikitext2).texts),
-        TextSet.of("c4", load_texts(c4).texts),
-    )
-
-
-def _table(spec: TableSpec, bench: Workbench, inputs: Mapping[str, str], redo: bool) -> Table:
-    from benchmarks.common.table import Earlier, Table
-
-    fixed = {"model": bench.digest(), "number of windows": str(bench.limit or "all")}
-    return Table(spec, Earlier.DROP if redo else Earlier.RESUME, {**fixed, **inputs})
-
-
-def _domain(spec: str) -> Domain:
-    from benchmarks.masks.texts import Domain
-    from maskgen.texts.text_sets import load_texts
-
-    name, _, rest = spec.partition("=")
-    parts = rest.split(",")
-    if not name or len(parts) not in (2, 3) or not (parts[2:] or ["1"])[0].isdigit():
-        raise ValueError(f"--domain {spec!r} is not NAME=TRAIN,TEST or NAME=TRAIN,TEST,SEEDS")
-    seeds = int(parts[2]) if len(parts) == 3 else 1
-    return Domain(name, load_texts(parts[0]), load_texts(parts[1]), seeds)
-
-
-def _given(specs: Sequence[str]) -> dict[str, Path]:
-    from benchmarks.masks.settings import LEARNED
-
-    files: dict[str, Path] = {}
-    for spec in specs:
-        method, _, file = spec.partition("=")
-        if method not in LEARNED or not Path(file).is_file():
-            raise ValueError(
-                f"--mask {spec!r} is not METHOD=FILE with one of {', '.join(LEARNED)} and a file"
-            )
-        files[method] = Path(file)
-    return files
-
-
-def _directory_and_mask(spec: str) -> tuple[Path, Path]:
-    directory, _, file = spec.rpartition("=")
-    if not directory or not Path(directory).is_dir() or not Path(file).is_file():
-        raise ValueError(
-            f"--single {spec!r} is not DIR=FILE with a model directory and a mask file"
-        )
-    return Path(directory), Path(file)
-
-
-def _overrides(given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    from benchmarks.masks.settings import LEARNED
-
-    changed: dict[str, dict[str, Any]] = {}
-    for spec, value in method_settings(given).items():
-        method, dot, name = spec.partition(".")
-        if not dot or method not in LEARNED:
-            raise ValueError(
-                f"--set {spec}={value} is not METHOD.NAME=VALUE with one of {', '.join(LEARNED)}"
-            )
-        changed.setdefault(method, {})[name] = value
-    return changed
-
-
-def _finish(table: Table, console: Console, json_: bool) -> None:
-    _show(console, table.rows())
-    finish(table.path, json_)
-
-
-def _show(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    plain = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
-    names = list(dict.fromkeys(name for row in plain for name in row if "digest" not in name))
-    shown = Shown(*names)
-    for row in plain:
-        shown.add_row(*(str(row.get(name, "")) for name in names))
-    console.print(shown)
