@@ -7,12 +7,27 @@ from typing import Any
 
 import pytest
 
-from engines.decoding.json_schema import MAX_DEPTH, MAX_MULTIPLE, prepared_schema
+from engines.decoding.json_schema import MAX_DEPTH, MAX_MULTIPLE, ONE_LINE, prepared_schema
 from engines.errors import InvalidRequestError
 
 
-def prepared(schema: Any) -> Any:
-    return json.loads(prepared_schema(json.dumps(schema)))
+def prepared(schema: Any, *, any_whitespace: bool = True) -> Any:
+    return json.loads(prepared_schema(json.dumps(schema), any_whitespace=any_whitespace))
+
+
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [
+        (True, ONE_LINE),
+        ({"type": "object"}, ONE_LINE),
+        ({"x-guidance": {"item_separator": ","}}, {**ONE_LINE, "item_separator": ","}),
+        ({"x-guidance": 3}, 3),
+    ],
+)
+def test_one_line_unless_the_schema_says_otherwise(schema: Any, options: Any) -> None:
+    given = schema if isinstance(schema, dict) else {}
+    assert prepared(schema, any_whitespace=False) == {**given, "x-guidance": options}
+    assert prepared(False, any_whitespace=False) is False
 
 
 @pytest.mark.parametrize(
@@ -115,7 +130,7 @@ def nested(levels: int) -> str:
 
 
 def test_deep_schemas() -> None:
-    assert prepared_schema(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
+    assert prepared_schema(nested(MAX_DEPTH), any_whitespace=True) == nested(MAX_DEPTH)
     for levels in (MAX_DEPTH + 1, 900, 100_000):
         with pytest.raises(InvalidRequestError, match="nested") as caught:
             prepared_schema(nested(levels))
