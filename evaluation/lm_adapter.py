@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evaluation.subjects import Subject
+from evaluation.subject import Subject
 
 _DEFAULT_CONTEXT = 2048  # where the subject does not say how many tokens it takes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-    from evaluation.subjects import Subject
+    from evaluation.subject import Subject
 
 DEFINITIONS = Path(__file__).with_name("tasks")
 """Tasks that read a local file: `NAME=FILE`."""

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.result_file import ResultRow
+from evaluation.engine_subject import engine_subject
 from evaluation.perplexity import joined_tokens, measure_perplexity
-from evaluation.subjects import Subject, engine_subject, torch_subject
+from evaluation.subject import Subject
+from evaluation.torch_subject import torch_subject
 from maskgen.models import resolve_model
 from maskgen.texts.text_sets import TextSet
 
@@ -81,7 +83,7 @@ def _gguf_subject(gguf: Path, model: str) -> Subject:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    from evaluation.subjects import TokenScore
+    from evaluation.subject import TokenScore
     from maskgen.format.tokenizer import ModelTokenizer
     from maskgen.torch_model import TorchScorer
 

@@ -18,7 +18,7 @@ from benchmarks.common.table import Table
 from benchmarks.masks.texts import GeneralTexts
 from benchmarks.masks.workbench import Made, Workbench
 from evaluation.lm_tasks import run_tasks
-from evaluation.subjects import torch_subject
+from evaluation.torch_subject import torch_subject
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json
 from maskgen.format.mask import MaskFileError

@@ -16,8 +16,8 @@ from engines.cpu.build import build
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import ENGINE_WEIGHTS_FILE
 from engines.quantisation.options import ValueOptions
+from evaluation.engine_subject import engine_subject
 from evaluation.perplexity import joined_tokens, measure_perplexity
-from evaluation.subjects import engine_subject
 from maskgen.format.mask_file import read_mask
 from maskgen.models import model_name, resolve_model
 from maskgen.texts.text_sets import TextSet

@@ -25,7 +25,7 @@ from maskgen.format.container import (
     write_container,
 )
 from maskgen.format.mask import Mask, MaskFileError, check_layer_name
-from maskgen.format.mask_metadata import check_metadata, metadata_of, parse_json
+from maskgen.format.mask_metadata import check_metadata, metadata_of, parse_object
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 
@@ -144,7 +144,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _read_alone(file: IO[bytes], header: Header, pattern: Pattern) -> dict[str, Codes]:
-    shapes = parse_json(header.metadata["shapes"], dict, "shapes")
+    shapes = parse_object(header.metadata["shapes"], "shapes")
     if shapes.keys() != header.tensors.keys():
         raise MaskFileError("its shapes and its tensors do not list the same layers")
     codes = {}

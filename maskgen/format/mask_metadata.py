@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from typing import Any
 
-from maskgen.format.container import ContainerError
 from maskgen.format.mask import Mask, MaskFileError, check_digest
 from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.versions import FORMAT_VERSION, required_features
 
 FORMAT = "twofour-mask"
-FORMAT_VERSION = 1
 DIFFERENCE = "difference"
 """Required by a file whose mask has a parent."""
 PATTERN = "pattern"
 """Required by a file of another pattern than 2:4, which readers before patterns must refuse."""
-KNOWN_FEATURES = (DIFFERENCE, PATTERN)
 
-_Value = TypeVar("_Value", dict[str, Any], list[Any])
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,19}")
 
 
@@ -53,16 +50,7 @@ def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
         ContainerError: it is not a mask's.
         ValueError: it is newer than this reader, or malformed.
     """
-    if metadata.get("format") != FORMAT:
-        raise ContainerError("a safetensors file, but its metadata does not name a mask format")
-    version = metadata.get("format_version")
-    if version != str(FORMAT_VERSION):
-        raise MaskFileError(
-            f"format version {version!r:.40} is not {FORMAT_VERSION}; update twofour"
-        )
-    features = parse_json(metadata.get("required_features", "[]"), list, "required_features")
-    if unknown := [item for item in features if item not in KNOWN_FEATURES]:
-        raise MaskFileError(f"it requires {unknown!r:.200}, which this version does not know")
+    features = required_features(metadata, FORMAT, (DIFFERENCE, PATTERN))
     has_parent = "parent_digest" in metadata
     if has_parent != (DIFFERENCE in features):
         raise MaskFileError("a mask names a parent exactly when it requires 'difference'")
@@ -85,18 +73,18 @@ def check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
-def parse_json(text: str, kind: type[_Value], what: str) -> _Value:
-    """A JSON value of the metadata.
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object of the metadata.
 
     Raises:
-        MaskFileError: it is none, or of another kind.
+        MaskFileError: it is none.
     """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise MaskFileError(f"its {what} are not JSON: {error}") from None
-    if not isinstance(value, kind):
-        raise MaskFileError(f"its {what} are not a JSON {kind.__name__}")
+    if not isinstance(value, dict):
+        raise MaskFileError(f"its {what} are not a JSON object")
     return value
 
 

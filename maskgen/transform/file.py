@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from maskgen.format.container import ContainerError, Header, read_header, write_container
+from maskgen.format.versions import FORMAT_VERSION, FormatVersionError, required_features
 from maskgen.transform.groups import Permutation, Rotation, TransformError
 
 FORMAT = "twofour-transform"
-FORMAT_VERSION = 1
-KNOWN_FEATURES = ("rotation",)
+ROTATION = "rotation"
+"""Required by a file that turns channels."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"([a-z0-9_]+(?:\.[a-z0-9_]+)*)\.(permutation|rotation)")
@@ -90,7 +91,7 @@ def write_transform(path: Path, transform: Transform) -> None:
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "required_features": json.dumps(["rotation"] if transform.rotations else []),
+        "required_features": json.dumps([ROTATION] if transform.rotations else []),
         "base_digest": transform.base_digest,
         "result_digest": transform.result_digest,
         "architecture": transform.architecture,
@@ -125,7 +126,7 @@ def read_transform(path: Path) -> Transform:
                 arrays[kind][group] = raw.astype(_KINDS[kind][1]).reshape(entry.shape)
         except ContainerError as error:
             raise TransformError(f"{path} is not a transform file: {error}") from None
-        except TransformError as error:
+        except (TransformError, FormatVersionError) as error:
             raise TransformError(f"{path}: {error}") from None
     transform = Transform(
         arrays["permutation"],
@@ -143,20 +144,7 @@ def read_transform(path: Path) -> Transform:
 
 
 def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    if metadata.get("format") != FORMAT:
-        raise ContainerError("a safetensors file, but its metadata does not name a transform")
-    if (version := metadata.get("format_version")) != str(FORMAT_VERSION):
-        raise TransformError(
-            f"format version {version!r:.40} is not {FORMAT_VERSION}; update twofour"
-        )
-    try:
-        features = json.loads(metadata.get("required_features", "[]"))
-    except (ValueError, RecursionError):
-        features = None
-    if not isinstance(features, list):
-        raise TransformError("its required_features are not a JSON list")
-    if unknown := [item for item in features if item not in KNOWN_FEATURES]:
-        raise TransformError(f"it requires {unknown!r:.200}, which this version does not know")
+    required_features(metadata, FORMAT, (ROTATION,))
     if missing := [key for key in _REQUIRED if key not in metadata]:
         raise TransformError(f"its metadata lacks {', '.join(missing)}")
     for field in ("base_digest", "result_digest", "transform_digest", "calibration_digest"):

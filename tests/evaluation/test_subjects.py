@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from engines.directory.build import BuildRequest
 from engines.registry import run_builder
-from evaluation import subjects as scoring
+from evaluation import server_subject as scoring
+from evaluation.subject import TokenScore
 from tests.engines.conftest import random_mask
 from tests.serving.conftest import start_process
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
@@ -101,7 +102,7 @@ def test_a_server_is_asked_to_score_only(
     monkeypatch.setattr(scoring, "_connect", lambda url, key: client)
     with scoring.server_subject("http://server", None, None, None) as subject:
         assert subject.context_length == longest
-        assert subject.token_scores([3, 4]) == [scoring.TokenScore(-1.5, False)]
+        assert subject.token_scores([3, 4]) == [TokenScore(-1.5, False)]
     assert [body["prompt"] for body in asked] == [[3, 4]]
     assert (asked[0]["max_tokens"], asked[0]["echo"], asked[0]["prompt_logprobs"]) == (0, True, 0)
 

@@ -244,8 +244,8 @@ def _measure_values(run: DemoRun) -> None:
 
 def _engine_perplexity(run: DemoRun, arm: str) -> float:
     """Of an engine, by its own log-probs: what rounding activations costs is in it."""
+    from evaluation.engine_subject import engine_subject
     from evaluation.perplexity import joined_tokens, measure_perplexity
-    from evaluation.subjects import engine_subject
     from maskgen.texts.text_sets import load_texts
 
     with engine_subject(run.engine(arm), None) as subject:

@@ -15,7 +15,7 @@ from twofour.commands.option_values import Transform
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from evaluation.subjects import Subject
+    from evaluation.subject import Subject
 
 
 def evaluate(
@@ -179,7 +179,9 @@ def _open(
     dtype: str,
     api_key: str | None,
 ) -> AbstractContextManager[Subject]:
-    from evaluation.subjects import engine_subject, server_subject, torch_subject
+    from evaluation.engine_subject import engine_subject
+    from evaluation.server_subject import server_subject
+    from evaluation.torch_subject import torch_subject
 
     if target is None:
         if model is None:

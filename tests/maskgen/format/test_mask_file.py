@@ -266,7 +266,7 @@ def test_malformed_masks_are_refused(fields: dict[str, object], message: str) ->
         ({"base_digest": None}, "lacks base_digest"),
         ({"mask_digest": "0"}, "mask_digest"),
         ({"shapes": None}, "lacks shapes"),
-        ({"shapes": "[]"}, "not a JSON dict"),
+        ({"shapes": "[]"}, "not a JSON object"),
         ({"shapes": "[" * 100_000}, "not JSON"),
         ({"shapes": '{"a":[4,4]}'}, "do not list the same layers"),
     ],

@@ -72,7 +72,7 @@ def test_every_cut_and_many_flips_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("format", "twofour-mask", "does not name a transform"),
+        ("format", "twofour-mask", "does not name twofour-transform"),
         ("format_version", "2", "update twofour"),
         ("required_features", '["shear"]', "requires .'shear'."),
         ("required_features", "{", "not a JSON list"),
