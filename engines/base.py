@@ -124,7 +124,8 @@ class EngineInfo:
         values: type of the weights' values, and how they were made where that is a choice.
         sparse_layers: eligible linear layers that run a sparse kernel.
         eligible_layers: linear layers that the mask lists.
-        kernels: layer shape (`n x k`) -> the kernel that serves it, and why where it is dense.
+        kernels: layer shape (`n x k`; a mask's name where an engine is built per mask) -> the
+            kernel that serves it, and why where it is dense.
         weight_bytes: bytes of all resident weights.
         version: version of the engine or of the library behind it.
         numerics: everything, beside the weights and `MaskInfo.numerics`, that changes last bits of

@@ -1,7 +1,8 @@
 """Where a mask is refused: the rules for naming, loading and unloading one.
 
-For every engine and builder: what a mask *does* is their own business; whether it may be there is
-decided here, so that the same mask gets the same answer from `twofour build` and from every engine.
+The rules that hold for every target, so that the same mask gets the same answer from `twofour
+build` and from every engine. What one target alone cannot run its builder refuses; a damaged file
+is refused by `maskgen.format`, a path of a request by `serving/api/admin.py`.
 """
 
 from __future__ import annotations

@@ -60,14 +60,18 @@ def storage_of_directory(directory: Path) -> dict[str, str]:
 def _described(
     found: dict[str, set[Layout]], config: DecoderConfig, head: Layout, forms: ValueForms, isa: str
 ) -> dict[str, str]:
-    named = {shape: _describe(layouts, forms.linears, isa) for shape, layouts in found.items()}
+    masked = any(layout.sparse for layouts in found.values() for layout in layouts)
+    named = {
+        shape: _describe(layouts, forms.linears, isa, masked=masked)
+        for shape, layouts in found.items()
+    }
     shape = f"{config.vocab} x {config.hidden}"
     return named | {shape: f"{_kernel(head, forms.tables, isa)}: the output head"}
 
 
-def _describe(layouts: set[Layout], form: ValueForm, isa: str) -> str:
+def _describe(layouts: set[Layout], form: ValueForm, isa: str, *, masked: bool) -> str:
     parts = [_kernel(layout, form, isa) for layout in sorted(layouts, key=lambda one: one.sparse)]
-    if any(not layout.sparse for layout in layouts):
+    if masked and any(not layout.sparse for layout in layouts):
         parts[0] += ": not listed by the mask"
     return "; ".join(reversed(parts))
 

@@ -181,7 +181,7 @@ class PackedMasks:
         for weight in self._dense.values():
             reason = unfit(weight.shape, weight.dtype)
             kernel = "CUTLASS 2:4" if reason is None else f"dense: {reason}"
-            found[f"{weight.shape[0]}x{weight.shape[1]}"] = kernel
+            found[f"{weight.shape[0]} x {weight.shape[1]}"] = kernel
         return found
 
     def nbytes(self, name: str) -> int:

@@ -140,7 +140,7 @@ class VllmEngine(Engine):
             sparse_layers=len(self._catalog.shapes),
             eligible_layers=len(self._catalog.shapes),
             kernels={
-                f"{n}x{k}": self._kernels.sparse for n, k in set(self._catalog.shapes.values())
+                f"{n} x {k}": self._kernels.sparse for n, k in set(self._catalog.shapes.values())
             },
             weight_bytes=self._catalog.weight_bytes,
             version=f"vllm {self._version}",

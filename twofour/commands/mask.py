@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from maskgen.registry import method_names
 from twofour.commands import mask_learn
 from twofour.commands.option_values import Transform
 from twofour.commands.progress import layer_bar
@@ -36,9 +37,7 @@ def prune(
     out: Annotated[Path, typer.Option(help="The mask file to write.")],
     method: Annotated[
         str,
-        typer.Option(
-            help="magnitude, wanda, ria, sparsegpt, sparsegpt-update, sparseswaps or admm."
-        ),
+        typer.Option(help=f"One of {', '.join(method_names('prune'))}."),
     ] = "wanda",
     transform: Transform = None,
     data: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from maskgen.registry import method_names
 from twofour.commands.option_values import Transform, method_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def learn(
     pattern: Annotated[
         str | None, _Option(help="N:M of a prior that is computed [default: 2:4].")
     ] = None,
-    method: Annotated[str, _Option(help="maskllm, roi or maskpro.")] = "maskllm",
+    method: Annotated[str, _Option(help=f"One of {', '.join(method_names('learn'))}.")] = "maskllm",
     domain: Annotated[str, _Option(help="Label: what kind of text this is for.")] = "general",
     steps: Annotated[int | None, _Option(help="Optimiser steps.")] = None,
     seed: Annotated[int, _Option(help="Of noise, initial logits and text order.")] = 0,
