@@ -121,7 +121,7 @@ class FakeEngine(Engine):
             layout="fake-1",
             sparse_layers=3,
             eligible_layers=4,
-            kernels={"64x64": "fake"},
+            kernels={"64 x 64": "fake"},
             weight_bytes=123,
             version="1",
             numerics="fake",

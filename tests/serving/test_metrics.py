@@ -49,7 +49,7 @@ async def test_metrics_say_what_runs(app: App) -> None:
     [(labels, _)] = samples["twofour:engine_info"]
     assert (labels["isa"], labels["layout"], labels["kind"]) == ("none", "fake-1", "fake")
     assert value(samples, "sparse_layer_share") == 0.75
-    assert samples["twofour:kernel_info"] == [({"shape": "64x64", "kernel": "fake"}, 1.0)]
+    assert samples["twofour:kernel_info"] == [({"shape": "64 x 64", "kernel": "fake"}, 1.0)]
     assert {labels["mask"] for labels, _ in samples["twofour:mask_info"]} == {"general", "french"}
     version = (await app.client.get("/version")).json()["engine"]
     assert (version["isa"], version["layout"]) == ("none", "fake-1")

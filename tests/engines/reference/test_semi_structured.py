@@ -110,9 +110,9 @@ def test_masks_are_swapped_in_place() -> None:
         masks.add(name, _mask(seed))
     assert masks.sparse_layers == ("a", "b")
     assert masks.kernels() == {
-        "64x128": "CUTLASS 2:4",
-        "32x64": "CUTLASS 2:4",
-        "24x40": "dense: shape (24, 40) is no multiple of (32, 64)",
+        "64 x 128": "CUTLASS 2:4",
+        "32 x 64": "CUTLASS 2:4",
+        "24 x 40": "dense: shape (24, 40) is no multiple of (32, 64)",
     }
     addresses = set()
     for seed, name in ((0, "general"), (1, "french"), (0, "general")):
