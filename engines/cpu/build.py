@@ -24,7 +24,8 @@ from engines.cpu.values_source import ValuesSource, check_made_for, values_of
 from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
-from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
+from engines.directory.decoder_config import DecoderConfig, decoder_config
+from engines.directory.families import LINEARS
 from engines.directory.manifest import (
     COMPLEMENT_FILE,
     ENGINE_WEIGHTS_FILE,
@@ -64,7 +65,8 @@ def build(request: BuildRequest) -> Manifest:
     check_made_for(header, inputs)
     config = decoder_config(inputs.checkpoint.config)
     linears = config.linear_shapes()
-    config.rope.frequencies()  # refused here, and not when the engine starts
+    for rope in config.ropes:
+        rope.frequencies()  # refused here, and not when the engine starts
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     sparse = {} if default is None else default.codes
     if foreign := sorted(sparse.keys() - linears.keys()):

@@ -7,7 +7,8 @@ from pathlib import Path
 from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import storage_of
 from engines.cpu.value_form import ValueForm, ValueForms, forms_of
-from engines.directory.decoder_config import LINEARS, DecoderConfig, read_decoder_config
+from engines.directory.decoder_config import DecoderConfig, read_decoder_config
+from engines.directory.families import LINEARS
 from engines.directory.manifest import ENGINE_WEIGHTS_FILE, read_manifest
 from engines.directory.tensor_file import read_index
 from engines.native import kernels

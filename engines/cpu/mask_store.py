@@ -17,7 +17,7 @@ from engines.cpu.model import CpuModel
 from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import chosen_rule
-from engines.directory.decoder_config import LINEARS
+from engines.directory.families import LINEARS
 from engines.directory.manifest import Manifest
 from engines.directory.opening import read_own_mask
 from engines.directory.tied_file import TiedFile

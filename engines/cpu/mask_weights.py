@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engines.cpu.matrix import Kept, Matrix, changed_groups, kept_of, unpack_matrix
-from engines.directory.decoder_config import LINEARS, DecoderConfig
+from engines.directory.decoder_config import DecoderConfig
+from engines.directory.families import LINEARS
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
 from engines.native._native import LowbitPatchArrays, PatchArrays

@@ -10,11 +10,23 @@ import numpy.typing as npt
 from engines.cpu.build import PACKED_EMBEDDING, PACKED_HEAD
 from engines.cpu.loaded_weights import LoadedTensors
 from engines.cpu.value_form import BF16_FORMS, ValueForm, ValueForms
-from engines.directory.decoder_config import FINAL_NORM, LINEARS, DecoderConfig
+from engines.directory.decoder_config import FINAL_NORM, DecoderConfig
+from engines.directory.families import LINEARS, NormRole
+from engines.directory.rope import Rope as RotaryEmbedding
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
 from engines.native import _native, kernels, lowbit
-from engines.native._native import Decoder, Layer, Limits, Model, PackedLayer, Step
+from engines.native._native import (
+    Blocks,
+    Decoder,
+    Layer,
+    Limits,
+    Model,
+    Norm,
+    PackedLayer,
+    Rope,
+    Step,
+)
 from engines.native.layout import Layout, LayoutError, PackedWeights, validate
 from maskgen.format.weight_files import EMBEDDING
 
@@ -59,7 +71,7 @@ class CpuModel:
         ]
         self.head = self._load(PACKED_HEAD, (config.vocab, config.hidden), forms.tables)
         self._embedding = None if config.tied else self._load_embedding()
-        self._final_norm = self._vector(FINAL_NORM, config.hidden)
+        self._final_norm = self._norm(FINAL_NORM)
         self._layers = [self._layer(layer) for layer in range(config.layers)]
         self.native = self.decoder(limits, config.layers)
         self.base_set = self.native.add_weights(native_layers(self.base))
@@ -74,7 +86,6 @@ class CpuModel:
         """A native decoder of this model's first layers, without linear weights yet."""
         config = self.config
         table = self._embedding
-        inverse_frequency, rope_factor = config.rope.frequencies()
         model = Model(
             hidden=config.hidden,
             heads=config.heads,
@@ -82,9 +93,10 @@ class CpuModel:
             head_dim=config.head_dim,
             intermediate=config.intermediate,
             vocab=config.vocab,
+            rotary_dim=config.rope.dim,
             eps=config.eps,
-            rope_factor=rope_factor,
-            inverse_frequency=np.ascontiguousarray(inverse_frequency),
+            blocks=_blocks(config),
+            ropes=[_rope(rope) for rope in config.ropes],
             final_norm=self._final_norm,
             head=self.head.native,
             embedding=table.native if isinstance(table, PackedWeights) else table,
@@ -134,6 +146,15 @@ class CpuModel:
             )
         return values.copy()
 
+    def _gain(self, name: str, size: int) -> npt.NDArray[np.float32]:
+        return self._vector(name, size) + np.float32(self.config.family.gain_offset)
+
+    def _norm(self, name: str) -> Norm:
+        hidden = self.config.hidden
+        biased = self.config.family.norm_biases
+        bias = self._vector(f"{name}.bias", hidden) if biased else None
+        return Norm(self._gain(f"{name}.weight", hidden), bias)
+
     def _load_embedding(self) -> npt.NDArray[np.uint16] | PackedWeights:
         if self.forms.tables.block:
             shape = self.config.vocab, self.config.hidden
@@ -147,25 +168,56 @@ class CpuModel:
     def _layer(self, layer: int) -> Layer:
         config, prefix = self.config, f"model.layers.{layer}"
 
-        def head_norm(name: str) -> npt.NDArray[np.float32] | None:
-            if not config.head_norms:
+        def norm(role: NormRole) -> Norm | None:
+            name = config.family.norms.get(role)
+            return None if name is None else self._norm(f"{prefix}.{name}")
+
+        def head_norm(name: str, linear: str) -> npt.NDArray[np.float32] | None:
+            kind = config.family.head_norms
+            if kind == "no":
                 return None
-            return self._vector(f"{prefix}.self_attn.{name}.weight", config.head_dim)
+            size = config.head_dim if kind == "head" else config.shape(linear)[0]
+            return self._gain(f"{prefix}.self_attn.{name}.weight", size)
 
         def bias(name: str) -> npt.NDArray[np.float32] | None:
             if name not in config.biases:
                 return None
             return self._vector(f"{config.module(layer, name)}.bias", config.shape(name)[0])
 
-        post_norm = f"{prefix}.post_attention_layernorm.weight"
         return Layer(
-            input_norm=self._vector(f"{prefix}.input_layernorm.weight", config.hidden),
-            post_norm=self._vector(post_norm, config.hidden),
+            attention_input=norm("attention_input"),
+            mlp_input=norm("mlp_input"),
+            attention_output=norm("attention_output"),
+            mlp_output=norm("mlp_output"),
             window=config.windows[layer],
-            q_norm=head_norm("q_norm"),
-            k_norm=head_norm("k_norm"),
+            rope=config.rope_of_layer[layer],
+            q_norm=head_norm("q_norm", "q_proj"),
+            k_norm=head_norm("k_norm", "k_proj"),
             biases=[bias(name) for name in LINEARS],
         )
+
+
+def _blocks(config: DecoderConfig) -> Blocks:
+    family, scales = config.family, config.scales
+    return Blocks(
+        layer_norm=family.layer_norm,
+        wide_head_norms=family.head_norms == "wide",
+        parallel=family.parallel,
+        interleaved=family.interleaved,
+        gate_linear=config.gate[0],
+        gate_cubic=config.gate[1],
+        embedding_scale=scales.embedding,
+        residual_scale=scales.residual,
+        attention_scale=scales.attention,
+        attention_cap=scales.attention_cap,
+        logit_scale=scales.logit,
+        logit_cap=scales.logit_cap,
+    )
+
+
+def _rope(rope: RotaryEmbedding) -> Rope:
+    frequencies, factor = rope.frequencies()
+    return Rope(np.ascontiguousarray(frequencies), factor)
 
 
 def native_layers(layers: Sequence[Sequence[PackedWeights]]) -> list[list[PackedLayer]]:

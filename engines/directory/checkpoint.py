@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from engines.directory.families import FAMILIES
 from engines.directory.tensor_file import TensorFile, TensorSpec
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
@@ -26,6 +27,12 @@ _NO_WEIGHTS = ".rotary_emb.inv_freq"
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
+def _tied_if_silent(config: Mapping[str, Any]) -> bool:
+    kind = config.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    return family is not None and bool(family.defaults["tie_word_embeddings"])
+
+
 class Checkpoint:
     """A model directory: `config.json` and safetensors files, sharded or not.
 
@@ -37,8 +44,8 @@ class Checkpoint:
         encoded: take weights that are quantised or compressed, too; the caller decodes them.
 
     Attributes:
-        config: `config.json`; where it ties head and embedding though they differ, with
-            `tie_word_embeddings` switched off.
+        config: `config.json`, with the `tie_word_embeddings` that the tensors show where it ties
+            head and embedding.
 
     Raises:
         EngineDirectoryError: a file is missing, malformed or truncated, or the weights are encoded.
@@ -53,9 +60,9 @@ class Checkpoint:
                 if encoded
                 else read_model_config(directory)
             )
-            tied = bool(read.get("tie_word_embeddings"))
+            tied = bool(read.get("tie_word_embeddings", _tied_if_silent(read)))
             embedding, head = embedding_and_head(stored, tied=tied)
-        self.config = read | ({"tie_word_embeddings": False} if tied and embedding != head else {})
+        self.config = read | ({"tie_word_embeddings": embedding == head} if tied else {})
         files = {path: TensorFile(path) for path in {tensor.file for tensor in stored.values()}}
         self._stored = {name: (files[tensor.file], name) for name, tensor in stored.items()}
         if tied and embedding == head and head in stored:

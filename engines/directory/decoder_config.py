@@ -1,4 +1,4 @@
-"""What a Hugging Face `config.json` says about a Llama-family decoder, for every engine.
+"""What a Hugging Face `config.json` says about a decoder, for every engine.
 
 A field means what transformers 5 makes of it, in the notation of version 4 or 5; a field that is
 absent has the architecture's own default (`configuration_llama.py` and its like). What an engine
@@ -12,77 +12,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.directory.rope import Rope, read_rope
+import numpy as np
+
+from engines.directory.config_fields import read_count, read_field, read_flag, read_number
+from engines.directory.families import ACTIVATIONS, FAMILIES, LINEARS, Family
+from engines.directory.layer_types import layer_types, rope_of_layer, windows
+from engines.directory.rope import Rope, read_rope, rope_fields
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
 from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of a decoder layer, in the order of the native decoder."""
-
-FINAL_NORM = "model.norm.weight"
-
-# Far beyond any model; what a damaged file may say must not fill the memory.
-_MOST, _MOST_LAYERS = 1 << 24, 10_000
-
-# None: as many key-value heads as attention heads, and a head_dim of hidden_size over the latter.
-_COMMON = {
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "head_dim": None,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _COMMON
-    | {
-        "vocab_size": 32000,
-        "intermediate_size": 11008,
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": _COMMON
-    | {
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
-    "qwen2": _COMMON
-    | {
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-    },
-    "qwen3": _COMMON
-    | {
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "head_dim": 128,
-    },
-}
-MODEL_TYPES = tuple(_DEFAULTS)
+FINAL_NORM = "model.norm"
+MODEL_TYPES = tuple(FAMILIES)
 """The `model_type`s that are understood."""
+
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors of a family's own; 1 where it has none, and 0 for a cap that is not there.
+
+    Attributes:
+        attention: of scores, before the softmax.
+        embedding: of rows of the embedding.
+        residual: of what a block adds to the residual stream.
+        logit: of logits.
+        attention_cap, logit_cap: c of c tanh(x / c).
+    """
+
+    attention: float
+    embedding: float = 1.0
+    residual: float = 1.0
+    logit: float = 1.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and variants of a Llama-family decoder.
+    """Sizes and variants of a decoder.
 
     Attributes:
         model_type: one of `MODEL_TYPES`.
         context: most positions of a sequence.
         windows: per layer, how many positions attention sees (0: all).
-        head_norms: whether queries and keys are RMS-normalised per head (Qwen3).
         biases: linear layers that have a bias, of those in `LINEARS`.
         tied: the output head is the embedding.
-        rope: rotary position embedding.
+        ropes: rotary position embeddings.
+        rope_of_layer: per layer, which of `ropes` it has (-1: none).
+        gate: a, b of the activation x sigmoid(a x + b x^3).
+        scales: factors of the family's own.
     """
 
     model_type: str
@@ -96,10 +77,22 @@ class DecoderConfig:
     eps: float
     context: int
     windows: tuple[int, ...]
-    head_norms: bool
     biases: tuple[str, ...]
     tied: bool
-    rope: Rope
+    ropes: tuple[Rope, ...]
+    rope_of_layer: tuple[int, ...]
+    gate: tuple[float, float]
+    scales: Scales
+
+    @property
+    def family(self) -> Family:
+        """The family."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def rope(self) -> Rope:
+        """The rope of layers that see all, which most families have in every layer."""
+        return self.ropes[0]
 
     def shape(self, linear: str) -> tuple[int, int]:
         """(outputs, inputs) of a linear layer in `LINEARS`."""
@@ -129,14 +122,18 @@ class DecoderConfig:
 
     def vector_sizes(self) -> dict[str, int]:
         """Lengths of all norms and biases, by the tensor's name."""
-        sizes = {FINAL_NORM: self.hidden}
+        family = self.family
+        wide = family.head_norms == "wide"
+        parts = ("weight", "bias") if family.norm_biases else ("weight",)
+        sizes = {f"{FINAL_NORM}.{part}": self.hidden for part in parts}
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}"
-            sizes[f"{prefix}.input_layernorm.weight"] = self.hidden
-            sizes[f"{prefix}.post_attention_layernorm.weight"] = self.hidden
-            if self.head_norms:
-                sizes[f"{prefix}.self_attn.q_norm.weight"] = self.head_dim
-                sizes[f"{prefix}.self_attn.k_norm.weight"] = self.head_dim
+            for name in sorted(set(family.norms.values())):
+                sizes |= {f"{prefix}.{name}.{part}": self.hidden for part in parts}
+            if family.head_norms != "no":
+                q, k = (self.shape(linear)[0] if wide else self.head_dim for linear in LINEARS[:2])
+                sizes[f"{prefix}.self_attn.q_norm.weight"] = q
+                sizes[f"{prefix}.self_attn.k_norm.weight"] = k
             for linear in self.biases:
                 sizes[f"{self.module(layer, linear)}.bias"] = self.shape(linear)[0]
         return sizes
@@ -167,144 +164,139 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
             no engine does; the message names the field.
     """
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise EngineDirectoryError(
             f"model_type {kind!r} is not supported (supported: {', '.join(MODEL_TYPES)})"
         )
-    _refuse_unknown_variants(config)
-    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
-    kv_heads = _count(config, "num_key_value_heads", heads)
-    head_dim = _head_dim(config, hidden, heads)
-    layers = _count(config, "num_hidden_layers", most=_MOST_LAYERS)
-    context = _count(config, "max_position_embeddings")
+    family = FAMILIES[kind]
+    _refuse_unknown_variants(config, family)
+    heads, hidden = read_count(config, "num_attention_heads"), read_count(config, "hidden_size")
+    kv_heads = read_count(config, "num_key_value_heads", heads)
+    head_dim = _head_dim(config, family, hidden, heads)
+    layers = read_count(config, "num_hidden_layers", most=_MOST_LAYERS)
+    context = read_count(config, "max_position_embeddings")
     if heads % kv_heads:
         raise EngineDirectoryError(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
         )
+    types = layer_types(config, family, layers)
     return DecoderConfig(
         model_type=kind,
         hidden=hidden,
-        intermediate=_count(config, "intermediate_size"),
+        intermediate=read_count(config, "intermediate_size"),
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=_count(config, "vocab_size"),
-        eps=_epsilon(config),
+        vocab=read_count(config, "vocab_size"),
+        eps=_epsilon(config, family),
         context=context,
-        windows=_windows(config, layers, context),
-        head_norms=kind == "qwen3",
-        biases=_biases(config),
-        tied=_flag(config, "tie_word_embeddings"),
-        rope=read_rope(config, head_dim, context),
+        windows=windows(config, types, context),
+        biases=_biases(config, family),
+        tied=read_flag(config, "tie_word_embeddings"),
+        ropes=_ropes(config, family, head_dim, context),
+        rope_of_layer=rope_of_layer(config, family, types),
+        gate=_gate(config, family),
+        scales=_scales(config, hidden, head_dim),
     )
 
 
-def _refuse_unknown_variants(config: Mapping[str, Any]) -> None:
-    act = config.get("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise EngineDirectoryError(f"hidden_act {act!r} is not supported, only silu")
+def _refuse_unknown_variants(config: Mapping[str, Any], family: Family) -> None:
     if config.get("is_causal", True) is not True:
         raise EngineDirectoryError("is_causal false is not supported: attention looks back only")
     if config.get("per_layer_config"):
         raise EngineDirectoryError("per_layer_config is not supported: all layers are alike")
+    for name, only in family.refused.items():
+        if config.get(name) not in (None, only):
+            raise EngineDirectoryError(
+                f"{name} {config[name]!r} is not supported for {config['model_type']}, only {only}"
+            )
 
 
-def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
-    if config["model_type"] == "llama" and config.get("head_dim") is None and hidden % heads:
+def _head_dim(config: Mapping[str, Any], family: Family, hidden: int, heads: int) -> int:
+    given = config.get("head_dim")
+    # Gemma 2 and 3 refuse such sizes even though they never divide.
+    strict = config["model_type"].startswith("gemma") and config["model_type"] != "gemma"
+    divides = given is None and read_field(config, "head_dim") is None
+    if hidden % heads and (strict or (divides and config["model_type"] in ("llama", "stablelm"))):
         raise EngineDirectoryError(
             f"hidden_size {hidden} is no multiple of num_attention_heads {heads},"
             " and config.json names no head_dim"
         )
-    head_dim = _count(config, "head_dim", hidden // heads)
+    if not family.any_head_dim and given not in (None, hidden // heads):
+        raise EngineDirectoryError(
+            f"head_dim {given!r} is not what {config['model_type']} uses: hidden_size {hidden} over"
+            f" num_attention_heads {heads}"
+        )
+    head_dim = read_count(config, "head_dim", hidden // heads)
     if head_dim % 2:
         raise EngineDirectoryError(f"head_dim {head_dim} is odd; rotary embeddings need pairs")
     return head_dim
 
 
-def _biases(config: Mapping[str, Any]) -> tuple[str, ...]:
-    kind = config["model_type"]
-    if kind == "qwen2":
-        return LINEARS[:3]
-    attention = kind in ("llama", "qwen3") and _flag(config, "attention_bias")
-    mlp = kind == "llama" and _flag(config, "mlp_bias")
-    return (LINEARS[:4] if attention else ()) + (LINEARS[4:] if mlp else ())
-
-
-def _windows(config: Mapping[str, Any], layers: int, context: int) -> tuple[int, ...]:
-    """Llama has no windows, Mistral one for all layers, Qwen one for those that it names."""
-    kind = config["model_type"]
-    switched_off = kind.startswith("qwen") and not _flag(config, "use_sliding_window")
-    window = None if kind == "llama" or switched_off else _field(config, "sliding_window")
-    types = _layer_types(config, layers, windowed=window is not None)
-    if window is None:
-        if "sliding_attention" in types:
-            raise EngineDirectoryError(
-                "layer_types names sliding_attention, but sliding_window is null or"
-                " use_sliding_window is off"
-            )
-        return (0,) * layers
-    width = _count(config, "sliding_window", most=1 << 62)
-    # A window as wide as the context never hides anything.
-    shown = width if width < context else 0
-    return tuple(shown if name == "sliding_attention" else 0 for name in types)
-
-
-def _layer_types(config: Mapping[str, Any], layers: int, *, windowed: bool) -> list[str]:
-    kind = config["model_type"]
-    if kind in ("llama", "mistral"):  # which do not look at the field
-        return ["sliding_attention" if windowed else "full_attention"] * layers
-    types = config.get("layer_types")
-    if types is None:
-        first = _count(config, "max_window_layers", least=0, most=1 << 62) if windowed else layers
-        full = min(first, layers)
-        return ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-    if not isinstance(types, list) or len(types) != layers:
+def _gate(config: Mapping[str, Any], family: Family) -> tuple[float, float]:
+    name = read_field(config, family.activation)
+    if not isinstance(name, str) or family.renamed.get(name, name) not in ACTIVATIONS:
         raise EngineDirectoryError(
-            f"layer_types is no list of names for num_hidden_layers {layers}"
+            f"{family.activation} {name!r} is not supported, only {', '.join(ACTIVATIONS)}"
         )
-    for name in types:
-        if name not in ("full_attention", "sliding_attention"):
-            raise EngineDirectoryError(
-                f"layer_types {name!r} is not supported, only full_attention and sliding_attention"
-            )
-    return types
+    return ACTIVATIONS[family.renamed.get(name, name)]
 
 
-def _field(config: Mapping[str, Any], name: str) -> Any:
-    """A field, or the architecture's default where it is absent; null stays None."""
-    return config.get(name, _DEFAULTS[config["model_type"]].get(name))
+def _biases(config: Mapping[str, Any], family: Family) -> tuple[str, ...]:
+    return tuple(
+        linear
+        for flag, linears in family.biases.items()
+        if flag == "" or read_flag(config, flag)
+        for linear in linears
+    )
 
 
-def _count(
-    config: Mapping[str, Any],
-    name: str,
-    if_null: int | None = None,
-    *,
-    least: int = 1,
-    most: int = _MOST,
-) -> int:
-    value = _field(config, name)
-    value = if_null if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise EngineDirectoryError(
-            f"config.json: {name} is {value!r}, expected a number from {least} to {most}"
+def _scales(config: Mapping[str, Any], hidden: int, head_dim: int) -> Scales:
+    kind = config["model_type"]
+    if kind == "granite":
+        return Scales(
+            attention=read_number(config, "attention_multiplier"),
+            embedding=read_number(config, "embedding_multiplier"),
+            residual=read_number(config, "residual_multiplier"),
+            logit=1.0 / read_number(config, "logits_scaling"),
         )
-    return value
+    if kind in ("cohere", "cohere2"):
+        return Scales(attention=_inverse_root(head_dim), logit=read_number(config, "logit_scale"))
+    if not kind.startswith("gemma"):
+        return Scales(attention=_inverse_root(head_dim))
+    over = read_count(config, "query_pre_attn_scalar", head_dim) if kind != "gemma" else head_dim
+    return Scales(
+        attention=_inverse_root(over),
+        embedding=hidden**0.5,  # transformers rounds it to the model's type, llama.cpp does not
+        attention_cap=read_number(config, "attn_logit_softcapping", if_null=0.0),
+        logit_cap=read_number(config, "final_logit_softcapping", if_null=0.0),
+    )
 
 
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    value = config.get(name)
-    value = False if value is None else value
-    if not isinstance(value, bool):
-        raise EngineDirectoryError(f"config.json: {name} is {value!r}, expected true or false")
-    return value
+def _inverse_root(number: int) -> float:
+    return float(np.float32(1) / np.sqrt(np.float32(number)))  # in float32, as engines compute
 
 
-def _epsilon(config: Mapping[str, Any]) -> float:
-    value = _field(config, "rms_norm_eps")
+def _ropes(
+    config: Mapping[str, Any], family: Family, head_dim: int, context: int
+) -> tuple[Rope, ...]:
+    theta = read_number(config, "rope_theta")
+    if family.ropes == "one":
+        share = read_field(config, "partial_rotary_factor") if family.partial else None
+        return (read_rope(config, head_dim, context, theta=theta, share=share),)
+    local = family.defaults["rope_theta"]
+    if family.local_theta is not None:
+        local = read_number(config, family.local_theta)
+    seeing_all = rope_fields(config, "full_attention", theta)
+    windowed = rope_fields(config, "sliding_attention", local)
+    return (read_rope(seeing_all, head_dim, context), read_rope(windowed, head_dim, context))
+
+
+def _epsilon(config: Mapping[str, Any], family: Family) -> float:
+    value = read_field(config, family.epsilon)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
         raise EngineDirectoryError(
-            f"config.json: rms_norm_eps is {value!r}, expected a number from 0 to 1"
+            f"config.json: {family.epsilon} is {value!r}, expected a number from 0 to 1"
         )
     return float(value)

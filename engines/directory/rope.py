@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from engines.errors import EngineDirectoryError
 
-_DEFAULT_THETA = 10000.0
 _NEEDS_PRETRAINED_CONTEXT = ("llama3", "yarn", "longrope")
 _PRETRAINED_CONTEXT = "original_max_position_embeddings"
 
@@ -33,14 +32,14 @@ class Rope:
             that no engine runs.
         theta: wavelength base.
         fields: what else belongs to the kind, as config.json names it.
-        head_dim: width of a head; all of it is rotated.
+        dim: dimensions of a head that turn, the first ones.
         context: most positions of a sequence.
     """
 
     kind: str
     theta: float
     fields: Mapping[str, Any]
-    head_dim: int
+    dim: int
     context: int
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -59,8 +58,8 @@ class Rope:
         return self.number("factor", self.context / self.number(_PRETRAINED_CONTEXT))
 
     def inverse_wavelengths(self, theta: float | None = None) -> npt.NDArray[np.float32]:
-        """(head_dim / 2,) unscaled frequencies."""
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        """(dim / 2,) unscaled frequencies."""
+        exponents = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
         base = np.float32(self.theta if theta is None else theta)
         inverse: npt.NDArray[np.float32] = (1.0 / np.power(base, exponents)).astype(np.float32)
         return inverse
@@ -69,7 +68,7 @@ class Rope:
         """Angle per position of each pair of a head, and the factor of cosines and sines.
 
         Returns:
-            (head_dim / 2,) frequencies, computed in float32 as transformers does; factor.
+            (dim / 2,) frequencies, computed in float32 as transformers does; factor.
 
         Raises:
             EngineDirectoryError: the kind is not supported, or a field is missing or malformed.
@@ -95,10 +94,44 @@ class Rope:
         return frequencies, factor
 
 
-def read_rope(config: Mapping[str, Any], head_dim: int, context: int) -> Rope:
+def rope_fields(config: Mapping[str, Any], layer_type: str, theta: float) -> dict[str, Any]:
+    """The fields of the rope of one type of layers, as those of a model with one rope for all.
+
+    Version 5 names the types in `rope_parameters`. In version 4 `rope_scaling` was for layers that
+    see all, which it still is.
+
+    Raises:
+        EngineDirectoryError: a field is no object.
+    """
+    typed = config.get("rope_parameters") or {}
+    given = typed.get(layer_type) if isinstance(typed, dict) else None
+    scaling = config.get("rope_scaling") if layer_type == "full_attention" else None
+    for fields in (typed, given, scaling):
+        if fields is not None and not isinstance(fields, dict):
+            raise EngineDirectoryError(f"config.json: {fields!r} is no object of a rope's fields")
+    # Where nothing is given, a `type` of version 4 does not count against this `rope_type`.
+    own = {"rope_type": "default"} if given is None else given
+    return {"rope_parameters": {"rope_theta": theta} | own | (scaling or {})}
+
+
+def read_rope(
+    config: Mapping[str, Any],
+    head_dim: int,
+    context: int,
+    *,
+    theta: float = 10000.0,
+    share: float | None = None,
+) -> Rope:
     """The rotary embedding that a config.json describes.
 
     `rope_scaling` wins over `rope_parameters`, and what stands inside over what stands beside.
+
+    Args:
+        config: with the fields of one rope.
+        head_dim: width of a head.
+        context: most positions of a sequence.
+        theta: where the fields name none.
+        share: the same for `partial_rotary_factor`; None where the family does not know the field.
 
     Raises:
         EngineDirectoryError: a field is malformed, or asks for what no engine does.
@@ -113,15 +146,31 @@ def read_rope(config: Mapping[str, Any], head_dim: int, context: int) -> Rope:
     rope = beside | given
     kind = str(rope.pop("rope_type", None) or rope.pop("type", None) or "default")
     rope.pop("type", None)
-    theta, share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
-    if share not in (None, 1):
-        raise EngineDirectoryError(f"partial_rotary_factor {share!r} is not supported, only 1")
-    theta = _DEFAULT_THETA if theta is None else _positive(theta, "rope_theta")
+    own_theta, own_share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
+    theta = theta if own_theta is None else _positive(own_theta, "rope_theta")
+    if share is None and own_share not in (None, 1):
+        raise EngineDirectoryError(f"partial_rotary_factor {own_share!r} is not supported, only 1")
+    dim = int(head_dim * _share(share, own_share))
+    if dim < 2 or dim % 2:
+        raise EngineDirectoryError(
+            f"partial_rotary_factor turns {dim} of {head_dim} dimensions; rotary embeddings need"
+            " pairs"
+        )
     if kind in _NEEDS_PRETRAINED_CONTEXT:
         outside = config.get(_PRETRAINED_CONTEXT)
         rope = {_PRETRAINED_CONTEXT: context} | rope
         rope |= {} if outside is None else {_PRETRAINED_CONTEXT: outside}
-    return Rope(kind, theta, rope, head_dim, context)
+    return Rope(kind, theta, rope, dim, context)
+
+
+def _share(silent: float | None, given: Any) -> float:
+    share = silent if given is None else given
+    share = 1.0 if share is None else share
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise EngineDirectoryError(
+            f"config.json: partial_rotary_factor is {share!r}, expected a number up to 1"
+        )
+    return share
 
 
 def _positive(value: Any, name: str) -> float:
@@ -143,7 +192,7 @@ def _dynamic(rope: Rope) -> tuple[Frequencies, float]:
     """Scales beyond the context only, where no engine goes."""
     factor = rope.number("factor")
     growth = factor * rope.context / rope.context - (factor - 1)
-    theta = rope.theta * growth ** (rope.head_dim / (rope.head_dim - 2))
+    theta = rope.theta * growth ** (rope.dim / (rope.dim - 2))
     return rope.inverse_wavelengths(theta), 1.0
 
 
@@ -166,7 +215,7 @@ def _llama3(rope: Rope) -> tuple[Frequencies, float]:
 
 def _yarn(rope: Rope) -> tuple[Frequencies, float]:
     """Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023."""
-    factor, old, dim = rope.scale(), rope.number(_PRETRAINED_CONTEXT), rope.head_dim
+    factor, old, dim = rope.scale(), rope.number(_PRETRAINED_CONTEXT), rope.dim
 
     def dimension(rotations: float) -> float:
         return dim * math.log(old / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
@@ -204,10 +253,10 @@ def _longrope(rope: Rope) -> tuple[Frequencies, float]:
             " contexts"
         )
     short = rope.fields.get("short_factor")
-    if not isinstance(short, list) or len(short) != rope.head_dim // 2:
+    if not isinstance(short, list) or len(short) != rope.dim // 2:
         raise EngineDirectoryError(
             f"config.json: short_factor of the longrope rope is {short!r}, expected"
-            f" {rope.head_dim // 2} numbers"
+            f" {rope.dim // 2} numbers"
         )
     divisors = [_positive(value, "an entry of the longrope rope's short_factor") for value in short]
     attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(old))

@@ -134,26 +134,59 @@ class Limits:
     @property
     def threads(self) -> int: ...
 
-class Layer:
+class Norm:
+    """Gain and perhaps bias of a norm, (hidden,) each."""
+
+    def __init__(self, gain: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None: ...
+
+class Rope:
     """
-    A layer's vectors: norms (hidden,), norms over a head (head_dim,) or
-    None, the biases of its seven linear layers, each perhaps None, and how
-    many positions attention sees (0: all).
+    A rotary embedding: (rotary_dim / 2,) angles per position, and the factor
+    of sines and cosines.
     """
 
-    def __init__(self, *, input_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], post_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], window: int, q_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, k_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None]) -> None: ...
+    def __init__(self, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], factor: float) -> None: ...
+
+class Blocks:
+    """
+    How the blocks of a family are put together.
+
+    Args:
+        layer_norm: norms subtract the mean.
+        wide_head_norms: q_norm and k_norm are over all heads at once.
+        parallel: attention and MLP read the same residual stream.
+        interleaved: rotary pairs are neighbours, not half a head apart.
+        gate_linear, gate_cubic: a, b of the gate x sigmoid(a x + b x^3).
+        embedding_scale: of rows of the embedding.
+        residual_scale: of what a block adds to the residual stream.
+        attention_scale: of scores, before the softmax.
+        attention_cap: c of c tanh(score / c); 0 for none.
+        logit_scale, logit_cap: of logits, the scale first.
+    """
+
+    def __init__(self, *, layer_norm: bool = False, wide_head_norms: bool = False, parallel: bool = False, interleaved: bool = False, gate_linear: float = 1.0, gate_cubic: float = 0.0, embedding_scale: float = 1.0, residual_scale: float = 1.0, attention_scale: float, attention_cap: float = 0.0, logit_scale: float = 1.0, logit_cap: float = 0.0) -> None: ...
+
+class Layer:
+    """
+    A layer's vectors: norms of what its blocks read and of what they add, each
+    perhaps None, norms over a head (head_dim,) or over all, or None, the biases of
+    its seven linear layers, each perhaps None; how many positions attention sees
+    (0: all), and which of the model's ropes it has (-1: none).
+    """
+
+    def __init__(self, *, attention_input: Norm | None, mlp_input: Norm | None, attention_output: Norm | None = None, mlp_output: Norm | None = None, window: int, rope: int = 0, q_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, k_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None]) -> None: ...
 
 class Model:
     """
     All of a model but its linear layers.
 
-    `inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16
-    bits, or packed dense, or None where the head, packed dense, is the embedding
+    The first `rotary_dim` dimensions of a head turn. `embedding` is (vocab, hidden)
+    bf16 bits, or packed dense, or None where the head, packed dense, is the embedding
     too. `block` is that of all linear layers: inputs that share a scale, 0 for
     bf16.
     """
 
-    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, eps: float, rope_factor: float, inverse_frequency: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], final_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | PackedLayer | None, layers: Sequence[Layer], block: int = 0) -> None: ...
+    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, rotary_dim: int, eps: float, blocks: Blocks, ropes: Sequence[Rope], final_norm: Norm, head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | PackedLayer | None, layers: Sequence[Layer], block: int = 0) -> None: ...
 
 class Step:
     """

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from engines.directory.decoder_config import LINEARS, DecoderConfig, decoder_config
+from engines.directory.decoder_config import DecoderConfig, decoder_config
+from engines.directory.families import LINEARS
 from engines.directory.rope import Rope
 from engines.errors import EngineDirectoryError
 
@@ -50,6 +51,11 @@ def convertible_decoder(config: dict[str, Any]) -> DecoderConfig:
             conversion would lose a feature of the model.
     """
     decoder = decoder_config(config)
+    if decoder.model_type not in ARCHITECTURES:
+        raise EngineDirectoryError(
+            f"model_type {decoder.model_type!r} is not converted to TensorRT-LLM; supported:"
+            f" {', '.join(ARCHITECTURES)}"
+        )
     if decoder.biases and decoder.model_type != "qwen2":
         field = "attention_bias" if LINEARS[0] in decoder.biases else "mlp_bias"
         raise EngineDirectoryError(

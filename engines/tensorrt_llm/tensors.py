@@ -129,7 +129,7 @@ def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[T
             SourceTensor(f"{theirs}.self_attn.v_proj.{kind}", Split.KV_ROWS),
         )
         yield TargetTensor(f"{ours}.attention.qkv.{kind}", sources, linear=kind == "weight")
-    if decoder.head_norms:
+    if decoder.family.head_norms == "head":
         for name in "q", "k":
             source = f"{theirs}.self_attn.{name}_norm.weight"
             yield _whole(f"{ours}.attention.{name}_layernorm.weight", source)

@@ -41,17 +41,30 @@ const float* sized(const std::optional<Vector>& vector, const char* name, std::s
   return vector ? sized(*vector, name, size) : nullptr;
 }
 
+struct NormArrays {
+  Vector gain;
+  std::optional<Vector> bias;
+};
+
 struct LayerArrays {
-  Vector input_norm, post_norm;
-  std::int32_t window;
+  std::optional<NormArrays> attention_input, mlp_input, attention_output, mlp_output;
+  std::int32_t window, rope;
   std::optional<Vector> q_norm, k_norm;
   std::vector<std::optional<Vector>> biases;
 };
 
+struct RopeArrays {
+  Vector inverse_frequency;
+  float factor;
+};
+
 struct ModelArrays {
   std::size_t hidden, heads, kv_heads, head_dim, intermediate, vocab;
-  float eps, rope_factor;
-  Vector inverse_frequency, final_norm;
+  std::size_t rotary_dim;
+  float eps;
+  Blocks blocks;
+  std::vector<RopeArrays> ropes;
+  NormArrays final_norm;
   PackedLayer head;
   std::optional<Embedding> embedding;
   std::vector<LayerArrays> layers;
@@ -63,6 +76,14 @@ bool is_dense(const Weights& w) {
          (is_lowbit(w.layout) && lowbit::places_of(w.layout) == lowbit::Places::all);
 }
 
+Norm norm_of(const NormArrays& arrays, const char* name, std::size_t size) {
+  return {sized(arrays.gain, name, size), sized(arrays.bias, name, size)};
+}
+
+Norm norm_of(const std::optional<NormArrays>& arrays, const char* name, std::size_t size) {
+  return arrays ? norm_of(*arrays, name, size) : Norm{};
+}
+
 Layer layer_of(const LayerArrays& arrays, const Model& model) {
   const std::size_t q = model.q_width(), kv = model.kv_width();
   const std::size_t outputs[linear_count] = {
@@ -72,11 +93,15 @@ Layer layer_of(const LayerArrays& arrays, const Model& model) {
   for (std::size_t id = 0; id < linear_count; ++id) {
     layer.bias[id] = sized(arrays.biases[id], "a bias", outputs[id]);
   }
-  layer.input_norm = sized(arrays.input_norm, "input_norm", model.hidden);
-  layer.post_norm = sized(arrays.post_norm, "post_norm", model.hidden);
-  layer.q_norm = sized(arrays.q_norm, "q_norm", model.head_dim);
-  layer.k_norm = sized(arrays.k_norm, "k_norm", model.head_dim);
+  layer.attention_input = norm_of(arrays.attention_input, "attention_input", model.hidden);
+  layer.mlp_input = norm_of(arrays.mlp_input, "mlp_input", model.hidden);
+  layer.attention_output = norm_of(arrays.attention_output, "attention_output", model.hidden);
+  layer.mlp_output = norm_of(arrays.mlp_output, "mlp_output", model.hidden);
+  const bool wide = model.blocks.wide_head_norms;
+  layer.q_norm = sized(arrays.q_norm, "q_norm", wide ? q : model.head_dim);
+  layer.k_norm = sized(arrays.k_norm, "k_norm", wide ? kv : model.head_dim);
   layer.window = arrays.window;
+  layer.rope = arrays.rope;
   return layer;
 }
 
@@ -88,11 +113,14 @@ Model model_of(const ModelArrays& arrays) {
   model.head_dim = arrays.head_dim;
   model.intermediate = arrays.intermediate;
   model.vocab = arrays.vocab;
+  model.rotary_dim = arrays.rotary_dim;
   model.eps = arrays.eps;
-  model.rope_factor = arrays.rope_factor;
-  model.inverse_frequency =
-      sized(arrays.inverse_frequency, "inverse_frequency", model.head_dim / 2);
-  model.final_norm = sized(arrays.final_norm, "final_norm", model.hidden);
+  model.blocks = arrays.blocks;
+  for (const RopeArrays& rope : arrays.ropes) {
+    model.ropes.push_back(
+        {sized(rope.inverse_frequency, "inverse_frequency", model.rotary_dim / 2), rope.factor});
+  }
+  model.final_norm = norm_of(arrays.final_norm, "final_norm", model.hidden);
   model.head = arrays.head.weights;
   require(model.head.n == model.vocab && model.head.k == model.hidden,
           "the head has another shape");
@@ -226,34 +254,97 @@ void bind_structs(nb::module_& m) {
       .def_ro("context", &DecoderLimits::context)
       .def_ro("pages", &DecoderLimits::pages)
       .def_ro("threads", &DecoderLimits::threads);
-  nb::class_<LayerArrays>(
-      m, "Layer",
-      "A layer's vectors: norms (hidden,), norms over a head (head_dim,) or\n"
-      "None, the biases of its seven linear layers, each perhaps None, and how\n"
-      "many positions attention sees (0: all).")
+  nb::class_<NormArrays>(m, "Norm", "Gain and perhaps bias of a norm, (hidden,) each.")
       .def(
           "__init__",
-          [](LayerArrays* self, Vector input_norm, Vector post_norm, std::int32_t window,
+          [](NormArrays* self, Vector gain, std::optional<Vector> bias) {
+            new (self) NormArrays{std::move(gain), std::move(bias)};
+          },
+          "gain"_a.noconvert(), "bias"_a.none().noconvert() = nb::none());
+  nb::class_<RopeArrays>(
+      m, "Rope",
+      "A rotary embedding: (rotary_dim / 2,) angles per position, and the factor\n"
+      "of sines and cosines.")
+      .def(
+          "__init__",
+          [](RopeArrays* self, Vector inverse_frequency, float factor) {
+            new (self) RopeArrays{std::move(inverse_frequency), factor};
+          },
+          "inverse_frequency"_a.noconvert(), "factor"_a);
+  nb::class_<Blocks>(m, "Blocks",
+                     "How the blocks of a family are put together.\n\n"
+                     "Args:\n"
+                     "    layer_norm: norms subtract the mean.\n"
+                     "    wide_head_norms: q_norm and k_norm are over all heads at once.\n"
+                     "    parallel: attention and MLP read the same residual stream.\n"
+                     "    interleaved: rotary pairs are neighbours, not half a head apart.\n"
+                     "    gate_linear, gate_cubic: a, b of the gate x sigmoid(a x + b x^3).\n"
+                     "    embedding_scale: of rows of the embedding.\n"
+                     "    residual_scale: of what a block adds to the residual stream.\n"
+                     "    attention_scale: of scores, before the softmax.\n"
+                     "    attention_cap: c of c tanh(score / c); 0 for none.\n"
+                     "    logit_scale, logit_cap: of logits, the scale first.")
+      .def(
+          "__init__",
+          [](Blocks* self, bool layer_norm, bool wide_head_norms, bool parallel, bool interleaved,
+             float gate_linear, float gate_cubic, float embedding_scale, float residual_scale,
+             float attention_scale, float attention_cap, float logit_scale, float logit_cap) {
+            new (self) Blocks{layer_norm,
+                              wide_head_norms,
+                              parallel,
+                              interleaved,
+                              {gate_linear, gate_cubic},
+                              embedding_scale,
+                              residual_scale,
+                              attention_scale,
+                              attention_cap,
+                              logit_scale,
+                              logit_cap};
+          },
+          nb::kw_only(), "layer_norm"_a = false, "wide_head_norms"_a = false, "parallel"_a = false,
+          "interleaved"_a = false, "gate_linear"_a = 1.0f, "gate_cubic"_a = 0.0f,
+          "embedding_scale"_a = 1.0f, "residual_scale"_a = 1.0f, "attention_scale"_a,
+          "attention_cap"_a = 0.0f, "logit_scale"_a = 1.0f, "logit_cap"_a = 0.0f);
+  nb::class_<LayerArrays>(
+      m, "Layer",
+      "A layer's vectors: norms of what its blocks read and of what they add, each\n"
+      "perhaps None, norms over a head (head_dim,) or over all, or None, the biases of\n"
+      "its seven linear layers, each perhaps None; how many positions attention sees\n"
+      "(0: all), and which of the model's ropes it has (-1: none).")
+      .def(
+          "__init__",
+          [](LayerArrays* self, std::optional<NormArrays> attention_input,
+             std::optional<NormArrays> mlp_input, std::optional<NormArrays> attention_output,
+             std::optional<NormArrays> mlp_output, std::int32_t window, std::int32_t rope,
              std::optional<Vector> q_norm, std::optional<Vector> k_norm,
              std::vector<std::optional<Vector>> biases) {
-            new (self) LayerArrays{std::move(input_norm), std::move(post_norm), window,
-                                   std::move(q_norm),     std::move(k_norm),    std::move(biases)};
+            new (self) LayerArrays{std::move(attention_input),
+                                   std::move(mlp_input),
+                                   std::move(attention_output),
+                                   std::move(mlp_output),
+                                   window,
+                                   rope,
+                                   std::move(q_norm),
+                                   std::move(k_norm),
+                                   std::move(biases)};
           },
-          nb::kw_only(), "input_norm"_a.noconvert(), "post_norm"_a.noconvert(), "window"_a,
-          "q_norm"_a.none().noconvert(), "k_norm"_a.none().noconvert(), "biases"_a.noconvert());
+          nb::kw_only(), "attention_input"_a.none(), "mlp_input"_a.none(),
+          "attention_output"_a.none() = nb::none(), "mlp_output"_a.none() = nb::none(), "window"_a,
+          "rope"_a = 0, "q_norm"_a.none().noconvert(), "k_norm"_a.none().noconvert(),
+          "biases"_a.noconvert());
   nb::class_<ModelArrays>(
       m, "Model",
       "All of a model but its linear layers.\n\n"
-      "`inverse_frequency` is (head_dim / 2,), `embedding` (vocab, hidden) bf16\n"
-      "bits, or packed dense, or None where the head, packed dense, is the embedding\n"
+      "The first `rotary_dim` dimensions of a head turn. `embedding` is (vocab, hidden)\n"
+      "bf16 bits, or packed dense, or None where the head, packed dense, is the embedding\n"
       "too. `block` is that of all linear layers: inputs that share a scale, 0 for\n"
       "bf16.")
       .def(
           "__init__",
           [](ModelArrays* self, std::size_t hidden, std::size_t heads, std::size_t kv_heads,
-             std::size_t head_dim, std::size_t intermediate, std::size_t vocab, float eps,
-             float rope_factor, Vector inverse_frequency, Vector final_norm,
-             const PackedLayer& head, std::optional<Embedding> embedding,
+             std::size_t head_dim, std::size_t intermediate, std::size_t vocab,
+             std::size_t rotary_dim, float eps, const Blocks& blocks, std::vector<RopeArrays> ropes,
+             NormArrays final_norm, const PackedLayer& head, std::optional<Embedding> embedding,
              std::vector<LayerArrays> layers, std::size_t block) {
             new (self) ModelArrays{hidden,
                                    heads,
@@ -261,9 +352,10 @@ void bind_structs(nb::module_& m) {
                                    head_dim,
                                    intermediate,
                                    vocab,
+                                   rotary_dim,
                                    eps,
-                                   rope_factor,
-                                   std::move(inverse_frequency),
+                                   blocks,
+                                   std::move(ropes),
                                    std::move(final_norm),
                                    head,
                                    std::move(embedding),
@@ -271,9 +363,8 @@ void bind_structs(nb::module_& m) {
                                    block};
           },
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a,
-          "vocab"_a, "eps"_a, "rope_factor"_a, "inverse_frequency"_a.noconvert(),
-          "final_norm"_a.noconvert(), "head"_a, "embedding"_a.none().noconvert(), "layers"_a,
-          "block"_a = 0);
+          "vocab"_a, "rotary_dim"_a, "eps"_a, "blocks"_a, "ropes"_a, "final_norm"_a, "head"_a,
+          "embedding"_a.none().noconvert(), "layers"_a, "block"_a = 0);
   nb::class_<Step>(m, "Step",
                    "What one step computes.\n\n"
                    "Args:\n"

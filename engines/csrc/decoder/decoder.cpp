@@ -33,12 +33,21 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
       kernels_(kernels_for(isa)),
       layer_products_(isa, model_.block),
       head_products_(isa, model_.head.block),
-      ops_(decoder_ops(isa)) {
+      ops_(decoder_ops(isa)),
+      adds_apart_(model_.adds_apart()) {
   if (model_.kv_heads == 0 || model_.heads % model_.kv_heads != 0) {
     throw std::invalid_argument("decoder: heads are no multiple of key-value heads");
   }
   if (model_.head_dim == 0 || model_.head_dim % 2 != 0) {
     throw std::invalid_argument("decoder: the head size must be even");
+  }
+  if (model_.rotary_dim % 2 != 0 || model_.rotary_dim > model_.head_dim) {
+    throw std::invalid_argument("decoder: rotary dimensions must be even, and within the head");
+  }
+  for (const Layer& layer : model_.layers) {
+    if (layer.rope < -1 || layer.rope >= static_cast<std::int32_t>(model_.ropes.size())) {
+      throw std::invalid_argument("decoder: a layer names no rope of the model");
+    }
   }
   if (limits_.threads < 1 || limits_.max_tokens < 1 || limits_.pages < 1) {
     throw std::invalid_argument("decoder: a limit is below 1");
@@ -53,7 +62,8 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
   residual_ = floats(model_.hidden);
   qkv_ = floats(model_.q_width() + 2 * model_.kv_width());
   attention_ = floats(model_.q_width());
-  rotary_ = floats(model_.head_dim);
+  rotary_ = floats(model_.rotary_dim * model_.ropes.size());
+  addend_ = floats(adds_apart_ ? model_.hidden : 0);
   gate_ = floats(model_.intermediate);
   up_ = floats(model_.intermediate);
   query_ = std::make_unique<LazyBuffer>(tokens * model_.heads * padded_dim(model_.head_dim) *

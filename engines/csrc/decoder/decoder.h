@@ -1,4 +1,4 @@
-// A decoder-only transformer of the Llama family, one native call per step.
+// A decoder-only transformer, one native call per step; `Blocks` says how its family differs.
 #pragma once
 
 #include <atomic>
@@ -78,13 +78,14 @@ class Decoder {
   const Products layer_products_;
   const Products head_products_;
   const DecoderOps& ops_;
+  const bool adds_apart_;
   std::vector<std::vector<Linears>> sets_;
   std::vector<Mask> masks_;
   std::size_t page_stride_;
   std::unique_ptr<LazyBuffer> cache_;
   // Sized for max_tokens once, so that a step allocates nothing but its plan.
   std::unique_ptr<LazyBuffer> residual_, qkv_, query_, attention_, rotary_, gate_, up_, prepared_,
-      intermediate_, quantised_, quantised_scales_;
+      addend_, intermediate_, quantised_, quantised_scales_;
   std::vector<float> partial_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<std::atomic<std::size_t>[]> next_item_;

@@ -1,6 +1,7 @@
 // What a decoder step reads: the model's weights under each mask. Nothing here owns its data.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -31,30 +32,65 @@ struct LayerPatch {
 };
 using Patches = std::array<LayerPatch, linear_count>;
 
+struct Norm {
+  const float* gain = nullptr;  // null: there is no norm here
+  const float* bias = nullptr;  // null: none
+  explicit operator bool() const { return gain; }
+};
+
 struct Layer {
   std::array<const float*, linear_count> bias{};  // null: none
-  const float* input_norm;
-  const float* post_norm;
-  const float* q_norm = nullptr;  // over one head; null: none
+  Norm attention_input, mlp_input;                // of what the block reads
+  Norm attention_output, mlp_output;              // of what it adds to the residual stream
+  const float* q_norm = nullptr;  // over one head, or over all (`wide_head_norms`); null: none
   const float* k_norm = nullptr;
   std::int32_t window = 0;  // positions that attention sees; 0: all
+  std::int32_t rope = 0;    // which of the model's; -1: none
+};
+
+// A rotary embedding of the first `rotary_dim` dimensions of a head.
+struct Rope {
+  const float* inverse_frequency;  // rotary_dim / 2
+  float factor;                    // attention scaling; 1 for most
+};
+
+// How the blocks of a family are put together, where families differ.
+struct Blocks {
+  bool layer_norm = false;       // norms subtract the mean
+  bool wide_head_norms = false;  // q_norm and k_norm are over all heads at once
+  bool parallel = false;         // attention and MLP read the same residual stream
+  bool interleaved = false;      // rotary pairs are neighbours, not half a head apart
+  GateCurve curve;
+  float embedding_scale = 1.0f;
+  float residual_scale = 1.0f;  // of what a block adds
+  float attention_scale;        // of scores
+  float attention_cap = 0.0f;   // c: scores become c tanh(score / c); 0: they stay
+  float logit_scale = 1.0f;
+  float logit_cap = 0.0f;
 };
 
 struct Model {
   std::size_t hidden, heads, kv_heads, head_dim, intermediate, vocab;
+  std::size_t rotary_dim;
   float eps;
-  float rope_factor;               // attention scaling of the rotary embedding; 1 for most
-  const float* inverse_frequency;  // head_dim / 2
+  Blocks blocks;
+  std::vector<Rope> ropes;
   const std::uint16_t* embedding;  // vocab x hidden, bf16; null: `table` has its rows
   Weights table;                   // a packed embedding: the head's own weights where it is tied
   Weights head;
   std::size_t block;  // inputs that share a scale in all linear layers; 0: they are bf16
-  const float* final_norm;
+  Norm final_norm;
   std::vector<Layer> layers;
 
   std::size_t q_width() const { return heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
   std::size_t group() const { return heads / kv_heads; }
+  // Whether what a block adds is changed, or held back, before it is added.
+  bool adds_apart() const {
+    if (blocks.parallel || blocks.residual_scale != 1.0f) return true;
+    return std::any_of(layers.begin(), layers.end(),
+                       [](const Layer& l) { return l.attention_output || l.mlp_output; });
+  }
 };
 
 }  // namespace twofour

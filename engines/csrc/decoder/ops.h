@@ -32,11 +32,15 @@ constexpr std::size_t head_page_bytes(std::size_t dim) {
 
 }  // namespace
 
-// Rotary embedding of one head, after an optional RMS norm over the head.
+// Rotary embedding of one head, after an optional RMS norm over the head, or over all of them.
 struct Rotary {
-  const float* cos;  // head_dim / 2
+  const float* cos;  // dim / 2, or none: nothing turns
   const float* sin;
+  std::size_t dim;    // how many of the head's dimensions turn, the first ones
+  bool interleaved;   // neighbours turn together, not dimensions dim / 2 apart
   const float* norm;  // head_dim weights, or none
+  const float* over;  // what the norm is over: `width` values
+  std::size_t width;
   float eps;
   std::size_t head_dim;
 };
@@ -53,6 +57,7 @@ struct Attend {
   std::size_t page_stride;    // bytes
   std::size_t dim;            // padded
   float scale;
+  float cap;  // c: scores become c tanh(score / c); 0: they stay
   std::int32_t window;
   std::size_t begin, end;
 };
@@ -66,8 +71,13 @@ struct Softmax {
 };
 
 struct DecoderOps {
-  // out = x / rms(x) * weight, over n values.
-  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* out);
+  // out = x / rms(x) * gain, over n values.
+  void (*rms_norm)(const float* x, const float* gain, std::size_t n, float eps, float* out);
+  // out = (x - mean(x)) / deviation(x) * gain (+ bias).
+  void (*layer_norm)(const float* x, const float* gain, const float* bias, std::size_t n, float eps,
+                     float* out);
+  // x *= scale; with cap > 0 then x = cap tanh(x / cap).
+  void (*soft_cap)(float* x, std::size_t n, float scale, float cap);
   void (*widen)(const std::uint16_t* x, std::size_t n, float* out);
   // One head (head_dim floats) -> padded_dim(head_dim) bf16 values, the padding zero.
   void (*rotate)(const float* x, const Rotary& rotary, std::uint16_t* out);

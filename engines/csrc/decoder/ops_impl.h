@@ -48,7 +48,7 @@ float sum_lanes(Floats v) {
 }
 
 template <class Lanes>
-void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* out) {
+void rms_norm(const float* x, const float* gain, std::size_t n, float eps, float* out) {
   // Two chains of sums, so that one's latency hides behind the other.
   Floats even{}, odd{};
   std::size_t i = 0;
@@ -60,29 +60,53 @@ void rms_norm(const float* x, const float* weight, std::size_t n, float eps, flo
   float squares = sum_lanes(even + odd);
   for (; i < n; ++i) squares += x[i] * x[i];
   const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
-  for (i = 0; i < n; ++i) out[i] = x[i] * factor * weight[i];
+  for (i = 0; i < n; ++i) out[i] = x[i] * factor * gain[i];
+}
+
+void layer_norm(const float* x, const float* gain, const float* bias, std::size_t n, float eps,
+                float* out) {
+  float sum = 0.0f, squares = 0.0f;
+  for (std::size_t i = 0; i < n; ++i) sum += x[i];
+  const float mean = sum / static_cast<float>(n);
+  for (std::size_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const float factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+  for (std::size_t i = 0; i < n; ++i) {
+    out[i] = (x[i] - mean) * factor * gain[i] + (bias ? bias[i] : 0.0f);
+  }
+}
+
+// c tanh(x / c): tanh(y) = 1 - 2 / (e^2y + 1).
+float capped(float x, float cap) { return cap - 2.0f * cap / (exp_clamped(2.0f * x / cap) + 1.0f); }
+
+void soft_cap(float* x, std::size_t n, float scale, float cap) {
+  for (std::size_t i = 0; i < n; ++i) x[i] *= scale;
+  if (cap == 0.0f) return;
+  for (std::size_t i = 0; i < n; ++i) x[i] = capped(x[i], cap);
 }
 
 void widen(const std::uint16_t* x, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; ++i) out[i] = bf16_to_float(x[i]);
 }
 
-// Dimension i turns with dimension half + i, as in the checkpoints of Hugging Face (RoFormer, arXiv
-// 2104.09864, has neighbours turn together).
+// Dimension i turns with dimension half + i in most checkpoints of Hugging Face, and with its
+// neighbour in some (as in RoFormer, arXiv 2104.09864).
 void rotate(const float* x, const Rotary& r, std::uint16_t* out) {
-  const std::size_t half = r.head_dim / 2;
   float factor = 1.0f;
   if (r.norm) {
     float squares = 0.0f;
-    for (std::size_t i = 0; i < r.head_dim; ++i) squares += x[i] * x[i];
-    factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(r.head_dim) + r.eps);
+    for (std::size_t i = 0; i < r.width; ++i) squares += r.over[i] * r.over[i];
+    factor = 1.0f / __builtin_sqrtf(squares / static_cast<float>(r.width) + r.eps);
   }
+  const auto normed = [&](std::size_t i) { return r.norm ? x[i] * factor * r.norm[i] : x[i]; };
+  const std::size_t turning = r.cos ? r.dim : 0, half = turning / 2;
   for (std::size_t i = 0; i < half; ++i) {
-    const float a = r.norm ? x[i] * factor * r.norm[i] : x[i];
-    const float b = r.norm ? x[half + i] * factor * r.norm[half + i] : x[half + i];
-    out[i] = float_to_bf16(a * r.cos[i] - b * r.sin[i]);
-    out[half + i] = float_to_bf16(b * r.cos[i] + a * r.sin[i]);
+    const std::size_t first = r.interleaved ? 2 * i : i,
+                      second = r.interleaved ? 2 * i + 1 : half + i;
+    const float a = normed(first), b = normed(second);
+    out[first] = float_to_bf16(a * r.cos[i] - b * r.sin[i]);
+    out[second] = float_to_bf16(b * r.cos[i] + a * r.sin[i]);
   }
+  for (std::size_t i = turning; i < r.head_dim; ++i) out[i] = float_to_bf16(normed(i));
   for (std::size_t i = r.head_dim; i < padded_dim(r.head_dim); ++i) out[i] = 0;
 }
 
@@ -206,6 +230,11 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
   std::uint16_t weights[R][chunk_positions];
   float rescale[R];
   scores_of<Lanes, R>(a.q + row, tiles, a.dim, a.scale, scores);
+  if (a.cap > 0.0f) {
+    for (int r = 0; r < R; ++r) {
+      for (std::size_t i = 0; i < chunk_positions; ++i) scores[r][i] = capped(scores[r][i], a.cap);
+    }
+  }
   std::size_t last = 0;  // end of the positions that any of the rows sees
   for (int r = 0; r < R; ++r) {
     const std::size_t at = row + static_cast<std::size_t>(r);
@@ -286,7 +315,8 @@ void finish(const float* acc, float sum, std::size_t head_dim, float* out) {
 
 template <class Lanes>
 constexpr DecoderOps decoder_ops_of() {
-  return {rms_norm<Lanes>, widen, rotate, store_position, attend<Lanes>, merge, finish};
+  return {rms_norm<Lanes>, layer_norm,    soft_cap, widen, rotate,
+          store_position,  attend<Lanes>, merge,    finish};
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ void Decoder::Run::work(std::size_t thread, std::size_t count) {
 }
 
 void Decoder::Run::embed(std::size_t thread, std::size_t count) {
-  const std::size_t half = m_.head_dim / 2;
+  const std::size_t half = m_.rotary_dim / 2, ropes = m_.ropes.size();
   const Range tokens = share(plan_.tokens, thread, count);
   for (std::size_t t = tokens.begin; t < tokens.end; ++t) {
     const auto id = static_cast<std::size_t>(in_.tokens[t]);
@@ -67,19 +67,25 @@ void Decoder::Run::embed(std::size_t thread, std::size_t count) {
     } else {
       read_row(m_.table, id, row);
     }
-    float* angles = floats(d_.rotary_) + t * m_.head_dim;
+    if (m_.blocks.embedding_scale != 1.0f) {
+      for (std::size_t i = 0; i < m_.hidden; ++i) row[i] *= m_.blocks.embedding_scale;
+    }
+    float* angles = floats(d_.rotary_) + t * ropes * m_.rotary_dim;
     const auto position = static_cast<float>(plan_.places[t].position);
-    for (std::size_t i = 0; i < half; ++i) {
-      const float angle = position * m_.inverse_frequency[i];
-      angles[i] = std::cos(angle) * m_.rope_factor;
-      angles[half + i] = std::sin(angle) * m_.rope_factor;
+    for (std::size_t r = 0; r < ropes; ++r, angles += m_.rotary_dim) {
+      const Rope& rope = m_.ropes[r];
+      for (std::size_t i = 0; i < half; ++i) {
+        const float angle = position * rope.inverse_frequency[i];
+        angles[i] = std::cos(angle) * rope.factor;
+        angles[half + i] = std::sin(angle) * rope.factor;
+      }
     }
   }
 }
 
 void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::size_t count) {
   const Layer& weights = m_.layers[layer];
-  const Inputs normed = prepare_normed(weights.input_norm, thread, count);
+  const Inputs normed = prepare_normed(weights.attention_input, thread, count);
   const std::size_t q = m_.q_width(), kv = m_.kv_width();
   multiply(layer, normed,
            {{q_proj, OutputKind::f32, qkv_, qkv_width_},
@@ -106,17 +112,41 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
   }
   barrier_.wait();
   const Inputs context = prepare_attention(thread, count);
-  multiply(layer, context, {{o_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
+  multiply(layer, context, {output_job(o_proj, d_.adds_apart_)}, thread, count);
   barrier_.wait();
+  // In parallel blocks the MLP reads the stream as it was before attention.
+  if (d_.adds_apart_ && !m_.blocks.parallel) add_apart(weights.attention_output, thread, count);
 }
 
 void Decoder::Run::mlp_layer(std::size_t layer, std::size_t thread, std::size_t count) {
-  const Inputs normed = prepare_normed(m_.layers[layer].post_norm, thread, count);
+  const Inputs normed = prepare_normed(m_.layers[layer].mlp_input, thread, count);
   gated(layer, normed, thread, count);
   barrier_.wait();
   const Inputs product = d_.layer_products_.prepares_gated() ? Inputs{d_.intermediate_->data(), {}}
                                                              : prepare_gated(thread, count);
-  multiply(layer, product, {{down_proj, OutputKind::f32_add, residual_, m_.hidden}}, thread, count);
+  const bool apart = d_.adds_apart_ && !m_.blocks.parallel;
+  multiply(layer, product, {output_job(down_proj, apart)}, thread, count);
+  barrier_.wait();
+  if (d_.adds_apart_) add_apart(m_.layers[layer].mlp_output, thread, count);
+}
+
+Decoder::Run::Job Decoder::Run::output_job(LinearId id, bool apart) const {
+  if (apart) return {id, OutputKind::f32, floats(d_.addend_), m_.hidden};
+  return {id, OutputKind::f32_add, residual_, m_.hidden};
+}
+
+void Decoder::Run::add_apart(const Norm& norm, std::size_t thread, std::size_t count) {
+  float* row = d_.scratch_[thread]->row.data();
+  const Range mine = share(plan_.tokens, thread, count);
+  for (std::size_t t = mine.begin; t < mine.end; ++t) {
+    const float* addend = floats(d_.addend_) + t * m_.hidden;
+    if (norm) {
+      normalise(addend, norm, row);
+      addend = row;
+    }
+    float* to = residual_ + t * m_.hidden;
+    for (std::size_t i = 0; i < m_.hidden; ++i) to[i] += m_.blocks.residual_scale * addend[i];
+  }
   barrier_.wait();
 }
 
@@ -128,12 +158,29 @@ void Decoder::Run::head(std::size_t thread, std::size_t count) {
   const Range mine = alone ? Range{0, rows} : share(rows, thread, count);
   for (std::size_t r = mine.begin; r < mine.end; ++r) {
     const float* x = residual_ + static_cast<std::size_t>(in_.logit_rows[r]) * m_.hidden;
-    d_.ops_.rms_norm(x, m_.final_norm, m_.hidden, m_.eps, scratch.row.data());
+    normalise(x, m_.final_norm, scratch.row.data());
     d_.head_products_.prepare(scratch.row.data(), rows, m_.hidden, to, r);
   }
   if (!alone) barrier_.wait();
-  d_.head_products_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab},
-                           share(row_blocks(m_.vocab), thread, count));
+  const Range blocks = share(row_blocks(m_.vocab), thread, count);
+  d_.head_products_.linear(m_.head, to, rows, {OutputKind::f32, in_.logits, m_.vocab}, blocks);
+  if (m_.blocks.logit_scale == 1.0f && m_.blocks.logit_cap == 0.0f) return;
+  const std::size_t begin = std::min(blocks.begin * tile_rows, m_.vocab);
+  const std::size_t end = std::min(blocks.end * tile_rows, m_.vocab);
+  for (std::size_t r = 0; r < rows; ++r) {
+    d_.ops_.soft_cap(in_.logits + r * m_.vocab + begin, end - begin, m_.blocks.logit_scale,
+                     m_.blocks.logit_cap);
+  }
+}
+
+void Decoder::Run::normalise(const float* x, const Norm& norm, float* out) const {
+  if (!norm) {
+    std::copy_n(x, m_.hidden, out);
+  } else if (m_.blocks.layer_norm) {
+    d_.ops_.layer_norm(x, norm.gain, norm.bias, m_.hidden, m_.eps, out);
+  } else {
+    d_.ops_.rms_norm(x, norm.gain, m_.hidden, m_.eps, out);
+  }
 }
 
 template <class Fill>
@@ -159,10 +206,10 @@ Decoder::Run::Inputs Decoder::Run::prepare(std::size_t k, std::size_t thread, st
   return {to, {values, scales}};
 }
 
-Decoder::Run::Inputs Decoder::Run::prepare_normed(const float* weight, std::size_t thread,
+Decoder::Run::Inputs Decoder::Run::prepare_normed(const Norm& norm, std::size_t thread,
                                                   std::size_t count) {
   return prepare(m_.hidden, thread, count, [&](std::size_t t, float* row) {
-    d_.ops_.rms_norm(residual_ + t * m_.hidden, weight, m_.hidden, m_.eps, row);
+    normalise(residual_ + t * m_.hidden, norm, row);
     return row;
   });
 }
@@ -246,8 +293,10 @@ void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t th
     const std::byte* x = inputs.prepared + unit_offset(number, gate.k);
     const Output out =
         d_.layer_products_.prepares_gated()
-            ? Output{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width), 0}
-            : Output{OutputKind::f32, floats(d_.gate_) + unit.begin * width, width};
+            ? Output{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width), 0,
+                     nullptr, m_.blocks.curve}
+            : Output{OutputKind::f32, floats(d_.gate_) + unit.begin * width, width, nullptr,
+                     m_.blocks.curve};
     const Range mine = share(row_blocks(width), thread, count);
     if (mine.begin == mine.end) continue;
     // A bias, a patch or another layout of one of the two must reach its product before they meet.
@@ -268,7 +317,7 @@ void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t th
         if (run.unit == number) patch(run, layer, job, inputs, mine);
       }
     }
-    d_.kernels_.silu_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width,
+    d_.kernels_.gate_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width,
                          width, width, unit.size(), out, mine.begin, mine.end);
   }
 }

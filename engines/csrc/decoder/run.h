@@ -52,8 +52,13 @@ class Decoder::Run {
   void mlp_layer(std::size_t layer, std::size_t thread, std::size_t count);
   void head(std::size_t thread, std::size_t count);
 
+  void normalise(const float* x, const Norm& norm, float* out) const;
   // Norm of the residual stream, prepared; returns what the products of this thread read.
-  Inputs prepare_normed(const float* weight, std::size_t thread, std::size_t count);
+  Inputs prepare_normed(const Norm& norm, std::size_t thread, std::size_t count);
+  // A block's last product: onto the residual stream, or beside it, for `add_apart` to add.
+  Job output_job(LinearId id, bool apart) const;
+  // Adds what lies beside the residual stream to it, normed and scaled; ends with a wait.
+  void add_apart(const Norm& norm, std::size_t thread, std::size_t count);
   Inputs prepare_attention(std::size_t thread, std::size_t count);
   Inputs prepare_gated(std::size_t thread, std::size_t count);
   // Prepares every unit's tokens, each of them the k floats that `fill(token, row)` returns.
@@ -73,7 +78,9 @@ class Decoder::Run {
   void attend(std::size_t layer, const AttentionItem& item, Scratch& scratch);
   void attend_single(std::size_t layer, const AttentionItem& item, Scratch& scratch);
   void collect(std::size_t token, float* row, Scratch& scratch);
-  Rotary rotary(std::size_t token, const float* norm) const;
+  // Of one head at x, which is part of `row`, the `width` values of all heads.
+  Rotary rotary(std::size_t layer, std::size_t token, const float* norm, const float* x,
+                const float* row, std::size_t width) const;
   Attend attention_of(std::size_t layer, const AttentionItem& item, Scratch& scratch) const;
   Softmax partial(std::size_t number) const;
   std::byte* page(std::size_t layer, std::size_t sequence, std::size_t position,

@@ -1,6 +1,4 @@
 // The attention part of a step: rotary embedding, the cache, and the softmax over pages.
-#include <cmath>
-
 #include "decoder/run.h"
 
 namespace twofour {
@@ -11,15 +9,26 @@ Softmax softmax(std::vector<float>& buffer, std::size_t rows) {
   return {buffer.data(), buffer.data() + rows, buffer.data() + 2 * rows};
 }
 
-float* angles_of(const LazyBuffer& rotary, std::size_t token, std::size_t head_dim) {
-  return reinterpret_cast<float*>(rotary.data()) + token * head_dim;
-}
-
 }  // namespace
 
-Rotary Decoder::Run::rotary(std::size_t token, const float* norm) const {
-  const float* angles = angles_of(*d_.rotary_, token, m_.head_dim);
-  return {angles, angles + m_.head_dim / 2, norm, m_.eps, m_.head_dim};
+Rotary Decoder::Run::rotary(std::size_t layer, std::size_t token, const float* norm, const float* x,
+                            const float* row, std::size_t width) const {
+  Rotary r{};
+  r.dim = m_.rotary_dim;
+  r.interleaved = m_.blocks.interleaved;
+  r.eps = m_.eps;
+  r.head_dim = m_.head_dim;
+  const bool wide = m_.blocks.wide_head_norms;
+  r.norm = norm && wide ? norm + (x - row) : norm;
+  r.over = wide ? row : x;
+  r.width = wide ? width : m_.head_dim;
+  const std::int32_t rope = m_.layers[layer].rope;
+  if (rope >= 0) {
+    const std::size_t number = token * m_.ropes.size() + static_cast<std::size_t>(rope);
+    r.cos = reinterpret_cast<const float*>(d_.rotary_->data()) + number * m_.rotary_dim;
+    r.sin = r.cos + m_.rotary_dim / 2;
+  }
+  return r;
 }
 
 std::byte* Decoder::Run::page(std::size_t layer, std::size_t sequence, std::size_t position,
@@ -38,15 +47,18 @@ Softmax Decoder::Run::partial(std::size_t number) const {
 
 void Decoder::Run::rotate_query(std::size_t layer, std::size_t token, std::size_t head,
                                 std::uint16_t* out) {
-  d_.ops_.rotate(qkv_ + token * qkv_width_ + head * m_.head_dim,
-                 rotary(token, m_.layers[layer].q_norm), out);
+  const float* row = qkv_ + token * qkv_width_;
+  const float* x = row + head * m_.head_dim;
+  d_.ops_.rotate(x, rotary(layer, token, m_.layers[layer].q_norm, x, row, m_.q_width()), out);
 }
 
 void Decoder::Run::store_key_value(std::size_t layer, std::size_t token, std::size_t kv_head,
                                    Scratch& scratch) {
   const TokenPlace& place = plan_.places[token];
-  const float* row = qkv_ + token * qkv_width_ + m_.q_width() + kv_head * m_.head_dim;
-  d_.ops_.rotate(row, rotary(token, m_.layers[layer].k_norm), scratch.key.data());
+  const float* keys = qkv_ + token * qkv_width_ + m_.q_width();
+  const float* row = keys + kv_head * m_.head_dim;
+  const float* norm = m_.layers[layer].k_norm;
+  d_.ops_.rotate(row, rotary(layer, token, norm, row, keys, m_.kv_width()), scratch.key.data());
   const auto position = static_cast<std::size_t>(place.position);
   const bool last = static_cast<std::size_t>(in_.token_begin[place.sequence + 1]) == token + 1;
   d_.ops_.store_position(scratch.key.data(), row + m_.kv_width(), m_.head_dim,
@@ -80,7 +92,8 @@ Attend Decoder::Run::attention_of(std::size_t layer, const AttentionItem& item,
   a.cache = d_.cache_->data() + (layer * m_.kv_heads + item.kv_head) * head_page_bytes(dim);
   a.page_stride = d_.page_stride_;
   a.dim = dim;
-  a.scale = 1.0f / std::sqrt(static_cast<float>(m_.head_dim));
+  a.scale = m_.blocks.attention_scale;
+  a.cap = m_.blocks.attention_cap;
   a.window = m_.layers[layer].window;
   return a;
 }

@@ -243,7 +243,9 @@ struct Driver {
         const Part<2> rows{{gate.data + block * bytes, up.data + block * bytes}, {}, 0, {}, 0};
         pass<L, 2>(rows, x, p, first, last, tiles, acc,
                    [&](std::size_t token, float* v, std::size_t next) {
-                     for (std::size_t i = 0; i < tile_rows; ++i) v[i] = silu(v[i]) * v[next + i];
+                     for (std::size_t i = 0; i < tile_rows; ++i) {
+                       v[i] = gated_by(v[i], y.curve.linear, y.curve.cubic) * v[next + i];
+                     }
                      write(y, p, gate.n, token, block, v);
                    });
       }
@@ -270,7 +272,7 @@ struct Driver {
     }
   }
 
-  static void silu_mul(const float* gate, const float* up, std::size_t stride, std::size_t n,
+  static void gate_mul(const float* gate, const float* up, std::size_t stride, std::size_t n,
                        std::size_t tokens, const Output& y, std::size_t begin, std::size_t end) {
     const Panels p = panels(tokens);
     for (std::size_t token = 0; token < tokens; ++token) {
@@ -278,7 +280,9 @@ struct Driver {
         const std::size_t from = token * stride + block * tile_rows;
         const std::size_t valid = smaller(tile_rows, n - block * tile_rows);
         float values[tile_rows] = {};
-        for (std::size_t i = 0; i < valid; ++i) values[i] = silu(gate[from + i]) * up[from + i];
+        for (std::size_t i = 0; i < valid; ++i) {
+          values[i] = gated_by(gate[from + i], y.curve.linear, y.curve.cubic) * up[from + i];
+        }
         write(y, p, n, token, block, values);
       }
     }
@@ -303,7 +307,7 @@ struct Driver {
   }
 
   static constexpr Kernels table() {
-    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated, silu_mul,
+    return {prepared_bytes, prepare<float>, prepare<std::uint16_t>, linear, gated, gate_mul,
             patch_add,      Ops::read,      Ops::kernel_name};
   }
 

@@ -41,11 +41,18 @@ enum class OutputKind : int {
   bf16,      // y = bf16(product (+ bias))
   prepared,  // y is prepared activations of the same tokens, with k = n: the next product's input
 };
+// What a gated product makes of its gate: x * sigmoid(linear x + cubic x^3). SiLU as it stands;
+// GELU in its tanh form (arXiv 1606.08415, section 2) with linear = 2 sqrt(2 / pi) and cubic =
+// 0.044715 times that.
+struct GateCurve {
+  float linear = 1.0f, cubic = 0.0f;
+};
 struct Output {
   OutputKind kind;
   void* data;
   std::size_t stride;           // elements between tokens; unused for `prepared`
   const float* bias = nullptr;  // n values, or none
+  GateCurve curve{};            // of gated products
 };
 
 // A difference between two masks of one layer, as compressed rows; docs/kernels.md, "Patches".
@@ -78,13 +85,13 @@ struct Kernels {
   // Row blocks [begin, end) of row_blocks(w.n). Either layout of bf16.
   void (*linear)(const Weights& w, const void* prepared, std::size_t tokens, const Output& y,
                  std::size_t begin, std::size_t end);
-  // silu(gate x) * (up x): both of one shape and layout. `y.bias` is not used.
+  // curve(gate x) * (up x): both of one shape and layout. `y.bias` is not used.
   void (*gated)(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
                 const Output& y, std::size_t begin, std::size_t end);
-  // y = silu(gate) * up over tokens x n floats, row blocks [begin, end): for callers that must
+  // y = curve(gate) * up over tokens x n floats, row blocks [begin, end): for callers that must
   // change gate or up (patches) before the product. gate and up have `stride` elements between
   // tokens.
-  void (*silu_mul)(const float* gate, const float* up, std::size_t stride, std::size_t n,
+  void (*gate_mul)(const float* gate, const float* up, std::size_t stride, std::size_t n,
                    std::size_t tokens, const Output& y, std::size_t begin, std::size_t end);
   // y[t] += patch product, for the `count` tokens listed in `which`, outputs of row blocks
   // [begin, end). `prepared` and `tokens` are those of the whole batch.

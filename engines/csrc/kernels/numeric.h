@@ -15,7 +15,12 @@ inline float exp_clamped(float x) {
   return exp_within_range<Taylor>(x);
 }
 
-inline float silu(float x) { return x / (1.0f + exp_clamped(-x)); }
+// x * sigmoid(linear x + cubic x^3).
+inline float gated_by(float x, float linear, float cubic) {
+  // Where there is no cube, an x whose square overflows must not become NaN.
+  const float slope = cubic == 0.0f ? linear : linear + cubic * (x * x);
+  return x / (1.0f + exp_clamped(-(x * slope)));
+}
 
 }  // namespace
 }  // namespace twofour

@@ -68,6 +68,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral-window": {"architecture": "mistral", "sliding_window": 40},
     "qwen2": {"architecture": "qwen2"},
     "qwen3": {"architecture": "qwen3", "head_dim": 32, "tie_word_embeddings": False},
+    "gemma2": {"architecture": "gemma2", "head_dim": 32, "sliding_window": 40},
+    "gemma3": {"architecture": "gemma3_text", "head_dim": 32, "sliding_window": 40},
+    "smollm3": {"architecture": "smollm3", "no_rope_layers": [1, 0]},
+    "granite": {
+        "architecture": "granite",
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.25,
+    },
+    "olmo2": {"architecture": "olmo2"},
+    "olmo3-window": {"architecture": "olmo3", "sliding_window": 40},
+    "cohere2": {"architecture": "cohere2", "sliding_window": 40, "logit_scale": 0.8},
+    "stablelm": {"architecture": "stablelm", "use_qkv_bias": True},
 }
 
 

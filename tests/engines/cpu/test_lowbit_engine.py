@@ -17,7 +17,7 @@ from engines.cpu.describe import kernels_of_directory
 from engines.cpu.engine import CpuEngine
 from engines.cpu.mask_weights import DenseSource, copies_of
 from engines.directory.build import BuildRequest
-from engines.directory.decoder_config import LINEARS
+from engines.directory.families import LINEARS
 from engines.directory.manifest import read_manifest
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError

@@ -6,13 +6,21 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+EPS = st.sampled_from([1e-5, 0.5])
+FIXED_HEADS = ("cohere2", "stablelm")
+"""Families whose head_dim is hidden_size over the number of heads."""
+COUNTED_HEADS = ("mistral", "gemma", "gemma2", "gemma3_text", "stablelm")
+"""Families whose `num_key_value_heads` is no null."""
+TYPED = ("gemma2", "gemma3_text", "olmo3", "cohere2")
+"""Families whose `layer_types` alone say which layers have windows."""
+
 
 @st.composite
 def decoder_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     """Fields of a tiny decoder; what the architecture leaves open is often absent or null."""
     context, layers = draw(st.sampled_from([48, 96])), draw(st.integers(1, 3))
     heads, hidden = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([64, 96]))
-    head_dim = draw(st.sampled_from([8, 16, None]))
+    head_dim = draw(st.sampled_from([8, 16, None])) if kind not in FIXED_HEADS else None
     config: dict[str, Any] = {
         "model_type": kind,
         "vocab_size": 300,
@@ -23,22 +31,63 @@ def decoder_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
         "max_position_embeddings": context,
         "initializer_range": 0.15,
     }
+    if kind == "smollm3":
+        config["pad_token_id"] = None  # its own is beyond a small vocabulary
     if head_dim is not None:
         config["head_dim"] = head_dim
-    key_value_heads = [1, 2, heads] + ([None] if kind != "mistral" else [])
+    key_value_heads = [1, 2, heads] + ([None] if kind not in COUNTED_HEADS else [])
     if (kind, heads) != ("mistral", 8) or draw(st.booleans()):
         config["num_key_value_heads"] = draw(st.sampled_from(key_value_heads))
     optional = {
-        "rms_norm_eps": st.sampled_from([1e-5, 0.5]),
+        "rms_norm_eps": EPS,
         "tie_word_embeddings": st.booleans(),
         "attention_bias": st.booleans(),
         "mlp_bias": st.booleans(),
-        "hidden_act": st.just("silu"),
     }
+    if not kind.startswith("gemma"):
+        optional["hidden_act"] = st.just("silu")
     config |= draw(st.fixed_dictionaries({}, optional=optional))
     config |= draw(windows(kind, context, layers))
-    silent = 128 if kind == "qwen3" else hidden // heads
-    return config | draw(ropes(context, head_dim or silent))
+    config |= draw(own_fields(kind, layers))
+    silent = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+    return config | draw(ropes(kind, context, head_dim or silent.get(kind, hidden // heads)))
+
+
+@st.composite
+def own_fields(draw: st.DrawFn, kind: str, layers: int) -> dict[str, Any]:
+    """Fields that one family alone has."""
+    scale, cap = st.sampled_from([0.25, 1.0, 3]), st.sampled_from([None, 2.0, 30.0])
+    fields: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+        "gemma": {"hidden_act": st.sampled_from(["gelu", "gelu_pytorch_tanh"])},
+        "gemma2": {
+            "hidden_activation": st.just("gelu_pytorch_tanh"),
+            "query_pre_attn_scalar": st.sampled_from([4, 64]),
+            "attn_logit_softcapping": cap,
+            "final_logit_softcapping": cap,
+        },
+        "smollm3": {
+            "no_rope_layers": st.lists(st.integers(0, 1), min_size=layers, max_size=layers),
+            "no_rope_layer_interval": st.integers(1, 3),
+        },
+        "granite": {
+            "embedding_multiplier": scale,
+            "residual_multiplier": scale,
+            "attention_multiplier": scale,
+            "logits_scaling": st.sampled_from([1.0, 3, 8.0]),
+        },
+        "cohere": {
+            "logit_scale": st.sampled_from([0.0625, 0.25, 1.0]),
+            "layer_norm_eps": EPS,
+        },
+        "stablelm": {"use_qkv_bias": st.booleans(), "layer_norm_eps": EPS},
+    }
+    fields["gemma3_text"] = {
+        **fields["gemma2"],
+        "sliding_window_pattern": st.integers(1, 3),
+        "use_bidirectional_attention": st.just(False),
+    }
+    fields["cohere2"] = fields["cohere"]
+    return draw(st.fixed_dictionaries({}, optional=fields.get(kind, {})))
 
 
 @st.composite
@@ -50,8 +99,15 @@ def windows(draw: st.DrawFn, kind: str, context: int, layers: int) -> dict[str, 
         "max_window_layers": st.integers(0, 4),
     }
     config: dict[str, Any] = draw(st.fixed_dictionaries({}, optional=optional))
-    if kind in ("qwen2", "qwen3") and draw(st.booleans()):
-        windowed = config.get("use_sliding_window") and config.get("sliding_window", 4096)
+    if kind in TYPED:
+        config["sliding_window"] = draw(st.sampled_from([3, 20, context, 4096]))
+        if draw(st.booleans()):
+            types = st.sampled_from(["full_attention", "sliding_attention"])
+            config["layer_types"] = draw(st.lists(types, min_size=layers, max_size=layers))
+        return config
+    if kind in ("qwen2", "qwen3", "smollm3") and draw(st.booleans()):
+        silent = None if kind == "smollm3" else 4096
+        windowed = config.get("use_sliding_window") and config.get("sliding_window", silent)
         types = ["full_attention"] + (["sliding_attention"] if windowed else [])
         kinds = st.lists(st.sampled_from(types), min_size=layers, max_size=layers)
         config["layer_types"] = draw(kinds)
@@ -59,7 +115,34 @@ def windows(draw: st.DrawFn, kind: str, context: int, layers: int) -> dict[str, 
 
 
 @st.composite
-def ropes(draw: st.DrawFn, context: int, head_dim: int) -> dict[str, Any]:
+def ropes(draw: st.DrawFn, kind: str, context: int, head_dim: int) -> dict[str, Any]:
+    """Fields of a rotary embedding, or of one per type of layers."""
+    if kind == "stablelm":
+        share = draw(st.sampled_from([None, 0.25, 0.5, 1.0]))
+        turned = int(head_dim * (0.25 if share is None else share))
+        if turned % 2 or turned < 4:
+            share, turned = 1.0, head_dim
+        one = draw(one_rope(context, turned))
+        place = one.get("rope_parameters", one) if draw(st.booleans()) else one
+        if share is not None:
+            place["partial_rotary_factor"] = share
+        return one
+    if kind not in ("gemma3_text", "olmo3"):
+        return draw(one_rope(context, head_dim))
+    # Of typed ropes transformers does not see this field (modeling_rope_utils.py).
+    one = draw(one_rope(context, head_dim).filter(lambda rope: "truncate" not in str(rope)))
+    if "rope_parameters" not in one:  # version 4: scaled for layers that see all alone
+        theta = {"rope_local_base_freq": draw(st.sampled_from([100.0, 5000.0]))}
+        return one | (theta if kind == "gemma3_text" and draw(st.booleans()) else {})
+    other = draw(one_rope(context, head_dim).filter(lambda rope: len(rope) == 1))
+    local = other.get("rope_parameters", {"rope_type": "default"})
+    return one | {
+        "rope_parameters": {"full_attention": one["rope_parameters"], "sliding_attention": local}
+    }
+
+
+@st.composite
+def one_rope(draw: st.DrawFn, context: int, head_dim: int) -> dict[str, Any]:
     """Fields of a rotary embedding."""
     number = st.sampled_from([1.0, 2.0, 4, 7.5])
     kind = draw(st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope"]))

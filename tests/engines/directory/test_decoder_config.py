@@ -47,14 +47,21 @@ def check_against_transformers(config: dict[str, Any]) -> None:
         del shapes["lm_head.weight"]
     assert found.tensor_shapes() == shapes
     assert found.tied == expected.tie_word_embeddings
-    assert found.eps == model.model.norm.variance_epsilon
+    norm = model.model.norm
+    eps = [getattr(norm, name, None) for name in ("variance_epsilon", "eps")]
+    assert found.eps in eps
     assert found.context == expected.max_position_embeddings
     assert found.heads == expected.num_attention_heads
     assert found.windows == expected_windows(model)
     rotary = type(model.model.rotary_emb)(expected)
-    frequencies, factor = found.rope.frequencies()
-    np.testing.assert_allclose(frequencies, rotary.inv_freq.numpy(), rtol=2e-6)
-    assert factor == pytest.approx(rotary.attention_scaling)
+    names = [""] if len(found.ropes) == 1 else ["full_attention_", "sliding_attention_"]
+    for number, name in enumerate(names):
+        if number not in found.rope_of_layer and not hasattr(rotary, f"{name}inv_freq"):
+            continue
+        frequencies, factor = found.ropes[number].frequencies()
+        inverse = getattr(rotary, f"{name}inv_freq").numpy()
+        np.testing.assert_allclose(frequencies, inverse, rtol=2e-6)
+        assert factor == pytest.approx(getattr(rotary, f"{name}attention_scaling"))
 
 
 def expected_windows(model: Any) -> tuple[int, ...]:
@@ -104,7 +111,7 @@ async def prompt_logprobs(directory: Path, tokens: list[int]) -> list[float]:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "architecture": ({"model_type": "gemma3"}, "'gemma3' is not supported.*llama, mistral"),
+    "architecture": ({"model_type": "gpt2"}, "'gpt2' is not supported.*llama, mistral"),
     "no architecture": ({"model_type": None}, "None is not supported"),
     "no name": ({"model_type": ["llama"]}, r"\['llama'\] is not supported"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),

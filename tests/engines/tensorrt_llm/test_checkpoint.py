@@ -160,7 +160,8 @@ def test_llama3_position_scaling_is_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gemma3"}, "'gemma3' is not supported.*llama, mistral, qwen2, qwen3"),
+        ({"model_type": "gpt2"}, "'gpt2' is not supported.*llama, mistral, qwen2, qwen3"),
+        ({"model_type": "olmo2"}, "'olmo2' is not converted.*llama, mistral, qwen2, qwen3$"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),

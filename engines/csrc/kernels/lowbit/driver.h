@@ -307,7 +307,7 @@ struct Driver {
         pass<L, 2>(gate, rows, 0, prepared, p, tokens, first, last, acc,
                    [&](std::size_t token, float* values, float* next) {
                      for (std::size_t i = 0; i < tile_rows; ++i) {
-                       values[i] = silu(values[i]) * next[i];
+                       values[i] = gated_by(values[i], y.curve.linear, y.curve.cubic) * next[i];
                      }
                      write(y, gate.n, token, at, values);
                    });

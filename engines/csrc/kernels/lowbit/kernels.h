@@ -28,7 +28,7 @@ struct Kernels {
   // several row blocks, which several threads may write.
   void (*linear)(const Weights& w, const void* prepared, std::size_t tokens, const Output& y,
                  std::size_t begin, std::size_t end);
-  // silu(gate x) * (up x): both of one shape and one block size. `y.bias` is not used.
+  // curve(gate x) * (up x): both of one shape and one block size. `y.bias` is not used.
   void (*gated)(const Weights& gate, const Weights& up, const void* prepared, std::size_t tokens,
                 const Output& y, std::size_t begin, std::size_t end);
   // Which kernel `linear` runs, for reports.
