@@ -196,7 +196,8 @@ FAMILIES: Mapping[str, Family] = {
         ropes="typed",
         local_theta="rope_local_base_freq",
         activation="hidden_activation",
-        refused=_CAUSAL,
+        # transformers reads the cap and does not apply it (modeling_gemma3.py).
+        refused=_CAUSAL | {"attn_logit_softcapping": None},
     ),
     "smollm3": Family(
         "SmolLM3",

@@ -72,7 +72,7 @@ def own_fields(draw: st.DrawFn, kind: str, layers: int) -> dict[str, Any]:
         "granite": {
             "embedding_multiplier": scale,
             "residual_multiplier": scale,
-            "attention_multiplier": scale,
+            "attention_multiplier": st.sampled_from([0.1, 0.25]),
             "logits_scaling": st.sampled_from([1.0, 3, 8.0]),
         },
         "cohere": {
@@ -83,6 +83,7 @@ def own_fields(draw: st.DrawFn, kind: str, layers: int) -> dict[str, Any]:
     }
     fields["gemma3_text"] = {
         **fields["gemma2"],
+        "attn_logit_softcapping": st.none(),
         "sliding_window_pattern": st.integers(1, 3),
         "use_bidirectional_attention": st.just(False),
     }
@@ -130,11 +131,12 @@ def ropes(draw: st.DrawFn, kind: str, context: int, head_dim: int) -> dict[str, 
     if kind not in ("gemma3_text", "olmo3"):
         return draw(one_rope(context, head_dim))
     # Of typed ropes transformers does not see this field (modeling_rope_utils.py).
-    one = draw(one_rope(context, head_dim).filter(lambda rope: "truncate" not in str(rope)))
+    typed = one_rope(context, head_dim).filter(lambda rope: "truncate" not in str(rope))
+    one = draw(typed)
     if "rope_parameters" not in one:  # version 4: scaled for layers that see all alone
         theta = {"rope_local_base_freq": draw(st.sampled_from([100.0, 5000.0]))}
         return one | (theta if kind == "gemma3_text" and draw(st.booleans()) else {})
-    other = draw(one_rope(context, head_dim).filter(lambda rope: len(rope) == 1))
+    other = draw(typed.filter(lambda rope: len(rope) == 1))
     local = other.get("rope_parameters", {"rope_type": "default"})
     return one | {
         "rope_parameters": {"full_attention": one["rope_parameters"], "sliding_attention": local}

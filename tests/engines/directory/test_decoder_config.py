@@ -144,6 +144,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "one rope for all layers",
     ),
+    "a cap that is not applied": (
+        {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
+        "attn_logit_softcapping 50.0 is not supported for gemma3_text, only None",
+    ),
+    "both ways": (
+        {"model_type": "gemma2", "use_bidirectional_attention": True},
+        "use_bidirectional_attention True is not supported for gemma2, only False",
+    ),
+    "layers that turn": (
+        {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+        "no_rope_layers is no list of 0 and 1 for num_hidden_layers 36",
+    ),
+    "too many dimensions": (
+        {"model_type": "stablelm", "partial_rotary_factor": 1.5},
+        "partial_rotary_factor is 1.5",
+    ),
     "rope is no object": ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
 }
 REFUSED_ROPES: dict[str, tuple[dict[str, Any], str]] = {
