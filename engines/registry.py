@@ -44,6 +44,7 @@ TARGETS: dict[Target, TargetEntry] = {
         "engines.vllm_plugin.engine:VllmEngine",
         "engines.vllm_plugin.options:VllmOptions",
         "engines.vllm_plugin.build:build",
+        quantises=True,
     ),
     "tensorrt-llm": TargetEntry(
         "engines.tensorrt_llm.engine:TensorRtLlmEngine",

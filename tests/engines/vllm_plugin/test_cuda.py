@@ -21,7 +21,7 @@ from engines.vllm_plugin.format import dense_values, kept_values, pack_nibbles
 
 CHECK = """
 import numpy as np, torch
-from engines.vllm_plugin.cuda import unpack
+from engines.vllm_plugin.cuda import unpack_kept
 from engines.vllm_plugin.triton_kernel import few_tokens
 rng = np.random.default_rng(0)
 for n, k, tokens in [(16, 256, 1), (20, 264, 3), (1, 8, 2)]:
@@ -29,7 +29,7 @@ for n, k, tokens in [(16, 256, 1), (20, 264, 3), (1, 8, 2)]:
         (rng.integers(0, 6, (n, k // 8)) | rng.integers(0, 6, (n, k // 8)) << 4).astype(np.uint8))
     kept = torch.from_numpy(rng.standard_normal((n, k // 2)).astype(np.float32)).bfloat16()
     x = torch.from_numpy(rng.standard_normal((tokens, k)).astype(np.float32)).bfloat16()
-    exact = x.double() @ unpack(kept, codes).double().T
+    exact = x.double() @ unpack_kept(kept, codes).double().T
     torch.testing.assert_close(few_tokens(x, kept, codes).double(), exact, atol=1e-2, rtol=1e-2)
 print("agreed")
 """
