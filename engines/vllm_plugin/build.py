@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +176,26 @@ class _Plan:
                 f"int8 and int4 values need one of the model types {', '.join(MODEL_TYPES)}; this"
                 f" model is {kind}: build it with --values bf16"
             )
-        for name, (_, k) in decoder_config(self.checkpoint.config).linear_shapes().items():
+        for name, (_, k) in self._quantised_linears.items():
             if k % INPUTS_STEP:
                 raise EngineDirectoryError(
                     f"{name} has {k} inputs; the vLLM checkpoint needs a multiple of {INPUTS_STEP}"
                     f" where values are {self.spec.values}: build it with --values bf16"
                 )
 
+    @cached_property
+    def _quantised_linears(self) -> Mapping[str, tuple[int, int]]:
+        """Shapes of the linear layers; none where they stay bf16."""
+        if self._linears is None:
+            return {}
+        return decoder_config(self.checkpoint.config).linear_shapes()
+
     def _form(self, name: str) -> LowbitForm | None:
         """Of a tensor of the model; None where it stays bf16."""
         if name in (EMBEDDING, HEAD):
             return self._tables
-        if self._linears is None:
-            return None
         linear = name.removesuffix(".weight")
-        shapes = decoder_config(self.checkpoint.config).linear_shapes()
-        return self._linears if name.endswith(".weight") and linear in shapes else None
+        return self._linears if name != linear and linear in self._quantised_linears else None
 
     def _listed(self, name: str) -> str | None:
         """The layer that a tensor is the weight of, if the mask lists it."""

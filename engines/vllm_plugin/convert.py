@@ -40,7 +40,7 @@ def sampling_params(
         min_tokens=params.min_tokens,
         max_tokens=max_tokens,
         logprobs=params.logprobs,
-        prompt_token_logprobs=params.prompt_logprobs,
+        prompt_logprobs=params.prompt_logprobs,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         structured_outputs=_structured(params.structured),
@@ -60,7 +60,7 @@ def scoring_params(last: int, alternatives: int) -> VllmSamplingParams:
         ignore_eos=True,
         allowed_token_ids=[last],
         logprobs=alternatives,
-        prompt_token_logprobs=alternatives,
+        prompt_logprobs=alternatives,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
