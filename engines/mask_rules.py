@@ -28,9 +28,9 @@ RUN_PATTERNS: Mapping[str, tuple[Pattern, ...] | None] = {
 }
 """The patterns that each target has kernels for; None: every one, as dense weights with zeros."""
 
-LOWBIT_PATTERNS: Mapping[str, tuple[Pattern, ...]] = {
-    "cpu": (TWO_FOUR, Pattern(4, 8), Pattern(8, 16), Pattern(16, 32)),
-}
+_HALVES = (TWO_FOUR, Pattern(4, 8), Pattern(8, 16), Pattern(16, 32))
+
+LOWBIT_PATTERNS: Mapping[str, tuple[Pattern, ...]] = {"cpu": _HALVES, "vllm": _HALVES}
 """The same where values are int8 or int4."""
 
 

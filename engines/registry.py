@@ -44,6 +44,7 @@ TARGETS: dict[Target, TargetEntry] = {
         "engines.vllm_plugin.engine:VllmEngine",
         "engines.vllm_plugin.options:VllmOptions",
         "engines.vllm_plugin.build:build",
+        quantises=True,
     ),
     "tensorrt-llm": TargetEntry(
         "engines.tensorrt_llm.engine:TensorRtLlmEngine",
@@ -87,7 +88,7 @@ def run_builder(
     entry = find_target(target)
     if not entry.quantises and (request.values_file or not request.values.plain):
         able = ", ".join(name for name, known in TARGETS.items() if known.quantises)
-        raise ValueError(f"target {target} has bf16 weights only; {able} takes int8 and int4")
+        raise ValueError(f"target {target} has bf16 weights only; int8 and int4 go with: {able}")
     manifest: Manifest = resolve_name(entry.builder)(request, **(settings or {}))
     return manifest
 

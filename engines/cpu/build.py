@@ -16,11 +16,9 @@ from engines.cpu.matrix import (
     Matrix,
     dropped_shape,
     kept_of,
-    sparse_layout,
 )
 from engines.cpu.storage_rule import FIXED_RULE
 from engines.cpu.value_form import version_of
-from engines.cpu.values_source import ValuesSource, check_made_for, values_of
 from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
@@ -31,18 +29,30 @@ from engines.directory.manifest import (
     ENGINE_WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
-    QuantisationRecord,
 )
 from engines.directory.tensor_file import TensorSpec, TensorWriter
+from engines.directory.values_source import (
+    ValuesSource,
+    check_made_for,
+    quantisation_record,
+    values_of,
+)
 from engines.errors import MaskError
 from engines.native import kernels, lowbit
-from engines.native.layout import BF16, Layout, PackedWeights, pack_dense, packed_bytes
+from engines.native.layout import (
+    BF16,
+    Layout,
+    PackedWeights,
+    dense_layout,
+    pack_dense,
+    packed_bytes,
+    sparse_layout,
+)
 from engines.quantisation.grid import Grid, round_to_nearest
 from engines.quantisation.options import HEAD_BLOCK, ValueOptions
 from maskgen.format.mask import Mask
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import Codes
-from maskgen.format.values_file import ValuesHeader
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
 PACKED_HEAD = "lm_head"
@@ -75,7 +85,7 @@ def build(request: BuildRequest) -> Manifest:
             " make a mask of the decoder's linear layers"
         )
     inputs.checkpoint.check(config.tensor_shapes())
-    plan = _Plan(config, request.values, default, source, header)
+    plan = _Plan(config, request.values, default, source)
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         metadata = {"format": "twofour-cpu-weights"}
         dropped = {} if request.sealed else plan.complement_specs()
@@ -94,7 +104,7 @@ def build(request: BuildRequest) -> Manifest:
             directory,
             "cpu",
             plan.layout_record() if sparse else None,
-            quantisation=plan.quantisation_record(),
+            quantisation=quantisation_record(request.values, header),
             storage=FIXED_RULE.storage,
         )
 
@@ -107,7 +117,6 @@ class _Plan:
     options: ValueOptions
     mask: Mask | None
     source: ValuesSource
-    header: ValuesHeader | None
 
     @property
     def codes(self) -> Mapping[str, Codes]:
@@ -129,12 +138,12 @@ class _Plan:
         """Of a linear layer."""
         if name in self.codes:
             return self._sparse_layout
-        return Layout[f"dense_{self.options.values}".upper()]
+        return dense_layout(self.options.values)
 
     @property
     def table_layout(self) -> Layout:
         """Of the head, and of an embedding of its own that is not bf16."""
-        return Layout[f"dense_{self.options.head_values}".upper()]
+        return dense_layout(self.options.head_values)
 
     def matrix(self, name: str, weights: npt.NDArray[Any]) -> Matrix:
         """A linear layer's weights as values."""
@@ -182,25 +191,6 @@ class _Plan:
             values=layout.values,
             version=version_of(layout),
             tuned_for=kernels.isa(),
-        )
-
-    def quantisation_record(self) -> QuantisationRecord | None:
-        """How values were made; None where all are bf16."""
-        options = self.options
-        if options.plain:
-            return None
-        return QuantisationRecord.model_validate(
-            {
-                "values": options.values,
-                "block": options.block_inputs,
-                "minima": options.has_minima,
-                "head": options.head_values,
-                "head_block": HEAD_BLOCK if options.head_values == "int8" else 0,
-                "quantiser": "nearest" if self.header is None else self.header.quantiser,
-                "kind": "single" if self.header and self.header.mask_digest else "swappable",
-                "calibration_digest": self.header.calibration_digest if self.header else None,
-                "version": lowbit.VERSION,
-            }
         )
 
 

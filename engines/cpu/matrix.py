@@ -18,7 +18,7 @@ from engines.native.layout import BF16, Layout, PackedWeights, pack_dense, pack_
 from engines.native.lowbit import QuantisedWeights
 from engines.native.lowbit_patch import make_lowbit_patch
 from engines.native.patch import AnyPatch, make_patch
-from maskgen.format.pattern import TWO_FOUR, Pattern
+from maskgen.format.pattern import Pattern
 from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.format.two_four import PAIRS
 
@@ -59,11 +59,6 @@ def unpack_matrix(packed: PackedWeights) -> tuple[Matrix, Kept | None]:
     weights = lowbit.unpack(packed)
     kept = None if weights.kept is None else lowbit.keep_of_words(weights.kept, packed.k)
     return LowbitMatrix(packed.layout, replace(weights, kept=None)), kept
-
-
-def sparse_layout(pattern: Pattern, values: str) -> Layout:
-    """The layout of what masks of a pattern keep; see `engines.mask_rules` for which there are."""
-    return Layout[f"{'sparse24' if pattern == TWO_FOUR else 'bitmap32'}_{values}".upper()]
 
 
 def kept_of(codes: Codes, pattern: Pattern, layout: Layout) -> Kept:

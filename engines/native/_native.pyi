@@ -36,11 +36,12 @@ def kernel_name(layout: int, tokens: int, isa: str | None) -> str:
 def linear(layer: PackedLayer, x: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu')], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, add: bool, threads: int, isa: str | None) -> None:
     """y = x W^T (+ bias), or added to y."""
 
-def linear_at(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: bool, arg8: int, arg9: int, arg10: int, /) -> None:
+def linear_at(arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: bool, arg7: int, arg8: int, arg9: bool, arg10: int, arg11: int, arg12: int, /) -> None:
     """
-    `linear` by address, (layout, n, k, data, bytes, x, y, is_bf16, tokens, bias or 0,
-    threads): making arrays of torch's tensors takes longer than a small product. The caller
-    answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and the bias.
+    `linear` by address, (layout, n, k, data, bytes, block, minima, x, y, is_bf16, tokens,
+    bias or 0, threads): making arrays of torch's tensors takes longer than a small product.
+    The caller answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and
+    the bias.
     """
 
 def gated(gate: PackedLayer, up: PackedLayer, x: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray, dict(shape=(None, None), order='C', device='cpu')], threads: int, isa: str | None) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from engines.errors import EngineError
 from engines.native import _native
+from maskgen.format.pattern import TWO_FOUR, Pattern
 
 VERSION = _native.LAYOUT_VERSION
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -54,6 +55,16 @@ class Layout(IntEnum):
     def values(self) -> str:
         """Type of the values: `bf16`, `int8` or `int4`."""
         return self.name.rpartition("_")[2].lower()
+
+
+def sparse_layout(pattern: Pattern, values: str) -> Layout:
+    """The layout of what masks of a pattern keep; see `engines.mask_rules` for which there are."""
+    return Layout[f"{'sparse24' if pattern == TWO_FOUR else 'bitmap32'}_{values}".upper()]
+
+
+def dense_layout(values: str) -> Layout:
+    """The layout of layers that keep all weights."""
+    return Layout[f"dense_{values}".upper()]
 
 
 class LayoutError(EngineError, ValueError):

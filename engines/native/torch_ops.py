@@ -1,8 +1,9 @@
 """The kernels as a torch operator, for PyTorch models and vLLM's plugin. Imports torch.
 
-    torch.ops.twofour.linear(x, packed, layout, n, bias) -> (..., n), of x's dtype
+    torch.ops.twofour.linear(x, packed, layout, n, bias, block=0, minima=False) -> (..., n)
 
-is x W^T (+ bias) with packed weights, summed in fp32 and rounded once. Importing this module
+is x W^T (+ bias), of x's dtype, with packed weights of any layout, summed in fp32 and rounded once;
+layouts of int8 and int4 values round x to 8 bits (docs/formats.md). Importing this module
 registers it, with a fake implementation, so that `torch.compile` can trace it. It is for inference:
 no gradient is defined. Work runs on torch's own OpenMP pool, on as many threads as
 `torch.get_num_threads()` says.
@@ -26,7 +27,13 @@ _LIBRARY = torch.library.Library("twofour", "DEF")  # type: ignore[no-untyped-ca
 
 
 def _linear(
-    x: torch.Tensor, packed: torch.Tensor, layout: int, n: int, bias: torch.Tensor | None
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    layout: int,
+    n: int,
+    bias: torch.Tensor | None,
+    block: int = 0,
+    minima: bool = False,
 ) -> torch.Tensor:
     out = _linear_fake(x, packed, layout, n, bias)
     k = x.shape[-1]
@@ -43,6 +50,8 @@ def _linear(
         k,
         packed.data_ptr(),
         packed.numel(),
+        block,
+        minima,
         rows.data_ptr(),
         out.data_ptr(),
         x.dtype is torch.bfloat16,
@@ -54,7 +63,13 @@ def _linear(
 
 
 def _linear_fake(
-    x: torch.Tensor, packed: torch.Tensor, layout: int, n: int, bias: torch.Tensor | None
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    layout: int,
+    n: int,
+    bias: torch.Tensor | None,
+    block: int = 0,
+    minima: bool = False,
 ) -> torch.Tensor:
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"x must be bfloat16 or float32, not {x.dtype}")
@@ -62,17 +77,19 @@ def _linear_fake(
 
 
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "linear(Tensor x, Tensor packed, int layout, int n, Tensor? bias) -> Tensor"
+    "linear(Tensor x, Tensor packed, int layout, int n, Tensor? bias, int block=0,"
+    " bool minima=False) -> Tensor"
 )
 _LIBRARY.impl("linear", _linear, "CPU")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("linear", _linear_fake, "Meta")  # type: ignore[no-untyped-call]
 
 linear: Callable[..., torch.Tensor] = torch.ops.twofour.linear.default
 """x (..., k) bf16 or float32; packed uint8, `engines.native.layout.packed_bytes` of them; layout an
-`engines.native.layout.Layout`; n outputs; bias (n,) of any floating dtype, or None.
+`engines.native.layout.Layout`; n outputs; bias (n,) of any floating dtype, or None; block and
+minima as in `engines.native.layout.PackedWeights`.
 
-Raises ValueError where shapes or dtypes do not fit. Placement codes are not looked at here:
-`engines.native.layout.validate` does that once.
+Raises ValueError where shapes or dtypes do not fit. What the bytes say is not looked at here:
+`engines.native.layout.validate` and `engines.native.lowbit.validate` do that once.
 """
 
 

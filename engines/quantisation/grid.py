@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import EngineDirectoryError
-from engines.native.layout import Layout
+from engines.native.layout import Layout, dense_layout
 from engines.native.lowbit import MINIMA, STEP, QuantisedWeights
 from engines.quantisation.options import Values
 
@@ -42,7 +42,7 @@ class Grid:
     @property
     def dense_layout(self) -> Layout:
         """Layout of a layer that keeps all weights."""
-        return Layout.DENSE_INT4 if self.values == "int4" else Layout.DENSE_INT8
+        return dense_layout(self.values)
 
 
 def round_to_nearest(weights: npt.NDArray[Any], grid: Grid) -> QuantisedWeights:

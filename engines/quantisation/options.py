@@ -13,10 +13,11 @@ Values = Literal["bf16", "int8", "int4"]
 BLOCKS = (32, 64, 128)
 """Inputs of a row that may share a scale (`engines.native.lowbit` has layouts for these)."""
 
-HEAD_BLOCK = 128
-"""Inputs that share a scale in an int8 head: the scales add 1.6 % to its bytes."""
+HEAD_BLOCK = 32
+"""Inputs that share a scale in an int8 head: the scales add 6.3 % to its bytes. With one for 128
+inputs, 1.6 %, the head alone costs three times as much quality (docs/experiments.md)."""
 
-_DEFAULT_BLOCK = {"bf16": 0, "int8": 128, "int4": 32}
+_DEFAULT_BLOCK = 32
 
 
 class ValueOptions(TypedOptions):
@@ -27,8 +28,8 @@ class ValueOptions(TypedOptions):
     )
     block: int | None = Field(
         default=None,
-        description="Inputs of a row that share a scale: 32, 64 or 128. None: 128 for `int8`, 32"
-        " for `int4`.",
+        description="Inputs of a row that share a scale, and of a token: 32, 64 or 128. None: 32"
+        " for `int8` and `int4`.",
     )
     minima: bool | None = Field(
         default=None,
@@ -59,7 +60,7 @@ class ValueOptions(TypedOptions):
     @property
     def block_inputs(self) -> int:
         """Inputs that share a scale; 0 for bf16."""
-        return self.block or _DEFAULT_BLOCK[self.values]
+        return 0 if self.values == "bf16" else self.block or _DEFAULT_BLOCK
 
     @property
     def has_minima(self) -> bool:

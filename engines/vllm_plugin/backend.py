@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from engines.native.layout import Layout
+
 
 @dataclass(frozen=True)
 class PackedRows:
@@ -15,8 +17,11 @@ class PackedRows:
     Attributes:
         n: outputs on this worker.
         k: inputs on this worker.
-        sparse: whether a 2:4 kernel multiplies them.
+        sparse: whether a mask's kernel multiplies them.
         tensors: the weights as the device's kernels want them.
+        layout: of the packed weights (`engines.native.layout.Layout`), on a device that has them.
+        block: inputs that share a scale; 0 for bf16.
+        minima: whether blocks have minima of their own.
         handle: for the backend's own use.
     """
 
@@ -24,12 +29,15 @@ class PackedRows:
     k: int
     sparse: bool
     tensors: dict[str, torch.Tensor]
+    layout: int = 0
+    block: int = 0
+    minima: bool = False
     handle: int = -1
 
 
 @dataclass(frozen=True)
 class DeviceKernels:
-    """What `EngineInfo` says about a device: instruction set, layout, and the 2:4 kernel."""
+    """What `EngineInfo` says about a device: instruction set, layout, and the sparse kernel."""
 
     isa: str
     layout: str
@@ -58,5 +66,5 @@ class Backend(Protocol):
     def describe(self, name: str, run: PackedRows) -> str:
         """One line for the log: shape, and which kernel serves how many tokens."""
 
-    def kernels(self) -> DeviceKernels:
-        """What runs the sparse layers on this device."""
+    def kernels(self, kind: Layout) -> DeviceKernels:
+        """What runs sparse layers of such values and patterns on this device."""

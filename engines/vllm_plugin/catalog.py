@@ -18,7 +18,10 @@ from engines.mask_rules import (
     check_unload,
     read_fitting,
 )
+from engines.native.layout import sparse_layout
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, parse_spec
+from engines.vllm_plugin.lowbit_format import BITMAP
+from maskgen.format.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class MaskCatalog:
 
     Attributes:
         shapes: (outputs, inputs) of the sparse layers.
+        layout: of sparse layers, where the device has kernels of ours.
         weight_bytes: of the checkpoint's tensors.
         identity: `Manifest.identity` of the directory.
 
@@ -53,11 +57,14 @@ class MaskCatalog:
             m.name: Entry(directory / m.file, m.digest, m.domain, m.changed_share)
             for m in manifest.masks
         }
+        # A byte of codes and one of a bitmap cover equally many inputs.
+        part = CODES if self._spec.values == "bf16" else BITMAP
         self.shapes = {
-            name: (checkpoint.spec(f"{name}.{CODES}").shape[0], k * COLUMN_STEP)
+            name: (n, columns * COLUMN_STEP)
             for name in self._spec.sparse_layers
-            for k in (checkpoint.spec(f"{name}.{CODES}").shape[1],)
+            for n, columns in (checkpoint.spec(f"{name}.{part}").shape,)
         }
+        self.layout = sparse_layout(Pattern.parse(self._spec.pattern), self._spec.values)
         self.weight_bytes = sum(checkpoint.spec(name).nbytes for name in checkpoint)
 
     def resolve(self, name: str | None) -> str | None:
@@ -90,8 +97,9 @@ class MaskCatalog:
         assert self._manifest.default_mask is not None  # check_load
         default = self._entries[self._manifest.default_mask]
         digest = self._manifest.base_digest
-        base = read_fitting(self._manifest.default_mask, default.file, "vllm", digest, None)
-        mask = read_fitting(name, path, "vllm", digest, MaskedLayers.of(base))
+        values = self._spec.values
+        base = read_fitting(self._manifest.default_mask, default.file, "vllm", digest, None, values)
+        mask = read_fitting(name, path, "vllm", digest, MaskedLayers.of(base), values)
         self._entries[name] = Entry(path, mask.digest, mask.domain, changed_share(mask, base))
 
     def unload(self, name: str) -> None:

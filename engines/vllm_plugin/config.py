@@ -11,6 +11,7 @@ from vllm.model_executor.layers.quantization.base_config import (
 )
 
 from engines.vllm_plugin.format import QUANT_METHOD, QuantizationSpec, parse_spec
+from engines.vllm_plugin.stored_form import stored_form
 from engines.vllm_plugin.version import check_version, vllm_version
 
 
@@ -65,9 +66,13 @@ class TwofourConfig(QuantizationConfig):
             from engines.vllm_plugin.linear import TwofourLinearMethod
 
             parts = self.parts_of(prefix)
-            if own_dense or any(sparse for _, sparse in parts):
-                return TwofourLinearMethod(parts)
+            if own_dense or self.spec.values != "bf16" or any(sparse for _, sparse in parts):
+                return TwofourLinearMethod(parts, stored_form(self.spec), self.spec.values)
             return UnquantizedLinearMethod()
+        if self.spec.head != "bf16" and isinstance(layer, VocabParallelEmbedding):
+            from engines.vllm_plugin.lowbit_head import QuantisedTableMethod
+
+            return QuantisedTableMethod(self.spec)
         if own_dense and isinstance(layer, VocabParallelEmbedding):
             from engines.vllm_plugin.head import TwofourEmbeddingMethod
 

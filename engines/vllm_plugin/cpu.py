@@ -11,7 +11,7 @@ import torch
 
 import engines.native.torch_ops  # noqa: F401  (registers the operator)
 from engines.errors import EngineDirectoryError
-from engines.native import kernels, layout
+from engines.native import kernels, layout, lowbit
 from engines.native.layout import BF16, Layout, PackedWeights
 from engines.vllm_plugin.backend import DeviceKernels, PackedRows
 from engines.vllm_plugin.format import COLUMN_STEP, dense_values, unpack_nibbles
@@ -30,32 +30,37 @@ class CpuBackend:
                 f"a placement code is {unpacked.max()}, expected 0 to 5: the checkpoint is damaged"
             )
         dense = dense_values(_bf16(kept), None, unpacked)
-        return _run(layout.pack_sparse(dense, unpacked))
+        return packed_rows(layout.pack_sparse(dense, unpacked))
 
     def pack_dense(self, weight: torch.Tensor) -> PackedRows:
-        return _run(layout.pack_dense(_bf16(weight)))
+        return packed_rows(layout.pack_dense(_bf16(weight)))
 
     def adopt(self, run: PackedRows) -> PackedRows:
         return run
 
     def multiply(self, x: torch.Tensor, run: PackedRows, bias: torch.Tensor | None) -> torch.Tensor:
-        kind = Layout.SPARSE24_BF16 if run.sparse else Layout.DENSE_BF16
         packed = run.tensors["packed"]
-        result: torch.Tensor = torch.ops.twofour.linear.default(x, packed, int(kind), run.n, bias)
+        result: torch.Tensor = torch.ops.twofour.linear.default(
+            x, packed, run.layout, run.n, bias, run.block, run.minima
+        )
         return result
 
     def describe(self, name: str, run: PackedRows) -> str:
-        kind = Layout.SPARSE24_BF16 if run.sparse else Layout.DENSE_BF16
+        kind = Layout(run.layout)
         used = {t: kernels.kernel_name(kind, t) for t in _REPORTED_TOKENS}
         by_tokens = ", ".join(f"{t} tokens: {kernel}" for t, kernel in used.items())
-        what = "2:4" if run.sparse else "dense"
+        what = "sparse" if run.sparse else "dense"
+        what = (
+            "2:4" if kind is Layout.SPARSE24_BF16 else f"{what} {kind.values}".removesuffix(" bf16")
+        )
         return f"{name} {run.n}x{run.k} runs {what} on {kernels.isa()} ({by_tokens})"
 
-    def kernels(self) -> DeviceKernels:
+    def kernels(self, kind: Layout) -> DeviceKernels:
+        version = lowbit.VERSION if kind.lowbit else layout.VERSION
         return DeviceKernels(
             isa=kernels.isa(),
-            layout=f"sparse24_bf16 v{layout.VERSION}",
-            sparse=kernels.kernel_name(Layout.SPARSE24_BF16, 1),
+            layout=f"{kind.name.lower()} v{version}",
+            sparse=kernels.kernel_name(kind, 1),
         )
 
 
@@ -63,10 +68,14 @@ def _bf16(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.void]
     return tensor.contiguous().view(torch.uint16).numpy().view(BF16)
 
 
-def _run(packed: PackedWeights) -> PackedRows:
+def packed_rows(packed: PackedWeights) -> PackedRows:
+    """Packed weights as rows that `CpuBackend.multiply` takes."""
     return PackedRows(
         n=packed.n,
         k=packed.k,
-        sparse=packed.layout is Layout.SPARSE24_BF16,
+        sparse=packed.layout.sparse,
         tensors={"packed": torch.from_numpy(packed.data)},
+        layout=int(packed.layout),
+        block=packed.block,
+        minima=packed.minima,
     )

@@ -16,6 +16,7 @@ import torch
 from torch.sparse import to_sparse_semi_structured
 
 from engines.errors import EngineDirectoryError
+from engines.native.layout import Layout
 from engines.vllm_plugin.backend import DeviceKernels, PackedRows
 from engines.vllm_plugin.format import COLUMN_STEP
 
@@ -106,7 +107,7 @@ class CudaBackend:
             return f"{name} {run.n}x{run.k} runs dense on {self._device()}"
         return f"{name} {run.n}x{run.k} runs 2:4 on {self._device()} ({_KERNELS})"
 
-    def kernels(self) -> DeviceKernels:
+    def kernels(self, kind: Layout) -> DeviceKernels:
         return DeviceKernels(isa=self._device(), layout="kept_codes v1", sparse=_KERNELS)
 
     @staticmethod

@@ -89,7 +89,7 @@ class VllmEngine(Engine):
         from engines.vllm_plugin.stats import StatCounter
 
         self._counter = StatCounter()
-        self._kernels = device_kernels()
+        self._kernels = device_kernels(self._catalog.layout)
         arguments = {
             "model": str(directory),
             "worker_extension_cls": _EXTENSION,
@@ -143,6 +143,7 @@ class VllmEngine(Engine):
                 f"{n} x {k}": self._kernels.sparse for n, k in set(self._catalog.shapes.values())
             },
             weight_bytes=self._catalog.weight_bytes,
+            values=self._manifest.quantisation.summary if self._manifest.quantisation else "bf16",
             version=f"vllm {self._version}",
             numerics=f"{own_version()}, vllm {self._version}, {self._kernels.isa},"
             f" {self._kernels.layout}, {self._tensor_parallel_size} workers a layer",

@@ -7,7 +7,8 @@ can cut them by row, and by column at any multiple of eight inputs:
     L.codes  uint8 (N, K/8)  placement codes of two groups a byte, the first in the low nibble
 
 What the default mask drops lies in `complement.safetensors` as `L.dropped`, bf16 (N, K/2). All
-other tensors are the model's own. docs/vllm.md has the fields of `quantization_config`.
+other tensors are the model's own. docs/vllm.md has the fields of `quantization_config`;
+`engines.vllm_plugin.lowbit_format` has layers of int8 and int4 values.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from engines.directory.manifest import first_fault
 from engines.directory.tensor_file import Array
 from engines.errors import EngineDirectoryError
 from engines.native.layout import BF16
+from engines.quantisation.options import Values
 from maskgen.format.placements import Codes
 from maskgen.format.two_four import PAIRS
 
 QUANT_METHOD = "twofour"
-SPEC_VERSION = 1
+SPEC_VERSION, LOWBIT_SPEC_VERSION = 1, 2
+"""Of checkpoints that are all bf16, as since the first release, and of those that are not."""
 KEPT, CODES, DROPPED = "kept", "codes", "dropped"
 GROUPS_PER_BYTE = 2
 COLUMN_STEP = 8
@@ -39,25 +49,34 @@ class QuantizationSpec(BaseModel):
 
     Attributes:
         quant_method: `twofour`.
-        format_version: of this checkpoint layout.
-        pattern: `2:4` is the only one so far.
+        format_version: 1 where all weights are bf16, else 2.
+        pattern: of the masks; others than `2:4` only where values are int8 or int4.
         sparse_layers: the linear layers that are stored as kept values and codes, by their Hugging
             Face names; every other linear layer is dense.
         dense_kernel: what multiplies the dense layers: `own` (twofour's dense kernel, where the
             device has one) or `vllm` (vLLM's choice).
         mask: name of the mask that the kept values belong to; None where no layer is sparse.
         mask_digest: its digest.
+        values: type of the linear layers' weights.
+        block: inputs of a row that share a scale; 0 for bf16.
+        minima: whether int4 blocks have a minimum of their own.
+        head, head_block: the same of output head and embedding.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     quant_method: Literal["twofour"] = "twofour"
     format_version: int = Field(default=SPEC_VERSION, ge=1)
-    pattern: Literal["2:4"] = "2:4"
+    pattern: Literal["2:4", "4:8", "8:16", "16:32"] = "2:4"
     sparse_layers: tuple[str, ...] = ()
     dense_kernel: Literal["own", "vllm"] = "own"
     mask: str | None = None
     mask_digest: str | None = None
+    values: Values = "bf16"
+    block: Literal[0, 32, 64, 128] = 0
+    minima: bool = False
+    head: Literal["bf16", "int8"] = "bf16"
+    head_block: Literal[0, 32, 64, 128] = 0
 
     @field_validator("sparse_layers")
     @classmethod
@@ -65,6 +84,29 @@ class QuantizationSpec(BaseModel):
         if len(set(names)) != len(names):
             raise ValueError("layer names repeat")
         return names
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> QuantizationSpec:
+        if (self.values == "bf16") != (self.block == 0) or (self.head == "bf16") != (
+            self.head_block == 0
+        ):
+            raise ValueError("bf16 values have block 0, int8 and int4 ones another")
+        if self.minima and self.values != "int4":
+            raise ValueError(f"{self.values} values have no minima")
+        if self.values == "bf16" and self.pattern != "2:4":
+            raise ValueError(f"bf16 values have no pattern {self.pattern}")
+        plain = self.values == self.head == "bf16"
+        if self.format_version != (SPEC_VERSION if plain else LOWBIT_SPEC_VERSION):
+            raise ValueError(f"format_version {self.format_version} does not have these values")
+        if not plain and self.dense_kernel != "own":
+            raise ValueError(f"dense_kernel {self.dense_kernel} multiplies bf16 weights alone")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """The object for `config.json`; version 1 has none of the fields of version 2."""
+        later = {"values", "block", "minima", "head", "head_block"}
+        plain = self.format_version == SPEC_VERSION
+        return self.model_dump(mode="json", exclude=later if plain else None)
 
 
 def parse_spec(config: Any) -> QuantizationSpec:
@@ -77,10 +119,10 @@ def parse_spec(config: Any) -> QuantizationSpec:
     if not isinstance(config, Mapping):
         raise EngineDirectoryError(f"quantization_config is {config!r:.80}, expected an object")
     version = config.get("format_version")
-    if isinstance(version, int) and version > SPEC_VERSION:
+    if isinstance(version, int) and version > LOWBIT_SPEC_VERSION:
         raise EngineDirectoryError(
             f"quantization_config has format_version {version}, this twofour reads up to"
-            f" {SPEC_VERSION}: update twofour or build the directory again"
+            f" {LOWBIT_SPEC_VERSION}: update twofour or build the directory again"
         )
     try:
         return QuantizationSpec.model_validate(dict(config))

@@ -1,4 +1,4 @@
-"""The linear method: from the checkpoint's kept values and codes to a product.
+"""The linear method: from what the checkpoint stores of a layer to a product.
 
 vLLM fuses layers that read the same input (query, key and value; gate and up). A fused layer whose
 parts are all sparse, or all dense, is one product; otherwise each run of like parts is one.
@@ -21,12 +21,9 @@ from vllm.model_executor.parameter import ModelWeightParameter
 from engines.errors import EngineDirectoryError
 from engines.vllm_plugin.backend import PackedRows
 from engines.vllm_plugin.device import select_backend
-from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT
+from engines.vllm_plugin.stored_form import StoredForm
 
 logger = init_logger("vllm.twofour")
-
-UNLOADED_CODE = 0xFF
-"""No pair of placement codes: what a byte of codes holds until it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Part:
 
     Attributes:
         name: its name in the checkpoint.
-        sparse: whether it is stored as kept values and codes.
+        sparse: whether a mask lists it.
         rows: outputs on this worker.
     """
 
@@ -50,11 +47,19 @@ class TwofourLinearMethod(LinearMethodBase):
 
     Args:
         parts: the checkpoint's layers that it consists of, and whether each is sparse.
+        form: how the checkpoint stores them.
+        values: type of their values.
+
+    Raises:
+        EngineDirectoryError: the device has no kernels for such values.
     """
 
-    def __init__(self, parts: list[tuple[str, bool]]) -> None:
+    def __init__(
+        self, parts: list[tuple[str, bool]], form: StoredForm, values: str = "bf16"
+    ) -> None:
         self._named = parts
-        self._backend = select_backend()
+        self._form = form
+        self._backend = select_backend(values)
         self.parts: tuple[Part, ...] = ()
         self._runs: list[PackedRows] = []
         self._inputs = 0
@@ -62,7 +67,7 @@ class TwofourLinearMethod(LinearMethodBase):
 
     @property
     def sparse_bytes(self) -> int:
-        """Bytes of this worker's weights that a 2:4 kernel reads."""
+        """Bytes of this worker's weights that a sparse kernel reads."""
         return sum(t.nbytes for run in self._runs if run.sparse for t in run.tensors.values())
 
     def create_weights(
@@ -84,26 +89,28 @@ class TwofourLinearMethod(LinearMethodBase):
             for (name, sparse), rows in zip(self._named, output_partition_sizes, strict=True)
         )
         self._inputs = input_size_per_partition
-        if any(part.sparse for part in self.parts) and self._inputs % COLUMN_STEP:
+        step = max(self._form.inputs_step(sparse=part.sparse) for part in self.parts)
+        if self._inputs != input_size and self._inputs % step:
             raise EngineDirectoryError(
                 f"{self.parts[0].name}: {input_size} inputs cannot be cut into shards of"
-                f" {self._inputs}; each needs a multiple of {COLUMN_STEP}."
+                f" {self._inputs}; each needs a multiple of {step}."
                 " Use a smaller --tensor-parallel-size"
             )
         self._create_parameters(layer, extra["weight_loader"])
 
+    def _parameter_names(self) -> tuple[str, ...]:
+        kinds = {part.sparse for part in self.parts}
+        return tuple(
+            dict.fromkeys(name for sparse in kinds for name in self._form.parts(sparse=sparse))
+        )
+
     def _create_parameters(self, layer: Any, loader: Any) -> None:
         """Parameters as the checkpoint has them, filled with what no checkpoint holds."""
-        rows, k = sum(part.rows for part in self.parts), self._inputs
-        shapes: dict[str, tuple[torch.dtype, int, float]] = {}
-        if any(part.sparse for part in self.parts):
-            shapes[KEPT] = (torch.bfloat16, k // 2, float("nan"))
-            shapes[CODES] = (torch.uint8, k // COLUMN_STEP, UNLOADED_CODE)
-        if not all(part.sparse for part in self.parts):
-            shapes["weight"] = (torch.bfloat16, k, float("nan"))
-        for name, (dtype, width, fill) in shapes.items():
+        rows = sum(part.rows for part in self.parts)
+        for name in self._parameter_names():
+            spec = self._form.parameter(name, self._inputs)
             parameter = ModelWeightParameter(
-                data=torch.full((rows, width), fill, dtype=dtype),
+                data=torch.full((rows, spec.width), spec.fill, dtype=spec.dtype),
                 input_dim=1,
                 output_dim=0,
                 weight_loader=loader,
@@ -114,7 +121,6 @@ class TwofourLinearMethod(LinearMethodBase):
         self._runs = []
         for index, (sparse, begin, end) in enumerate(_runs(self.parts)):
             names = [part.name for part in self.parts]
-            self._check_loaded(layer, sparse, begin, end, names)
             run = self._backend.adopt(self._pack(layer, sparse, begin, end))
             for name, tensor in run.tensors.items():
                 if type(tensor) is torch.Tensor:
@@ -132,7 +138,7 @@ class TwofourLinearMethod(LinearMethodBase):
 
         Args:
             layer: the layer that this method multiplies, its weights processed.
-            values: checkpoint layer name -> {"kept", "codes"}, whole (not sharded).
+            values: checkpoint layer name -> its tensors by name, whole (not sharded).
         """
         self._create_parameters(layer, layer.weight_loader_v2)
         for index, part in enumerate(self.parts):
@@ -161,28 +167,17 @@ class TwofourLinearMethod(LinearMethodBase):
         return torch.cat(outputs, dim=-1)
 
     def _pack(self, layer: Any, sparse: bool, begin: int, end: int) -> PackedRows:
-        if sparse:
-            return self._backend.pack_sparse(
-                layer.kept.data[begin:end], layer.codes.data[begin:end]
-            )
-        return self._backend.pack_dense(layer.weight.data[begin:end])
+        parts = self._form.parts(sparse=sparse)
+        rows = {name: getattr(layer, name).data[begin:end] for name in parts}
+        try:
+            return self._form.pack(self._backend, rows, self._inputs)
+        except EngineDirectoryError as error:
+            where = " + ".join(dict.fromkeys(part.name for part in self.parts))
+            raise EngineDirectoryError(f"{where}: {error}") from error
 
-    def _check_loaded(
-        self, layer: Any, sparse: bool, begin: int, end: int, names: list[str]
-    ) -> None:
-        # vLLM does not notice when a part of a fused parameter is missing in the checkpoint.
-        where = " + ".join(dict.fromkeys(names))
-        if sparse and bool((layer.codes.data[begin:end] == UNLOADED_CODE).any()):
-            raise EngineDirectoryError(f"{where}: placement codes are missing in the checkpoint")
-        values = (layer.kept if sparse else layer.weight).data[begin:end]
-        if bool(values.isnan().any()):
-            raise EngineDirectoryError(f"{where}: weights are missing in the checkpoint, or NaN")
-
-    @staticmethod
-    def _drop_parameters(layer: Any) -> None:
-        for name in (KEPT, CODES, "weight"):
-            if name in layer._parameters:
-                del layer._parameters[name]
+    def _drop_parameters(self, layer: Any) -> None:
+        for name in self._parameter_names():
+            del layer._parameters[name]
 
 
 def _runs(parts: tuple[Part, ...]) -> list[tuple[bool, int, int]]:

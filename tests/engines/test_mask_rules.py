@@ -134,7 +134,7 @@ def test_the_first_layer_that_differs_is_named(mask_of: MaskOf, tiny_model: Path
     ("target", "runs", "instead"),
     [
         ("cpu", r"2:4 \(4:8, .*\)", "cpu with --values int8 or int4, reference"),
-        ("vllm", "2:4", "reference"),
+        ("vllm", r"2:4 \(4:8, .*\)", "vllm with --values int8 or int4, reference"),
         ("tensorrt-llm", "2:4", "reference"),
     ],
 )

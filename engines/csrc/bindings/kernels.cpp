@@ -75,14 +75,20 @@ void linear(const PackedLayer& layer, AnyInput x, AnyOutput y, std::optional<Vec
 }
 
 void linear_at(std::uint32_t layout, std::size_t n, std::size_t k, std::uintptr_t data,
-               std::size_t bytes, std::uintptr_t x, std::uintptr_t y, bool is_bf16,
-               std::size_t tokens, std::uintptr_t bias, int threads) {
-  const Weights w = weights_of(layout, n, k, reinterpret_cast<const std::uint8_t*>(data), bytes);
+               std::size_t bytes, std::size_t block, bool minima, std::uintptr_t x,
+               std::uintptr_t y, bool is_bf16, std::size_t tokens, std::uintptr_t bias,
+               int threads) {
+  const auto* packed = reinterpret_cast<const std::uint8_t*>(data);
+  const Weights w = weights_of(layout, n, k, packed, bytes, block, minima);
   const Input in{reinterpret_cast<const void*>(x), is_bf16, k, tokens};
   const auto kind = is_bf16 ? OutputKind::bf16 : OutputKind::f32;
   const Output out{kind, reinterpret_cast<void*>(y), n, reinterpret_cast<const float*>(bias)};
   nb::gil_scoped_release release;
-  linear_team(active_kernels(), w, in, out, threads);
+  if (is_lowbit(w.layout)) {
+    lowbit::linear_team(lowbit::kernels_for(active_isa()), w, in, out, threads);
+  } else {
+    linear_team(active_kernels(), w, in, out, threads);
+  }
 }
 
 void gated(const PackedLayer& gate, const PackedLayer& up, AnyInput x, AnyOutput y, int threads,
@@ -196,11 +202,12 @@ void bind_kernels(nb::module_& m) {
   m.def("linear", linear, "layer"_a, "x"_a.noconvert(), "y"_a.noconvert(),
         "bias"_a.none().noconvert(), "add"_a, "threads"_a, "isa"_a.none(),
         "y = x W^T (+ bias), or added to y.");
-  // By position: naming eleven arguments would cost more than it explains.
+  // By position: naming thirteen arguments would cost more than it explains.
   m.def("linear_at", linear_at,
-        "`linear` by address, (layout, n, k, data, bytes, x, y, is_bf16, tokens, bias or 0,\n"
-        "threads): making arrays of torch's tensors takes longer than a small product. The caller\n"
-        "answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and the bias.");
+        "`linear` by address, (layout, n, k, data, bytes, block, minima, x, y, is_bf16, tokens,\n"
+        "bias or 0, threads): making arrays of torch's tensors takes longer than a small product.\n"
+        "The caller answers for x (tokens x k) and y (tokens x n), both bf16 or both float32, and\n"
+        "the bias.");
   m.def("gated", gated, "gate"_a, "up"_a, "x"_a.noconvert(), "y"_a.noconvert(), "threads"_a,
         "isa"_a.none(), "y = silu(x gate^T) * (x up^T).");
   m.def("pack", pack, "layout"_a, "dense"_a.noconvert(), "codes"_a.none().noconvert(),

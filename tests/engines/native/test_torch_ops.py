@@ -9,9 +9,11 @@ from maskgen.format.pattern import TWO_FOUR
 
 torch = pytest.importorskip("torch")
 
+from engines.native import kernels, lowbit  # noqa: E402
 from engines.native.layout import Layout  # noqa: E402
 from engines.native.torch_ops import linear, pack_tensor  # noqa: E402
 from maskgen.format.placements import keep_from_codes  # noqa: E402
+from tests.engines.native.lowbit_reference import random_weights  # noqa: E402
 
 
 def layer(n: int = 48, k: int = 96) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,6 +43,23 @@ def test_torch_accepts_the_operator() -> None:
     for x in (torch.randn(3, 96), torch.randn(2, 2, 96).bfloat16(), torch.randn(0, 96)):
         for bias in (None, torch.zeros(48)):
             torch.library.opcheck(linear, (x, sparse, int(Layout.SPARSE24_BF16), 48, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("minima", [False, True])
+def test_int4_products_have_the_bits_of_the_kernels(dtype: torch.dtype, minima: bool) -> None:
+    layout = Layout.SPARSE24_INT4
+    packed = lowbit.pack(layout, random_weights(layout, 37, 96, 32, minima=minima))
+    data = torch.from_numpy(packed.data)
+    x = torch.randn((3, 96), generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = linear(x, data, int(layout), 37, None, 32, minima)
+    expected = torch.from_numpy(kernels.linear(packed, x.float().numpy())).to(dtype)
+    assert torch.equal(found, expected)
+    torch.library.opcheck(linear, (x, data, int(layout), 37, None, 32, minima))
+    with pytest.raises(ValueError, match=r"take .* bytes"):
+        linear(x, data, int(layout), 37, None, 64, minima)
+    with pytest.raises(ValueError, match="32, 64 or 128"):
+        linear(x, data, int(layout), 37, None)
 
 
 def test_it_is_reached_through_torch_ops() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.base import Engine, GenerationChunk, GenerationRequest
+from engines.cpu.build import build as build_cpu
 from engines.directory.build import BuildRequest
+from engines.quantisation.options import BF16_VALUES, ValueOptions
 from engines.reference.build import build as build_reference
 from engines.sampling import SamplingParams
 from engines.vllm_plugin import build as vllm_build
@@ -19,10 +22,18 @@ from tests.tiny_model import make_tiny_llama
 MARGIN = 0.15
 
 
-def make_directories(folder: Path, *, leave_out: str = "", **config: Any) -> dict[str, Path]:
+def make_directories(
+    folder: Path,
+    *,
+    leave_out: str = "",
+    values: ValueOptions = BF16_VALUES,
+    pattern: str = "2:4",
+    **config: Any,
+) -> dict[str, Path]:
     """A model of 8 query and 4 KV heads with masks, as `vllm` and as `reference` directories.
 
-    `leave_out` names a kind of layer that stays dense, `config` overrides the model's.
+    `leave_out` names a kind of layer that stays dense, `config` overrides the model's. With int8 or
+    int4 values the reference is one of the CPU engine, since what they stand for is another model.
     Both carry the masks `general` and `french`; the reference also `late`, whose file is there too.
     """
     model = make_tiny_llama(
@@ -36,17 +47,20 @@ def make_directories(folder: Path, *, leave_out: str = "", **config: Any) -> dic
     )
     masks = {
         name: random_mask(
-            model, folder / f"{name}.safetensors", seed=seed, domain=name, leave_out=leave_out
+            model,
+            folder / f"{name}.safetensors",
+            seed=seed,
+            domain=name,
+            leave_out=leave_out,
+            pattern=pattern,
         )
         for seed, name in enumerate(("general", "french", "late"))
     }
     carried = {name: masks[name] for name in ("general", "french")}
-    vllm_build.build(
-        BuildRequest(model=model, model_name="tiny", masks=carried, out=folder / "vllm")
-    )
-    build_reference(
-        BuildRequest(model=model, model_name="tiny", masks=masks, out=folder / "reference")
-    )
+    request = BuildRequest(model, "tiny", carried, folder / "vllm", values=values)
+    vllm_build.build(request)
+    build = build_reference if values.plain else build_cpu
+    build(replace(request, masks=masks, out=folder / "reference"))
     return {
         "vllm": folder / "vllm",
         "reference": folder / "reference",

@@ -61,7 +61,17 @@ def test_spec_round_trip() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "update twofour"),
+        ({"format_version": 3}, "update twofour"),
+        ({"format_version": 2}, "does not have these values"),
+        ({"values": "int8", "block": 32}, "does not have these values"),
+        ({"format_version": 2, "values": "int8"}, "block 0"),
+        ({"format_version": 2, "head": "int8"}, "block 0"),
+        ({"format_version": 2, "values": "int8", "block": 32, "minima": True}, "no minima"),
+        ({"format_version": 2, "head": "int8", "head_block": 32, "pattern": "4:8"}, "no pattern"),
+        (
+            {"format_version": 2, "values": "int4", "block": 32, "dense_kernel": "vllm"},
+            "bf16 weights alone",
+        ),
         ({"format_version": 0}, "format_version"),
         ({"pattern": "1:4"}, "pattern"),
         ({"dense_kernel": "magic"}, "dense_kernel"),

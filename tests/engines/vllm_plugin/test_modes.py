@@ -1,4 +1,4 @@
-"""Other ways to run vLLM, same answers: two workers, compiled, fused layers of both kinds."""
+"""Other ways to run vLLM, same answers: two workers, compiled, other layers, other values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engines.quantisation.options import ValueOptions
 from engines.registry import open_engine
 from tests.engines.vllm_plugin.cases import assert_agree, greedy, make_directories, prompt_of
 
@@ -25,6 +26,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     ),
     "compiled": ({}, {}),
+    "int8-compiled": ({}, {"values": ValueOptions(values="int8")}),
+    "int4-tensor-parallel": (
+        {"tensor_parallel_size": 2, "enforce_eager": True},
+        {
+            "values": ValueOptions(values="int4"),
+            "pattern": "16:32",
+            "leave_out": "k_proj",
+            "tie_word_embeddings": False,
+        },
+    ),
 }
 """Engine options, and what makes the model another one."""
 

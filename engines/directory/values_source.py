@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.directory.build import BuildInputs, BuildRequest
+from engines.directory.manifest import QuantisationRecord
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError, MaskError
+from engines.native import lowbit
 from engines.native.lowbit import QuantisedWeights, block_count
 from engines.quantisation.grid import Grid, round_to_nearest
-from engines.quantisation.options import ValueOptions
+from engines.quantisation.options import HEAD_BLOCK, ValueOptions
 from maskgen.format.values_file import ValuesFileError, ValuesHeader, read_values_header
 
 
@@ -123,3 +125,24 @@ def check_made_for(header: ValuesHeader | None, inputs: BuildInputs) -> None:
             f"the values were made for what one mask keeps (digest {header.mask_digest[:12]}...):"
             " build with that mask alone"
         )
+
+
+def quantisation_record(
+    options: ValueOptions, header: ValuesHeader | None
+) -> QuantisationRecord | None:
+    """How values were made, for a manifest; None where all are bf16."""
+    if options.plain:
+        return None
+    return QuantisationRecord.model_validate(
+        {
+            "values": options.values,
+            "block": options.block_inputs,
+            "minima": options.has_minima,
+            "head": options.head_values,
+            "head_block": HEAD_BLOCK if options.head_values == "int8" else 0,
+            "quantiser": "nearest" if header is None else header.quantiser,
+            "kind": "single" if header and header.mask_digest else "swappable",
+            "calibration_digest": header.calibration_digest if header else None,
+            "version": lowbit.VERSION,
+        }
+    )
