@@ -11,12 +11,15 @@ import pytest
 
 from engines.native._native import (
     PAGE_POSITIONS,
+    Blocks,
     Decoder,
     Layer,
     Limits,
     Model,
+    Norm,
     PackedLayer,
     PatchArrays,
+    Rope,
     Step,
 )
 from engines.native.layout import BF16, pack_dense, pack_sparse
@@ -33,8 +36,8 @@ def floats(size: int, seed: int = 0) -> np.ndarray:
 
 def layer(**change: Any) -> Layer:
     parts: dict[str, Any] = {
-        "input_norm": floats(HIDDEN),
-        "post_norm": floats(HIDDEN, 1),
+        "attention_input": Norm(floats(HIDDEN)),
+        "mlp_input": Norm(floats(HIDDEN, 1)),
         "window": 0,
         "q_norm": None,
         "k_norm": floats(DIM, 2),
@@ -51,10 +54,11 @@ def model(**change: Any) -> Model:
         "head_dim": DIM,
         "intermediate": WIDTH,
         "vocab": VOCAB,
+        "rotary_dim": DIM,
         "eps": 1e-6,
-        "rope_factor": 1.0,
-        "inverse_frequency": floats(DIM // 2),
-        "final_norm": floats(HIDDEN),
+        "blocks": Blocks(attention_scale=0.5),
+        "ropes": [Rope(floats(DIM // 2), 1.0)],
+        "final_norm": Norm(floats(HIDDEN)),
         "head": pack_dense(floats(VOCAB * HIDDEN).reshape(VOCAB, HIDDEN).astype(BF16)).native,
         "embedding": None,
         "layers": [layer()],
@@ -131,8 +135,24 @@ def test_numbers_of_removed_weights_and_masks_are_used_again() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: {"final_norm": floats(7)}, "final_norm has 7 values, expected 8"),
-        (lambda: {"inverse_frequency": floats(3)}, "inverse_frequency has 3 values, expected 2"),
+        (lambda: {"final_norm": Norm(floats(7))}, "final_norm has 7 values, expected 8"),
+        (
+            lambda: {"final_norm": Norm(floats(HIDDEN), floats(7))},
+            "final_norm has 7 values, expected 8",
+        ),
+        (
+            lambda: {"ropes": [Rope(floats(3), 1.0)]},
+            "inverse_frequency has 3 values, expected 2",
+        ),
+        (
+            lambda: {"rotary_dim": DIM + 2, "ropes": [Rope(floats(3), 1.0)]},
+            "rotary dimensions must be even, and within the head",
+        ),
+        (lambda: {"layers": [layer(rope=1)]}, "names no rope of the model"),
+        (
+            lambda: {"blocks": Blocks(attention_scale=1.0, wide_head_norms=True)},
+            "k_norm has 4 values, expected 8",
+        ),
         (lambda: {"layers": [layer(k_norm=floats(5))]}, "k_norm has 5 values, expected 4"),
         (lambda: {"layers": [layer(biases=[None] * 6)]}, "seven biases"),
         (lambda: {"layers": [layer(biases=[*[None] * 6, floats(9)])]}, "a bias has 9 values"),
