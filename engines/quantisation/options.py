@@ -13,11 +13,11 @@ Values = Literal["bf16", "int8", "int4"]
 BLOCKS = (32, 64, 128)
 """Inputs of a row that may share a scale (`engines.native.lowbit` has layouts for these)."""
 
-HEAD_BLOCK = 32
-"""Inputs that share a scale in an int8 head: the scales add 6.3 % to its bytes. With one for 128
-inputs, 1.6 %, the head alone costs three times as much quality (docs/experiments.md)."""
+HEAD_BLOCK = 64
+"""Inputs that share a scale in an int8 head: the scales add 3.1 % to its bytes."""
 
-_DEFAULT_BLOCK = 32
+# Short blocks round activations better and take longer: docs/experiments.md weighs the two.
+_DEFAULT_BLOCK = {"bf16": 0, "int8": 64, "int4": 32}
 
 
 class ValueOptions(TypedOptions):
@@ -28,8 +28,8 @@ class ValueOptions(TypedOptions):
     )
     block: int | None = Field(
         default=None,
-        description="Inputs of a row that share a scale, and of a token: 32, 64 or 128. None: 32"
-        " for `int8` and `int4`.",
+        description="Inputs of a row that share a scale, and of a token: 32, 64 or 128. None: 64"
+        " for `int8`, 32 for `int4`.",
     )
     minima: bool | None = Field(
         default=None,
@@ -60,7 +60,7 @@ class ValueOptions(TypedOptions):
     @property
     def block_inputs(self) -> int:
         """Inputs that share a scale; 0 for bf16."""
-        return 0 if self.values == "bf16" else self.block or _DEFAULT_BLOCK
+        return self.block or _DEFAULT_BLOCK[self.values]
 
     @property
     def has_minima(self) -> bool:

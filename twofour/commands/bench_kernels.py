@@ -32,7 +32,7 @@ def kernels(
     lowbit: Annotated[
         bool, _Option(help="Measure int8 and int4 instead (docs/results/kernels-lowbit.json).")
     ] = False,
-    block: Annotated[int, _Option(help="With --lowbit: inputs that share a scale.")] = 32,
+    block: Annotated[int, _Option(help="With --lowbit: inputs that share a scale.")] = 64,
     minima: Annotated[bool, _Option(help="With --lowbit: int4 with minima.")] = False,
     force: Annotated[bool, _Option(help="Measure although other processes are busy.")] = False,
     json_: JsonLine = False,

@@ -16,10 +16,10 @@ from engines.typed_options import read_options
     [
         ({}, (0, False, "bf16", True)),
         ({"head": "int8"}, (0, False, "int8", False)),
-        ({"values": "int8"}, (32, False, "int8", False)),
+        ({"values": "int8"}, (64, False, "int8", False)),
         ({"values": "int4"}, (32, True, "int8", False)),
         ({"values": "int4", "block": "64", "minima": "false"}, (64, False, "int8", False)),
-        ({"values": "int8", "head": "bf16"}, (32, False, "bf16", False)),
+        ({"values": "int8", "head": "bf16"}, (64, False, "bf16", False)),
     ],
 )
 def test_defaults_follow_the_values(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
