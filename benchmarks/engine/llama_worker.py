@@ -9,6 +9,7 @@ token is taken to come when all prompts are read. Speaks `benchmarks.common.work
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from benchmarks.common.worker_protocol import answer, serve
 PROGRAM = "llama-batched-bench"
 IK_PROGRAM = "ik-llama-batched-bench"
 """ik_llama.cpp's program of the same name, under a name of its own."""
+# PP, TG, B, N_KV, T_PP s, S_PP t/s, T_TG s, and three more.
+_ROW = re.compile(
+    r"\| *(?P<pp>\d+) \| *(?P<tg>\d+) \| *(?P<pl>\d+) \| *\d+ \| *(?P<t_pp>[\d.]+) \| *[\d.]+ \|"
+    r" *(?P<t_tg>[\d.]+) \|.*"
+)
 
 
 def run_batched_bench(
@@ -36,14 +42,15 @@ def run_batched_bench(
     command = [program, "-m", str(gguf), "-t", str(threads), "-c", str(context)]
     for flag, value in zip(("-npp", "-ntg", "-npl"), asked, strict=True):
         command += [flag, str(value)]
-    command += ["--output-format", "jsonl", *(["-rtr"] if program == IK_PROGRAM else [])]
+    command += ["-rtr"] if program == IK_PROGRAM else ["--output-format", "jsonl"]
     done = subprocess.run(command, capture_output=True, text=True)
-    found = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or len(found) != 1:
+    result = (_table_row if program == IK_PROGRAM else _json_row)(done)
+    if done.returncode or result is None:
         raise RuntimeError(f"{program} failed ({done.returncode}): {done.stderr[-500:]}")
-    result = json.loads(found[0])
-    if tuple(result[name] for name in ("pp", "tg", "pl", "n_threads")) != (*asked, threads):
-        raise RuntimeError(f"{program} measured {result}, asked for {(*asked, threads)}")
+    if tuple(result[name] for name in ("pp", "tg", "pl")) != asked:
+        raise RuntimeError(f"{program} measured {result}, asked for {asked}")
+    if result.get("n_threads", threads) != threads:
+        raise RuntimeError(f"{program} ran {result['n_threads']} threads, asked for {threads}")
     reading, decoding = result["t_pp"], result["t_tg"]
     # All of a sequence's tokens are generated in `t_tg`, so none is set apart as the first.
     tokens = wave.concurrency * wave.output_tokens
@@ -55,6 +62,21 @@ def run_batched_bench(
         "ttft_ms": 1e3 * reading,
         "tpot_ms": 1e3 * decoding / wave.output_tokens,
     }
+
+
+def _json_row(done: subprocess.CompletedProcess[str]) -> dict[str, float] | None:
+    """What llama.cpp's program printed; None if that is not one row."""
+    found = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(found[0]) if len(found) == 1 else None
+
+
+def _table_row(done: subprocess.CompletedProcess[str]) -> dict[str, float] | None:
+    """The same of ik_llama.cpp's, which knows no output format but a table among its messages."""
+    found = [match for line in done.stderr.splitlines() if (match := _ROW.fullmatch(line.strip()))]
+    if len(found) != 1:
+        return None
+    sizes = {name: int(found[0][name]) for name in ("pp", "tg", "pl")}
+    return sizes | {name: float(found[0][name]) for name in ("t_pp", "t_tg")}
 
 
 def _memory(_: None) -> dict[str, float]:

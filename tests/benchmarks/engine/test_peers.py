@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,17 @@ PLAN = SpeedPlan(lengths=((8, 30),), concurrencies=(3,), repeats=1, threads=1)
 BATCHED_BENCH = """#!/bin/sh
 echo "loading $2"
 echo '{"pp": 8, "tg": 30, "pl": 3, "n_threads": 1, "t_pp": 0.5, "t_tg": 1.5}'
+"""
+
+# ik_llama.cpp's knows no output format: its table stands among the messages.
+IK_BATCHED_BENCH = """#!/bin/sh
+echo "$@" | grep -q -- -rtr || exit 2
+cat >&2 <<'END'
+loading
+|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |
+|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|
+|     8 |     30 |    3 |    114 |    0.500 |    48.00 |    1.500 |    60.00 |    2.000 |    57.00 |
+END
 """
 
 VLLM = {
@@ -76,9 +88,19 @@ def test_llama_cpp_is_an_arm(gguf: Path) -> None:
         assert worker.ask("memory")["rss_mib"] > 0
 
 
+def test_ik_llama_cpp_is_an_arm(gguf: Path) -> None:
+    program = Path(os.environ["PATH"].partition(":")[0]) / "ik-llama-batched-bench"
+    program.write_text(IK_BATCHED_BENCH)
+    program.chmod(0o755)
+    (command,) = peers(f"ik-q4_0={gguf}").values()
+    with Worker("ik-q4_0", command) as worker:
+        wave = {"prompt_tokens": 8, "output_tokens": 30, "concurrency": 3}
+        assert worker.ask("wave", wave)["tokens_per_s"] == 3 * 30 / 2.0
+
+
 def test_figures_of_other_waves_than_asked_for_are_refused(gguf: Path) -> None:
     # The warm-up asks for one sequence, which this program does not measure.
-    with pytest.raises(ArmError, match=r"(?s)llama.cpp-bf16 arm ended .*asked for \(8, 30, 1, 1\)"):
+    with pytest.raises(ArmError, match=r"(?s)llama.cpp-bf16 arm ended .*asked for \(8, 30, 1\)"):
         list(measure(peers(f"llama.cpp-bf16={gguf}"), PLAN, print))
 
 
