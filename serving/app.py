@@ -15,7 +15,7 @@ from engines import registry
 from engines.base import Engine
 from engines.errors import EngineDirectoryError, EngineError
 from serving.admission import Admission
-from serving.api import admin, chat, completions, health, metrics, models, tokenize
+from serving.api import admin, chat, completions, health, metrics, models, responses, tokenize
 from serving.auth import ApiRoute, KeyRing
 from serving.config import ServerSettings
 from serving.errors import handle_error
@@ -76,7 +76,7 @@ def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAP
         "api": KeyRing("api", settings.api_key),
         "admin": KeyRing("admin", settings.admin_api_key),
     }
-    routers = [health, completions, chat, models, tokenize, metrics]
+    routers = [health, completions, chat, responses, models, tokenize, metrics]
     if settings.mask_root is not None:
         routers.append(admin)
     for module in routers:

@@ -33,12 +33,13 @@ class ModelNames:
         self.base = served_name or engine.describe().model
         self._created = created
 
-    def resolve(self, model: str, mask: str | None = None) -> ResolvedModel:
-        """What `model` and the separate `mask` field name together.
+    def resolve(self, model: str | None, mask: str | None = None) -> ResolvedModel:
+        """What `model` and the separate `mask` field name together; no model is the served one.
 
         Raises:
             ApiError: 404 for an unknown name, 400 if the two contradict each other.
         """
+        model = self.base if model is None else model
         prefix = f"{self.base}:"
         named = model.removeprefix(prefix) if model.startswith(prefix) else None
         if model != self.base and not named:

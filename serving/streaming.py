@@ -29,11 +29,14 @@ class ChunkFormat(Protocol):
     def opening(self) -> Sequence[BaseModel]:
         """Events before the first token."""
 
-    def event(self, piece: PromptChunk) -> BaseModel | None:
-        """The event for one chunk; None when it adds nothing that shows."""
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
+        """The events for one chunk; none when it adds nothing that shows."""
 
     def closing(self) -> Sequence[BaseModel]:
         """Events after the last token."""
+
+    def failure(self, error: ApiError) -> BaseModel | None:
+        """The event of a failure after the first one; None: the error's own body."""
 
 
 class EventStream(Response):
@@ -42,35 +45,47 @@ class EventStream(Response):
     Nothing is sent before the engine has taken the request, so that a refusal still is a proper
     status code; a failure later is an event that carries an error, and the stream ends with it.
     While the engine is silent, comment lines keep proxies from closing the connection.
+
+    Args:
+        generation: not started yet.
+        chunks: the API's events.
+        keep_alive_interval: seconds of silence before a comment line.
+        named: events have their `type` as name, and no `[DONE]` follows the last (Responses API).
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, generation: Generation, chunks: ChunkFormat, keep_alive_interval: float
+        self,
+        generation: Generation,
+        chunks: ChunkFormat,
+        keep_alive_interval: float,
+        *,
+        named: bool = False,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._generation = generation
         self._chunks = chunks
         self._interval = keep_alive_interval
+        self._named = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._generation:
             batch = await self._next()
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await _write(send, b"".join(_event(e) for e in self._chunks.opening()))
+                await _write(send, self._encoded(self._chunks.opening()))
                 while batch is not None:
                     await _write(send, await self._encode(batch))
                     batch = await self._next()
-                tail = b"".join(_event(e) for e in self._chunks.closing()) + DONE
+                tail = self._encoded(self._chunks.closing()) + (b"" if self._named else DONE)
             except ClientGoneError:
                 return
             except Exception as error:
                 if not isinstance(error, ApiError):
                     logger.exception("request %s failed", scope["state"]["request_id"])
-                tail = _data(json.dumps(as_api_error(error).body()).encode())
+                tail = self._failed(as_api_error(error))
             await send({"type": "http.response.body", "body": tail, "more_body": False})
 
     async def _next(self) -> list[PromptChunk] | None:
@@ -88,17 +103,24 @@ class EventStream(Response):
         return self._events(batch)
 
     def _events(self, batch: list[PromptChunk]) -> bytes:
-        events = (self._chunks.event(piece) for piece in batch)
-        return b"".join(_event(event) for event in events if event is not None)
+        return b"".join(self._encoded(self._chunks.events(piece)) for piece in batch)
+
+    def _failed(self, error: ApiError) -> bytes:
+        event = self._chunks.failure(error)
+        return _data(json.dumps(error.body()).encode()) if event is None else self._encoded([event])
+
+    def _encoded(self, events: Sequence[BaseModel]) -> bytes:
+        if not self._named:
+            return b"".join(_data(e.model_dump_json(exclude_unset=True).encode()) for e in events)
+        return b"".join(
+            f"event: {e.type}\n".encode() + _data(e.model_dump_json().encode())  # type: ignore[attr-defined]
+            for e in events
+        )
 
 
 async def _write(send: Send, body: bytes) -> None:
     if body:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def _event(event: BaseModel) -> bytes:
-    return _data(event.model_dump_json(exclude_unset=True).encode())
 
 
 def _data(payload: bytes) -> bytes:

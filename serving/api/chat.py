@@ -16,6 +16,7 @@ from engines.base import GenerationChunk, TokenLogprobs
 from serving.api.answers import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.conversation import Conversation, start_conversation
+from serving.errors import ApiError
 from serving.generation import Generation, PromptChunk
 from serving.schemas.chat import (
     AssistantMessage,
@@ -146,24 +147,24 @@ class ChatAnswer:
         delta = ChatDelta(role="assistant", content="")
         return [self._chunk([_chunk_choice(index, delta)]) for index in range(self._n)]
 
-    def event(self, piece: PromptChunk) -> BaseModel | None:
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
         """The event for one chunk."""
         self._usage.add(piece)
         new = piece.chunk
         choice = self._choices[new.index]
         part = choice.take(new)
         if not (new.text or new.token_ids or new.finish_reason):
-            return None
+            return ()
         entries = self._logprobs(new.logprobs)
         held = self._with_tools and not (part.text or part.calls)
         if held and entries is None and new.finish_reason is None:
-            return None
+            return ()
         delta = ChatDelta(content=part.text) if new.token_ids and not held else ChatDelta()
         if part.calls:
             delta = ChatDelta(tool_calls=[_call_delta(call) for call in part.calls])
             if part.text:
                 delta.content = part.text
-        return self._chunk([_chunk_choice(new.index, delta, entries, choice)])
+        return [self._chunk([_chunk_choice(new.index, delta, entries, choice)])]
 
     def closing(self) -> Sequence[BaseModel]:
         """The token counts, if they were asked for."""
@@ -172,6 +173,9 @@ class ChatAnswer:
         chunk = self._chunk([])
         chunk.usage = self._usage.usage()
         return [chunk]
+
+    def failure(self, error: ApiError) -> None:
+        """A failure is the error's own body."""
 
     def _finished(self, index: int, choice: _Choice) -> ChatChoice:
         message = AssistantMessage(role="assistant", content=choice.text, refusal=None)

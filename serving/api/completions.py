@@ -16,6 +16,7 @@ from engines.base import GenerationChunk, TokenLogprobs
 from engines.text import TextStream
 from serving.api.answers import ERRORS, finish_reason, whole_response
 from serving.auth import ApiRoute
+from serving.errors import ApiError
 from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import limit_logprobs
 from serving.names import ResolvedModel
@@ -177,7 +178,7 @@ class CompletionAnswer:
         """A completion stream starts with its first token."""
         return ()
 
-    def event(self, piece: PromptChunk) -> BaseModel | None:
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
         """The event for one chunk."""
         index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
@@ -192,7 +193,7 @@ class CompletionAnswer:
         )
         choice.last = new
         if not (text or token_ids or new.finish_reason):
-            return None
+            return ()
         event = CompletionChoice(
             index=index,
             text=text,
@@ -200,7 +201,10 @@ class CompletionAnswer:
             finish_reason=finish_reason(new),
             stop_reason=new.stop_reason,
         )
-        return self._response([event], self._usage.usage() if self._running_usage else None)
+        return [self._response([event], self._usage.usage() if self._running_usage else None)]
+
+    def failure(self, error: ApiError) -> None:
+        """A failure is the error's own body."""
 
     def closing(self) -> Sequence[BaseModel]:
         """The token counts, if they were asked for."""

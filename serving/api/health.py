@@ -2,7 +2,7 @@
 
 `/livez`: a restart would not help. `/readyz`: requests are welcome. `/health`: as `/livez`, under
 the name that other servers use. An engine that has work and does not step is neither alive nor
-ready, whatever its process does.
+ready, whatever its process does. `/ping` is `/health` under the name that SageMaker asks for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serving.service import Service, ServiceDep
 
 router = APIRouter(tags=["monitoring"])
 
-PATHS = ("/health", "/livez", "/readyz")
+PATHS = ("/health", "/livez", "/ping", "/readyz")
 _UNHEALTHY: dict[int | str, dict[str, Any]] = {503: ERRORS[503]}
 
 
@@ -32,8 +32,10 @@ class Health(BaseModel):
 
 @router.head("/health", include_in_schema=False)
 @router.head("/livez", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 @router.get("/health", response_model=Health, responses=_UNHEALTHY)
 @router.get("/livez", response_model=Health, responses=_UNHEALTHY)
+@router.get("/ping", response_model=Health, responses=_UNHEALTHY)
 async def live(service: ServiceDep) -> JSONResponse:
     """Whether the engine steps."""
     _check_engine(service)

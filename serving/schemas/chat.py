@@ -133,11 +133,9 @@ class ChatRequest(GenerationFields):
     audio: None = None
     function_call: Literal["none"] | None = None
     functions: Empty | None = None
-    metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     prediction: None = None
     reasoning_effort: Literal["none"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     verbosity: None = None
     web_search_options: None = None

@@ -19,6 +19,7 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 ChoiceString = Annotated[str, Field(min_length=1, max_length=4096)]
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 BiasKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 BiasValue = Annotated[float, Field(ge=-100, le=100)]
 
@@ -113,7 +114,9 @@ class StructuredOutputs(StrictModel):
 class GenerationFields(StrictModel):
     """Sampling and routing fields that completion and chat requests share."""
 
-    model: str = Field(max_length=256, description="`base`, or `base:mask`.")
+    model: str | None = Field(
+        None, max_length=256, description="`base`, or `base:mask`; default: the served one."
+    )
     mask: str | None = Field(
         None, max_length=128, description="Mask to use, instead of `model: base:mask`."
     )
@@ -144,7 +147,14 @@ class GenerationFields(StrictModel):
     cache_salt: str | None = Field(
         None, max_length=256, description="Prefix-cache entries are shared only within one salt."
     )
-    user: str | None = Field(None, max_length=512, description="Accepted; changes no answer.")
+
+    # What changes no answer.
+    user: str | None = Field(None, max_length=512)
+    metadata: Metadata | None = None
+    safety_identifier: str | None = Field(None, max_length=512)
+    prompt_cache_key: str | None = Field(None, max_length=512)
+    prompt_cache_retention: str | None = Field(None, max_length=64)
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
 
     @model_validator(mode="after")
     def _check_shared(self) -> GenerationFields:

@@ -26,6 +26,7 @@ CHECKS = [
 OPERATIONS = [
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/v1/models"),
@@ -34,6 +35,7 @@ OPERATIONS = [
     ("GET", "/metrics"),
     ("GET", "/health"),
     ("GET", "/livez"),
+    ("GET", "/ping"),
     ("GET", "/readyz"),
 ]
 

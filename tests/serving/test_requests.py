@@ -108,12 +108,10 @@ async def test_bad_completion_fields(app: App, name: str, value: Any, code: str)
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),
         ("reasoning_effort", "high"),
-        ("service_tier", "flex"),
         ("store", True),
-        ("metadata", {"a": "b"}),
         ("verbosity", "low"),
         ("web_search_options", {}),
-        ("prompt_cache_key", "k"),
+        ("prompt_cache_options", {"mode": "implicit"}),
     ],
 )
 async def test_chat_fields_that_are_not_implemented(app: App, name: str, value: Any) -> None:
@@ -130,7 +128,9 @@ async def test_chat_fields_that_are_not_implemented(app: App, name: str, value: 
     [
         {"tools": [], "tool_choice": "none", "functions": [], "function_call": "none"},
         {"tool_choice": "auto", "parallel_tool_calls": False},
-        {"modalities": ["text"], "service_tier": "auto", "store": False, "metadata": {}},
+        {"modalities": ["text"], "service_tier": "flex", "store": False, "metadata": {"a": "b"}},
+        {"safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h"},
+        {"model": None},
         {"user": "me", "response_format": {"type": "text"}, "reasoning_effort": "none"},
         dict.fromkeys(("n", "stop", "seed", "tools", "audio", "logit_bias", "stream")),
         dict.fromkeys(("made_up", "mask", "response_format", "cache_salt", "store")),
