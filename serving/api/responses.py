@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api.answers import ERRORS
+from serving.api.response_answer import ResponseAnswer
 from serving.auth import ApiRoute
 from serving.conversation import start_conversation
 from serving.errors import ApiError
-from serving.response_answer import ResponseAnswer
 from serving.response_input import as_chat, in_words_of_responses
 from serving.schemas.responses import ResponseObject, ResponsesRequest
 from serving.service import ServiceDep
