@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from serving.errors import ApiError
+from pydantic import ValidationError
+
+from serving.errors import ApiError, invalid
 from serving.schemas.chat import ChatRequest
 from serving.schemas.responses import (
     CallItem,
@@ -28,7 +30,11 @@ _FIELDS = {
 
 
 def as_chat(body: ResponsesRequest) -> ChatRequest:
-    """The chat request whose answer is the response's."""
+    """The chat request whose answer is the response's.
+
+    Raises:
+        ApiError: 400: as messages the input is beyond what a chat request may hold.
+    """
     messages: list[dict[str, Any]] = []
     if body.instructions is not None:
         messages.append({"role": "system", "content": body.instructions})
@@ -51,7 +57,12 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
         "cache_salt": body.cache_salt,
         "user": body.user,
     }
-    return ChatRequest.model_validate(fields)
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        # Every field is valid by itself; only messages can grow, or calls in one of them.
+        first = error.errors()[0]
+        raise invalid(f"input: as messages of a conversation: {first['msg']}", "input") from error
 
 
 def in_words_of_responses(error: ApiError) -> ApiError:

@@ -206,6 +206,27 @@ async def test_a_schema_that_cannot_be_enforced_names_the_field_that_was_sent(ap
     assert answer.json()["error"]["param"] == "tools[0].parameters"
 
 
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"role": "user", "content": "x"}] * 4096,
+        [
+            {"type": "function_call", "call_id": f"c{number}", "name": "f", "arguments": "{}"}
+            for number in range(129)
+        ],
+    ],
+    ids=["messages", "calls"],
+)
+async def test_input_that_is_too_long_as_messages_is_refused(
+    app: App, items: list[dict[str, Any]]
+) -> None:
+    body = {"model": "tiny", "input": items, "instructions": "Be brief."}
+    answer = await app.client.post("/v1/responses", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "input"
+    assert "at most" in answer.json()["error"]["message"]
+
+
 async def test_nothing_is_kept(tmp_path: Path) -> None:
     async with open_client(tmp_path, "hermes") as client:
         with pytest.raises(NotFoundError, match="responses are not kept"):
