@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ def in_words_of_responses(error: ApiError) -> ApiError:
     for chat, own in _FIELDS.items():
         if error.param is not None and error.param.partition("[")[0] == chat:
             error.param = error.param.replace(chat, own, 1)
-        error.detail = error.detail.replace(chat, own)
+        # Not inside quotes, where names are the client's.
+        error.detail = re.sub(rf"(?<![\w'\"]){chat}(?![\w'\"])", own, error.detail)
     if error.param is not None:
         error.param = error.param.replace("].function.", "].")
     error.detail = error.detail.replace("].function.", "].")

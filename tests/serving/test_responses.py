@@ -227,6 +227,14 @@ async def test_input_that_is_too_long_as_messages_is_refused(
     assert "at most" in answer.json()["error"]["message"]
 
 
+async def test_names_that_the_client_chose_stay_in_refusals(app: App) -> None:
+    tools = [{"type": "function", "name": "messages"}] * 2
+    body = {"model": "tiny", "input": "x", "tools": tools}
+    error = (await app.client.post("/v1/responses", json=body)).json()["error"]
+    assert error["param"] == "tools[1].name"
+    assert "'messages'" in error["message"]
+
+
 async def test_nothing_is_kept(tmp_path: Path) -> None:
     async with open_client(tmp_path, "hermes") as client:
         with pytest.raises(NotFoundError, match="responses are not kept"):
