@@ -29,7 +29,7 @@ class GateConfig(RunConfig):
     start: Literal["flap", "magnitude"] = "flap"
     """The one-shot method whose ranks gates start from."""
     gate_rate: Positive = 0.02
-    """Peak learning rate of gates; it falls to a tenth."""
+    """Peak of how far a step moves a layer's gates, as a root mean square; it falls to a tenth."""
     calibration: Share = 0.3
     """Share of the steps at the end in which units are chosen, and what is left is tuned alone."""
     distillation: Share = 1.0
@@ -37,7 +37,7 @@ class GateConfig(RunConfig):
     hidden: NotNegative = 1.0
     """Weight of the hidden states' squared error, relative to their size, a mean over layers."""
     clip: Positive = 1.0
-    """Largest gradient norm of gates, and of low-rank differences."""
+    """Largest gradient norm of low-rank differences."""
     held_out_windows: Count = 8
     """Sequences set aside from the text, on which progress is reported."""
     held_out_every: Count = 25
@@ -61,9 +61,9 @@ class MaskPruneConfig(GateConfig):
     """Peak learning rate of those differences; it falls to a tenth."""
     width_rate: Positive = 0.02
     """Step of the removed shares, of which gradients are cut to 1."""
-    vanish_rate: Positive = 0.5
+    vanish_rate: Positive = 5.0
     """Step of the multipliers that make removed units' gates vanish."""
-    budget_rate: Positive = 5.0
+    budget_rate: Positive = 1.0
     """Step of the multiplier of the budget; halved whenever the budget is met within 0.5 %."""
 
 

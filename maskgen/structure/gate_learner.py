@@ -18,6 +18,7 @@ from maskgen.learning.distributed import World, adamw_state, load_adamw_state, m
 from maskgen.learning.learner import StepReport
 from maskgen.learning.loss import next_token_loss
 from maskgen.learning.schedules import cosine
+from maskgen.structure.adam_mini import AdamMini
 from maskgen.structure.config import GateConfig
 from maskgen.structure.file import FEED_FORWARD, HEADS
 from maskgen.structure.gated_model import GatedModel
@@ -62,14 +63,14 @@ class GateLearner(ABC):
             for module, pair in gated.low_rank.items()
             for factor, parameter in zip(("first", "second"), pair, strict=True)
         }
-        self._names = [*self.gates, *factors]
-        self._parameters = [*self.gates.values(), *factors.values()]
-        self._peaks = [config.gate_rate, learning_rate]
-        self._optimizer = make_adamw(list(self.gates.values()), World(), lr=config.gate_rate)
+        self._factors = factors
+        self._rate = learning_rate
+        self._gate_optimizer = AdamMini(self.gates)
+        self._optimizer = None
         if factors:
-            self._optimizer.add_param_group({"params": list(factors.values())})
-        for group in self._optimizer.param_groups:
-            group["weight_decay"] = 0.0
+            self._optimizer = make_adamw(
+                list(factors.values()), World(), lr=learning_rate, weight_decay=0.0
+            )
 
     @abstractmethod
     def width(self) -> Width:
@@ -105,16 +106,20 @@ class GateLearner(ABC):
         if step >= self.first_steps and not self.kept:
             self.choose()
         self._use_gates()
-        self._optimizer.zero_grad()
+        self._gate_optimizer.zero_grad()
+        for parameter in self._factors.values():
+            parameter.grad = None
         losses = [self._micro_batch(step, index) for index in range(config.micro_batches)]
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.clip))
         factor = cosine(1.0, 0.1, step / config.steps)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=False):
-            group["lr"] = peak * factor
-        self._optimizer.step()
+        self._gate_optimizer.step(config.gate_rate * factor)
+        if self._optimizer is not None:
+            torch.nn.utils.clip_grad_norm_(self._factors.values(), config.clip)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate * factor
+            self._optimizer.step()
         extra = {} if self.kept else self.after_step(config.gate_rate * factor)
         text, hidden = (sum(values) / config.micro_batches for values in zip(*losses, strict=True))
-        return StepReport(text, {"hidden": hidden, "gradient_norm": norm, **extra})
+        return StepReport(text, {"hidden": hidden, **extra})
 
     def _micro_batch(self, step: int, index: int) -> tuple[float, float]:
         config = self._config
@@ -134,7 +139,7 @@ class GateLearner(ABC):
             hidden = torch.stack(errors).mean() if errors else hidden
             loss = loss + config.hidden * hidden
         (loss / config.micro_batches).backward()  # type: ignore[no-untyped-call]
-        return text, float(hidden)
+        return text, float(hidden.detach())
 
     def _use_gates(self) -> None:
         if self.kept:
@@ -171,25 +176,33 @@ class GateLearner(ABC):
 
     def learned(self) -> dict[str, Tensor]:
         """Gates, differences, and the choice once it is made."""
-        tensors = dict(zip(self._names, (p.detach() for p in self._parameters), strict=True))
+        tensors = {name: p.detach() for name, p in {**self.gates, **self._factors}.items()}
         return {**tensors, **{f"{KEPT}{name}": kept.float() for name, kept in self.kept.items()}}
 
     def optimiser(self) -> dict[str, Tensor]:
-        """AdamW's moments."""
-        return adamw_state(self._optimizer, self._names, self._parameters)
+        """The moments of both optimisers."""
+        state = self._gate_optimizer.state()
+        if self._optimizer is not None:
+            state |= adamw_state(self._optimizer, list(self._factors), list(self._factors.values()))
+        return state
 
     def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Everything of a checkpoint; without moments, what was learned alone."""
         with torch.no_grad():
-            for name, parameter in zip(self._names, self._parameters, strict=True):
+            for name, parameter in {**self.gates, **self._factors}.items():
                 parameter.copy_(learned[name])
         self.kept = {
             name: learned[f"{KEPT}{name}"].to(self._device) > 0
             for name in self.gates
             if f"{KEPT}{name}" in learned
         }
-        if optimiser:
-            load_adamw_state(self._optimizer, self._names, self._parameters, optimiser)
+        if not optimiser:
+            return
+        self._gate_optimizer.restore(optimiser)
+        if self._optimizer is not None:
+            load_adamw_state(
+                self._optimizer, list(self._factors), list(self._factors.values()), optimiser
+            )
 
 
 def units_of(group: str, width: Width) -> int:

@@ -14,8 +14,8 @@ the low-rank differences, R the share of weights left, B the budget. Of each kin
 one s, and one y for every layer. A step: AdamW on m and theta; then the s smallest gates of every
 layer are divided by 1 + 2 rate y (the proximal step); s moves against its gradient, in which layers
 are averaged, so that the kind that is cheap in all layers shrinks; then y and z ascend. Counts are
-rounded as removal will round them before they are used (channels to multiples, heads to whole
-ones), and s takes their gradient as its own.
+rounded as removal will round them before they are used (whole heads, and channels in multiples that
+fill what R leaves), and s takes their gradient as its own.
 
 Sums are divided by a layer's number of units, so that rates do not depend on its size.
 """
@@ -78,11 +78,14 @@ class MaskPrune(GateLearner):
 
     def width(self) -> Width:
         """The widest layers within the budget, with the heads that the removed share leaves."""
-        heads = self._fixed_heads
+        return self._widest(self._ratio)
+
+    def _widest(self, ratio: float) -> Width:
+        """Within a share, beside the heads that stay: rounded as removal will round."""
+        heads, full = self._fixed_heads, self._shape.full.key_value_heads
         if heads is None:
-            full = self._shape.full.key_value_heads
             heads = max(1, full - round(float(self._removed[1]) * full))
-        return self._shape.widest(self._ratio, heads, self._multiple)
+        return self._shape.widest(ratio, heads, self._multiple)
 
     def choosing(self) -> dict[str, Tensor]:
         """The gates."""
@@ -123,10 +126,12 @@ class MaskPrune(GateLearner):
 
     def _counts(self) -> dict[str, int]:
         """Units that every layer loses now, rounded as removal rounds them."""
-        full, channels = self._shape.full, float(self._removed[0]) * self._shape.full.intermediate
-        left = max(1, round((full.intermediate - channels) / self._multiple)) * self._multiple
-        heads = min(full.key_value_heads - 1, round(float(self._removed[1]) * full.key_value_heads))
-        return {FEED_FORWARD: max(0, full.intermediate - left), HEADS: heads}
+        full = self._shape.full
+        left = self._widest(min(1.0, max(self._ratio, self._share(self._removed))))
+        return {
+            FEED_FORWARD: full.intermediate - left.intermediate,
+            HEADS: full.key_value_heads - left.key_value_heads,
+        }
 
     def _share(self, removed: Tensor) -> float:
         shape = self._shape
