@@ -20,6 +20,7 @@ from benchmarks.masks.pages import (
 )
 from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
+from benchmarks.masks.structures_page import structures_page
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.values.page import values_page
@@ -45,6 +46,7 @@ PAGES: Mapping[str, Page] = {
     "mask-ablations": ablations_page,
     "mask-cost": cost_page,
     "permutation": permutation_page,
+    "structure": structures_page,
     "products": products_page,
     "lowbit-quality": values_page,
     "bench-lowbit": lowbit_speed_page,

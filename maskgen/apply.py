@@ -1,13 +1,13 @@
 """Model directories with changed weights: what a mask drops set to zero, or new values.
 
-Works in place on copies of the safetensors files, so that every other tensor, and every file beside
-them, stays what it was. Needs no torch.
+Tensors are read and written one at a time; those that do not change, and every file beside the
+weights, stay what they were. Needs no torch.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskgen.format.checkpoint_files import checkpoint_files
-from maskgen.format.container import ContainerError, TensorEntry, read_header
+from maskgen.format.container import TensorBytes, TensorEntry, read_header, write_tensors
 from maskgen.format.coverage import decoder_weights
 from maskgen.format.digests import base_digest, tensors_digest
 from maskgen.format.mask import Mask, MaskFileError
@@ -39,18 +39,21 @@ class Change:
 
     Attributes:
         shape: that it must have.
-        make: changes its values in place.
+        make: gives its new values; may change the old ones in place.
+        new_shape: of those; None if it stays what it was.
     """
 
     shape: tuple[int, ...]
-    make: Callable[[Weight], None]
+    make: Callable[[Weight], Weight]
+    new_shape: tuple[int, ...] | None = None
 
     @classmethod
     def to(cls, values: npt.NDArray[np.floating]) -> Change:
         """The tensor gets these values, rounded to the type of the checkpoint."""
 
-        def make(stored: Weight) -> None:
+        def make(stored: Weight) -> Weight:
             stored[...] = values
+            return stored
 
         return cls(values.shape, make)
 
@@ -82,9 +85,10 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
             f"{digest[:16]}...; use the model it was made for"
         )
 
-    def drop(name: str) -> Callable[[Weight], None]:
-        def change(weight: Weight) -> None:
+    def drop(name: str) -> Callable[[Weight], Weight]:
+        def change(weight: Weight) -> Weight:
             weight[~mask.keep(name)] = 0
+            return weight
 
         return change
 
@@ -113,26 +117,20 @@ def rewrite_weights(
         FileExistsError: `out` exists.
         MaskFileError: a tensor is missing, or its shape or type is not as expected.
     """
+    stored = stored_tensors(model_dir)
+    _refuse_missing(changes.keys() - stored.keys())
+    weights = weight_files(model_dir)
     with new_directory(out) as scratch:
         for source in checkpoint_files(model_dir):
             copy = scratch / source.relative_to(model_dir)
             copy.parent.mkdir(exist_ok=True)
-            shutil.copy(source, copy)
-        missing = set(changes)
-        for path in weight_files(scratch):
-            with path.open("rb") as file:
-                try:
-                    tensors = read_header(file).tensors
-                except ContainerError as error:
-                    raise ValueError(f"{path.name} is not a safetensors file: {error}") from None
-            raw = np.memmap(path, dtype=np.uint8, mode="r+")
-            for name in sorted(changes.keys() & tensors.keys()):
-                entry = tensors[name]
-                view = _view(raw[entry.start : entry.end], name, entry, changes[name].shape)
-                changes[name].make(view)
-                missing.discard(name)
-            raw.flush()
-        _refuse_missing(missing)
+            if source not in weights:
+                shutil.copy(source, copy)
+                continue
+            with source.open("rb") as file:
+                metadata = read_header(file).metadata
+            own = {name: tensor for name, tensor in stored.items() if tensor.file == source}
+            write_tensors(copy, metadata, _changed(own, changes))
         digest = base_digest(scratch)
         finish(scratch, digest)
         return digest
@@ -146,16 +144,27 @@ def rewritten_digest(model_dir: Path, changes: Mapping[str, Change]) -> str:
     """
     stored = stored_tensors(model_dir)
     _refuse_missing(changes.keys() - stored.keys())
+    return tensors_digest(_changed(stored, changes))
 
-    def chunks(name: str, tensor: StoredTensor) -> Iterator[bytes | memoryview]:
-        if name not in changes:
-            yield from tensor.chunks()
-            return
-        weight = read_weight(name, tensor, changes[name].shape)
-        changes[name].make(weight)
-        yield weight.reshape(-1).view(np.uint8).data
 
-    return tensors_digest((name, item.entry, chunks(name, item)) for name, item in stored.items())
+def _changed(
+    stored: Mapping[str, StoredTensor], changes: Mapping[str, Change]
+) -> dict[str, TensorBytes]:
+    return {name: _new_tensor(name, tensor, changes.get(name)) for name, tensor in stored.items()}
+
+
+def _new_tensor(name: str, tensor: StoredTensor, change: Change | None) -> TensorBytes:
+    if change is None:
+        return tensor.source
+    shape = change.new_shape or change.shape
+
+    def chunks() -> list[memoryview]:
+        values = np.ascontiguousarray(change.make(read_weight(name, tensor, change.shape)))
+        if values.shape != shape:
+            raise ValueError(f"{name} became {list(values.shape)}, expected {list(shape)}")
+        return [values.reshape(-1).view(np.uint8).data]
+
+    return TensorBytes(tensor.entry.dtype, shape, chunks)
 
 
 def read_weight(name: str, tensor: StoredTensor, shape: tuple[int, ...]) -> Weight:

@@ -1,4 +1,8 @@
-"""Recovery: from a dense model and one mask to a new base whose kept weights suit the mask."""
+"""Recovery: from a dense model and one mask to a new base whose kept weights suit the mask.
+
+Or, without a mask, from a smaller dense model and the one that it was made of, to better weights of
+the smaller one.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ from maskgen.recovery.parameters import drop, keep_tensors, tuned_parameters
 from maskgen.recovery.quantiser import Grid, fake_quantise
 from maskgen.recovery.reconstruction import Reconstruction
 from maskgen.recovery.tuning import Tuning
+from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import draw_windows, token_windows
 from maskgen.torch_model import check_base, check_tokens, load_model, resolve_dtype
@@ -58,6 +63,7 @@ class RecoverRequest:
         held_out: text that decides which step was best, and when to stop.
         held_out_every: steps between evaluations on it.
         held_out_windows: windows of that text that are used, spread evenly.
+        teacher: the dense model's directory, if it is not the one that is recovered.
     """
 
     config: RecoverConfig
@@ -70,6 +76,7 @@ class RecoverRequest:
     held_out: TextSet | None = None
     held_out_every: int = 25
     held_out_windows: int = 16
+    teacher: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +84,27 @@ class RecoverResult:
     """A finished recovery.
 
     Attributes:
-        mask: the mask that was given, for the new model directory.
+        digest: base digest of the new model directory.
+        mask: the mask that was given, for that directory; None if there was none.
         tokens: tokens that tuning saw, and those that blocks were reconstructed on.
         seconds: wall time of all steps; those before a resumption included.
         best_step: step of tuning that was kept; None if held-out text did not decide.
     """
 
-    mask: Mask
+    digest: str
+    mask: Mask | None
     tokens: int
     seconds: float
     best_step: int | None
 
 
 def recover(
-    model_dir: Path, mask: Mask, texts: TextSet, request: RecoverRequest, console: Console
+    model_dir: Path, mask: Mask | None, texts: TextSet, request: RecoverRequest, console: Console
 ) -> RecoverResult:
     """Recover a model for one mask and write it as a model directory of its own.
+
+    Args:
+        mask: of the model; None to tune all weights of a smaller model's decoder layers.
 
     Beside the weights lies `recovery.json`, which says how they were made.
 
@@ -107,16 +119,18 @@ def recover(
     """
     config = request.config
     digest = base_digest(model_dir)
-    check_base(mask, digest, str(model_dir))
-    _check(request)
+    if mask is not None:
+        check_base(mask, digest, str(model_dir))
+    _check(request, mask)
     dtype = resolve_dtype(request.dtype, request.device)
     model = load_model(model_dir, "fp32", request.device)
-    keep = keep_tensors(mask, model)
+    keep = {} if mask is None else keep_tensors(mask, model)
     drop(model, keep)
     if config.values != "bf16":
         fake_quantise(model, keep, Grid(config.values, config.block, config.minima))
-    tuned = tuned_parameters(model, keep, config.groups())
-    dense = load_model(model_dir, dtype, request.device)
+    linears = keep.keys() if mask else select_layers(model, LayerChoice()).layers.keys()
+    tuned = tuned_parameters(model, linears, keep, config.groups())
+    dense = load_model(request.teacher or model_dir, dtype, request.device)
     device = next(model.parameters()).device
     if device.type == "cpu" and not keep_freed_memory():
         console.print("the C library is not glibc: freed memory is not kept, steps take longer")
@@ -125,14 +139,15 @@ def recover(
     tokenizer = ModelTokenizer(model_dir)
     identity = {
         "base_digest": digest,
-        "mask_digest": mask.digest,
+        "mask_digest": None if mask is None else mask.digest,
+        "teacher_digest": _teacher_digest(request, digest),
         "text_digest": texts.digest,
         "dtype": dtype,
         **config.block_settings(),
     }
     options = RunOptions(request.folder, identity, resume=request.resume)
     tokens, seconds = 0, 0.0
-    if _reconstructs(config):
+    if mask is not None and _reconstructs(config):
         windows = token_windows(tokenizer, texts.texts, config.window_length)
         check_tokens(model, windows)
         windows = draw_windows(windows, config.windows, config.seed)
@@ -183,8 +198,8 @@ def recover(
         weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
         values[f"{name}.weight"] = weight.detach()
     facts = {
-        "dense_digest": digest,
-        "mask_digest": mask.digest,
+        "dense_digest": _teacher_digest(request, digest),
+        "mask_digest": None if mask is None else mask.digest,
         "text_digest": texts.digest,
         "settings": config.model_dump(mode="json"),
         "tokens": tokens,
@@ -193,12 +208,18 @@ def recover(
         "held_out_curve": _curve(request.folder / _TUNING / "log.jsonl"),
     }
     new = _write(model_dir, request, values, facts)
-    recovered = replace(mask, base_digest=new, parent_digest=None)
-    return RecoverResult(recovered, tokens, seconds, best_step)
+    recovered = None if mask is None else replace(mask, base_digest=new, parent_digest=None)
+    return RecoverResult(new, recovered, tokens, seconds, best_step)
 
 
-def _check(request: RecoverRequest) -> None:
+def _teacher_digest(request: RecoverRequest, own: str) -> str:
+    return own if request.teacher is None else base_digest(request.teacher)
+
+
+def _check(request: RecoverRequest, mask: Mask | None) -> None:
     config = request.config
+    if mask is None:
+        _check_without_mask(request)
     if config.rank and config.values != "bf16":
         raise ValueError(
             f"rank {config.rank} and values {config.values} do not go together: a low-rank"
@@ -211,7 +232,7 @@ def _check(request: RecoverRequest) -> None:
             f"every group of parameters is switched off ({', '.join(GROUPS)}): nothing could"
             " change; switch one on"
         )
-    if not config.steps and not _reconstructs(config):
+    if not config.steps and (mask is None or not _reconstructs(config)):
         raise ValueError(
             "steps is 0 and no block is reconstructed: nothing would change; give steps, or"
             " least_squares or block_steps with weights on"
@@ -220,6 +241,22 @@ def _check(request: RecoverRequest) -> None:
         raise ValueError(f"patience {config.patience} needs held-out text: give it, or patience 0")
     if request.checkpoint.exists() and not request.resume:
         raise FileExistsError(f"{request.checkpoint} exists already; name a new directory")
+
+
+def _check_without_mask(request: RecoverRequest) -> None:
+    config = request.config
+    if request.teacher is None:
+        raise ValueError(
+            "without a mask, the model that this one was made of has to teach it: give a teacher,"
+            " or a mask"
+        )
+    for name, value, unused in (
+        ("rank", config.rank, 0),
+        ("block_steps", config.block_steps, 0),
+        ("values", config.values, "bf16"),
+    ):
+        if value != unused:
+            raise ValueError(f"{name} {value} needs a mask: without one, all weights are tuned")
 
 
 def _tuning_identity(request: RecoverRequest) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from twofour.commands import (
     quantise,
     recover,
     serve,
+    structure,
     transform,
 )
 from twofour.extras import missing_extra
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(mask.app, name="mask")
+app.add_typer(structure.app, name="structure")
 app.add_typer(transform.app, name="transform")
 app.command("recover")(recover.recover)
 app.command("quantise")(quantise.quantise)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -61,6 +61,26 @@ class Header:
     tensors: dict[str, TensorEntry]
 
 
+@dataclass(frozen=True, slots=True)
+class TensorBytes:
+    """A tensor that is to be written, or that a digest is taken of.
+
+    Attributes:
+        dtype: as safetensors names it.
+        shape: its sizes.
+        chunks: gives its bytes, little-endian, from the first element on.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that type and shape take."""
+        return _DTYPE_BITS[self.dtype] * math.prod(self.shape) // 8
+
+
 def read_header(file: IO[bytes]) -> Header:
     """Read and check the header of an open safetensors file.
 
@@ -94,26 +114,50 @@ def write_container(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]
 ) -> None:
     """Write metadata and tensors of `_DTYPE_NAMES` atomically, sorted by name."""
+    write_tensors(path, metadata, {name: _in_memory(array) for name, array in tensors.items()})
+
+
+def write_tensors(
+    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, TensorBytes]
+) -> None:
+    """Write metadata and tensors atomically, sorted by name; their bytes are asked for in turn.
+
+    Raises:
+        ContainerError: a tensor gives more or fewer bytes than its type and shape take.
+    """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     # Alignment of what follows: wide types first, as the safetensors package orders them.
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    order = sorted(tensors, key=lambda name: (-_DTYPE_BITS[tensors[name].dtype], name))
     offset = 0
     for name in order:
-        array = tensors[name]
+        tensor = tensors[name]
         header[name] = {
-            "dtype": _DTYPE_NAMES[array.dtype.newbyteorder("<").str],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += array.nbytes
+        offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with atomic_writer(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            array = tensors[name]
-            file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+            written = sum(file.write(chunk) for chunk in tensors[name].chunks())
+            if written != tensors[name].nbytes:
+                raise ContainerError(
+                    f"tensor {name:.200} has {written} bytes, its type and shape take"
+                    f" {tensors[name].nbytes}"
+                )
+
+
+def _in_memory(array: npt.NDArray[Any]) -> TensorBytes:
+    little = array.dtype.newbyteorder("<")
+
+    def chunks() -> list[memoryview]:
+        return [np.ascontiguousarray(array, dtype=little).data]
+
+    return TensorBytes(_DTYPE_NAMES[little.str], array.shape, chunks)
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
-from maskgen.format.container import TensorEntry
+from maskgen.format.container import TensorBytes
 from maskgen.format.weight_files import stored_tensors
 
 
@@ -21,16 +21,15 @@ def base_digest(model_dir: Path) -> str:
     Raises:
         ModelDirectoryError: see `maskgen.format.weight_files.stored_tensors`.
     """
-    stored = stored_tensors(model_dir)
-    return tensors_digest((name, item.entry, item.chunks()) for name, item in stored.items())
+    return tensors_digest({name: item.source for name, item in stored_tensors(model_dir).items()})
 
 
-def tensors_digest(tensors: Iterable[tuple[str, TensorEntry, Iterable[bytes | memoryview]]]) -> str:
-    """The digest of a model with these tensors: name, type and shape, raw bytes."""
+def tensors_digest(tensors: Mapping[str, TensorBytes]) -> str:
+    """The digest of a model with these tensors."""
     sha = hashlib.sha256()
-    for name, entry, chunks in sorted(tensors, key=lambda tensor: tensor[0]):
-        shape = ",".join(str(size) for size in entry.shape)
-        sha.update(f"{name}\n{entry.dtype}\n{shape}\n".encode())
-        for chunk in chunks:
+    for name, tensor in sorted(tensors.items()):
+        shape = ",".join(str(size) for size in tensor.shape)
+        sha.update(f"{name}\n{tensor.dtype}\n{shape}\n".encode())
+        for chunk in tensor.chunks():
             sha.update(chunk)
     return sha.hexdigest()

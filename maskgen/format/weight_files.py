@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from maskgen.format.container import ContainerError, TensorEntry, read_header
+from maskgen.format.container import ContainerError, TensorBytes, TensorEntry, read_header
 from maskgen.format.json_file import read_json
 from maskgen.format.model_directory import (
     INDEX_FILE,
@@ -34,6 +34,11 @@ class StoredTensor:
 
     file: Path
     entry: TensorEntry
+
+    @property
+    def source(self) -> TensorBytes:
+        """Its type, shape and bytes, to be copied."""
+        return TensorBytes(self.entry.dtype, self.entry.shape, self.chunks)
 
     def chunks(self) -> Iterator[bytes]:
         """The raw bytes, at most 4 MiB at a time.

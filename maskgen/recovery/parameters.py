@@ -65,9 +65,17 @@ def drop(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 def tuned_parameters(
-    model: nn.Module, keep: Mapping[str, Tensor], groups: Collection[str]
+    model: nn.Module,
+    weights: Collection[str],
+    keep: Mapping[str, Tensor],
+    groups: Collection[str],
 ) -> dict[str, Tuned]:
     """Name -> parameter, of the groups that are switched on.
+
+    Args:
+        weights: names of the layers whose weights are the group of that name.
+        keep: of those that a mask covers, as `keep_tensors` gives them.
+        groups: that are switched on.
 
     A weight that is computed from another, as a quantised one is, goes by its own name.
 
@@ -82,7 +90,7 @@ def tuned_parameters(
         name = full_name.replace(".parametrizations.weight.original", ".weight")
         module, _, own = name.rpartition(".")
         group = None
-        if module in keep and own == "weight":
+        if module in weights and own == "weight":
             group = "weights"
         elif module in norms:
             group = "norms"
@@ -91,7 +99,8 @@ def tuned_parameters(
         elif module in embeddings:
             group = "embeddings"
         if group in groups:
-            found[name] = Tuned(parameter, ~keep[module] if group == "weights" else None)
+            masked = group == "weights" and module in keep
+            found[name] = Tuned(parameter, ~keep[module] if masked else None)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no {' and no '.join(groups)}: switch on another group of"

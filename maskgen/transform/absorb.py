@@ -147,8 +147,12 @@ def change_weight(weight: Weight, transform: Transform, steps: list[Move]) -> No
             permute(weight, group, place, transform.permutations[group.name])
 
 
-def _change(transform: Transform, steps: list[Move]) -> Callable[[Weight], None]:
-    return lambda weight: change_weight(weight, transform, steps)
+def _change(transform: Transform, steps: list[Move]) -> Callable[[Weight], Weight]:
+    def change(weight: Weight) -> Weight:
+        change_weight(weight, transform, steps)
+        return weight
+
+    return change
 
 
 def inverse(transform: Transform, groups: Groups) -> Transform:

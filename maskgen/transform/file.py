@@ -8,31 +8,31 @@ torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskgen.format.container import ContainerError, Header, read_header, write_container
-from maskgen.format.versions import FORMAT_VERSION, FormatVersionError, required_features
+from maskgen.format.change_file import (
+    ChangeFormat,
+    ChangeRecord,
+    content_digest,
+    read_change,
+    write_change,
+)
 from maskgen.transform.groups import Permutation, Rotation, TransformError
 
-FORMAT = "twofour-transform"
 ROTATION = "rotation"
 """Required by a file that turns channels."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_TENSOR = re.compile(r"([a-z0-9_]+(?:\.[a-z0-9_]+)*)\.(permutation|rotation)")
-_KINDS: Mapping[str, tuple[str, type[np.generic], int]] = {
-    "permutation": ("U16", np.uint16, 2),
-    "rotation": ("F32", np.float32, 3),
-}
-_REQUIRED = ("base_digest", "result_digest", "architecture", "method", "seed", "transform_digest")
+_FORM = ChangeFormat(
+    "transform",
+    {"permutation": ("U16", 2), "rotation": ("F32", 3)},
+    (ROTATION,),
+    TransformError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +64,19 @@ class Transform:
     @property
     def digest(self) -> str:
         """SHA-256 of base digest, permutations and rotations."""
-        sha = hashlib.sha256(f"{self.base_digest}\n".encode())
-        for name, array in sorted(self.tensors().items()):
-            sha.update(f"{name}\n{','.join(map(str, array.shape))}\n".encode())
-            sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-        return sha.hexdigest()
+        return content_digest(self.base_digest, self.tensors())
+
+    @property
+    def record(self) -> ChangeRecord:
+        """Which models it belongs to, and where it comes from."""
+        return ChangeRecord(
+            self.base_digest,
+            self.architecture,
+            self.method,
+            self.seed,
+            self.calibration_digest,
+            self.result_digest,
+        )
 
     def tensors(self) -> dict[str, np.ndarray[Any, Any]]:
         """All arrays, named as in the file."""
@@ -86,22 +94,8 @@ def write_transform(path: Path, transform: Transform) -> None:
     Raises:
         TransformError: the digest of its result is not known yet.
     """
-    if transform.result_digest is None:
-        raise TransformError("a transform is written with the digest of the model that it makes")
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "required_features": json.dumps([ROTATION] if transform.rotations else []),
-        "base_digest": transform.base_digest,
-        "result_digest": transform.result_digest,
-        "architecture": transform.architecture,
-        "method": transform.method,
-        "seed": str(transform.seed),
-        "transform_digest": transform.digest,
-    }
-    if transform.calibration_digest is not None:
-        metadata["calibration_digest"] = transform.calibration_digest
-    write_container(path, metadata, transform.tensors())
+    required = [ROTATION] if transform.rotations else []
+    write_change(path, _FORM, transform.record, transform.tensors(), required)
 
 
 def read_transform(path: Path) -> Transform:
@@ -111,62 +105,9 @@ def read_transform(path: Path) -> Transform:
         TransformError: the file is truncated, corrupted, foreign, or newer than this reader.
         OSError: the file cannot be opened.
     """
-    if not path.is_file():
-        raise TransformError(f"there is no transform file {path}")
-    with path.open("rb") as file:
-        try:
-            header = read_header(file)
-            metadata = _check_metadata(header.metadata)
-            arrays: dict[str, dict[str, Any]] = {"permutation": {}, "rotation": {}}
-            for name, (group, kind) in _check_tensors(header).items():
-                entry = header.tensors[name]
-                file.seek(entry.start)
-                dtype = np.dtype(_KINDS[kind][1]).newbyteorder("<")
-                raw = np.frombuffer(file.read(entry.end - entry.start), dtype=dtype)
-                arrays[kind][group] = raw.astype(_KINDS[kind][1]).reshape(entry.shape)
-        except ContainerError as error:
-            raise TransformError(f"{path} is not a transform file: {error}") from None
-        except (TransformError, FormatVersionError) as error:
-            raise TransformError(f"{path}: {error}") from None
-    transform = Transform(
-        arrays["permutation"],
-        arrays["rotation"],
-        base_digest=metadata["base_digest"],
-        architecture=metadata["architecture"],
-        method=metadata["method"],
-        seed=int(metadata["seed"]),
-        calibration_digest=metadata.get("calibration_digest"),
-        result_digest=metadata["result_digest"],
-    )
-    if transform.digest != metadata["transform_digest"]:
-        raise TransformError(f"{path}: its content does not have the digest it states; corrupted")
-    return transform
-
-
-def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
-    required_features(metadata, FORMAT, (ROTATION,))
-    if missing := [key for key in _REQUIRED if key not in metadata]:
-        raise TransformError(f"its metadata lacks {', '.join(missing)}")
-    for field in ("base_digest", "result_digest", "transform_digest", "calibration_digest"):
-        if not _DIGEST.fullmatch(metadata.get(field, "0" * 64)):
-            raise TransformError(f"{field} {metadata[field]!r:.80} is not a SHA-256 in hexadecimal")
-    if not re.fullmatch(r"0|[1-9][0-9]{0,19}", metadata["seed"]):
-        raise TransformError(f"seed {metadata['seed']!r:.40} is not an integer")
-    return metadata
-
-
-def _check_tensors(header: Header) -> dict[str, tuple[str, str]]:
-    """Tensor name -> group and kind."""
-    found = {}
-    for name, entry in header.tensors.items():
-        match = _TENSOR.fullmatch(name)
-        if match is None:
-            raise TransformError(f"tensor {name!r:.80} is neither a permutation nor a rotation")
-        dtype, _, axes = _KINDS[match[2]]
-        if entry.dtype != dtype or len(entry.shape) != axes:
-            raise TransformError(
-                f"tensor {name:.80} is {entry.dtype} {list(entry.shape)}, expected {dtype} of"
-                f" {axes} dimensions"
-            )
-        found[name] = (match[1], match[2])
-    return found
+    record, arrays = read_change(path, _FORM)
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in _FORM.kinds}
+    for name, array in arrays.items():
+        group, _, kind = name.rpartition(".")
+        found[kind][group] = array
+    return Transform(found["permutation"], found["rotation"], **asdict(record))

@@ -34,11 +34,12 @@ SMALL = {
 def small_recovery(
     model_dir: Path,
     folder: Path,
-    mask: Mask,
+    mask: Mask | None,
     texts: TextSet = TEXTS,
     held_out: TextSet | None = None,
     resume: bool = False,
     dtype: str = "fp32",
+    teacher: Path | None = None,
     **settings: object,
 ) -> RecoverResult:
     request = RecoverRequest(
@@ -50,6 +51,7 @@ def small_recovery(
         held_out=held_out,
         held_out_every=2,
         held_out_windows=4,
+        teacher=teacher,
     )
     return recover(model_dir, mask, texts, request, Console(quiet=True))
 
@@ -60,6 +62,7 @@ def main() -> None:
     folder = root / os.environ["RUN_NAME"]
     mask = read_mask(root / "mask.safetensors")
     result = small_recovery(root / "dense", folder, mask, held_out=TEXTS, **settings)
+    assert result.mask is not None
     write_mask(folder / "mask.safetensors", result.mask)
 
 

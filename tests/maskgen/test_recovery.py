@@ -19,14 +19,17 @@ from safetensors.torch import load_file
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.mask_file import write_mask
+from maskgen.format.model_directory import read_model_config
 from maskgen.format.pattern import Pattern
 from maskgen.learning import loop
 from maskgen.least_squares import damped, kept_weights_update
 from maskgen.prune import PruneSettings, prune
 from maskgen.recovery.quantiser import Grid, quantise
+from maskgen.structure.removal import apply_structure
 from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior
 from tests.maskgen.recovery_runs import small_recovery
+from tests.maskgen.structure.random_structures import random_structure
 from tests.tiny_model import make_tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -299,3 +302,36 @@ def test_a_low_rank_difference_is_merged_and_keeps_the_mask(model_dir, mask, tmp
         keep = torch.from_numpy(mask.keep(name))
         assert not after[f"{name}.weight"][~keep].any()
         assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"] * keep)
+
+
+def test_a_smaller_model_is_recovered_by_the_one_it_was_made_of(model_dir, tmp_path):
+    structure = random_structure(model_dir, 64, 1)
+    apply_structure(model_dir, structure, tmp_path / "small")
+    settings = {"steps": 30, "batch_size": 4, "learning_rate": 2e-3}
+    result = small_recovery(
+        tmp_path / "small", tmp_path, None, held_out=TEXTS, teacher=model_dir, **settings
+    )
+    assert result.mask is None
+    assert result.digest == base_digest(tmp_path / "model") != base_digest(tmp_path / "small")
+    facts = json.loads((tmp_path / "model" / "recovery.json").read_text())
+    assert facts["dense_digest"] == base_digest(model_dir)
+    first, best = facts["held_out_curve"][0][1], min(y for _, y in facts["held_out_curve"])
+    assert best < first - 0.1
+    assert read_model_config(tmp_path / "model")["intermediate_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("teach", "settings", "message"),
+    [
+        (False, {}, "give a teacher, or a mask"),
+        (True, {"rank": 2}, "rank 2 needs a mask"),
+        (True, {"block_steps": 2}, "block_steps 2 needs a mask"),
+        (True, {"values": "int8"}, "values int8 needs a mask"),
+        (True, {"steps": 0}, "nothing would change"),
+    ],
+)
+def test_without_a_mask_only_tuning_by_a_teacher_makes_sense(
+    model_dir, tmp_path, teach, settings, message
+):
+    with pytest.raises(ValueError, match=message):
+        small_recovery(model_dir, tmp_path, None, teacher=model_dir if teach else None, **settings)

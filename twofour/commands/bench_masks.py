@@ -21,6 +21,7 @@ from twofour.commands.bench_masks_inputs import (
 )
 from twofour.commands.bench_options import JsonLine, RedoRows, finish
 from twofour.commands.first_mode import FirstModeGroup
+from twofour.commands.option_values import method_settings
 
 if TYPE_CHECKING:
     pass
@@ -135,6 +136,46 @@ def patterns(
     table = open_table(TableSpec("patterns", KEY, patterns_page), bench, texts.digests(), redo)
     changed = parse_overrides(settings or [])
     run_patterns(bench, texts, table, chosen, set(only or METHODS), changed)
+    finish_table(table, console, json_)
+
+
+@app.command("structure")
+def structure(
+    model: Model = "smollm2-135m",
+    learn: Learn = None,
+    wikitext2: Wikitext2 = "wikipedia:test",
+    c4: C4 = "c4",
+    ratio: Annotated[
+        list[float] | None, _Option(help="Share of weights left (repeat). [0.8, 0.65, 0.5]")
+    ] = None,
+    only: Annotated[list[str] | None, _Option(help="Only this method (repeat).")] = None,
+    settings: Annotated[
+        list[str] | None,
+        _Option("--set", help="NAME=VALUE: a setting of the methods that learn (repeat)."),
+    ] = None,
+    dtype: Dtype = "auto",
+    windows: FirstWindows = None,
+    calibration_windows: CalibrationWindows = 64,
+    calibration_length: CalibrationLength = 1024,
+    work: Work = Path("runs/masks"),
+    redo: RedoRows = False,
+    json_: JsonLine = False,
+) -> None:
+    """Smaller dense models by method (docs/results/structure.json)."""
+    from benchmarks.common.table import TableSpec
+    from benchmarks.masks.structures import KEY, METHODS, RATIOS, run_structures
+    from benchmarks.masks.structures_page import structures_page
+
+    if unknown := sorted(set(only or ()) - set(METHODS)):
+        raise ValueError(f"--only {unknown[0]!r} is none of {', '.join(METHODS)}")
+    console = Console(stderr=json_)
+    bench = open_workbench(
+        model, work / "structures", console, calibration_windows, calibration_length, windows, dtype
+    )
+    texts = read_general_texts(learn, wikitext2, c4)
+    table = open_table(TableSpec("structure", KEY, structures_page), bench, texts.digests(), redo)
+    chosen = method_settings(settings or [])
+    run_structures(bench, texts, table, ratio or RATIOS, set(only or METHODS), chosen)
     finish_table(table, console, json_)
 
 

@@ -15,12 +15,16 @@ _Option = typer.Option
 
 def recover(
     model: Annotated[str, _Option(help="Dense model: alias, directory or Hugging Face id.")],
-    mask: Annotated[Path, _Option(help="Mask file of that model.")],
     data: Annotated[
         list[str], _Option(help="Text to learn on: named set, file, folder or hub:NAME (repeat).")
     ],
     checkpoint: Annotated[Path, _Option(help="The model directory to write.")],
-    out: Annotated[Path, _Option(help="The mask file of that model to write.")],
+    mask: Annotated[Path | None, _Option(help="Mask file of the dense model; with --out.")] = None,
+    out: Annotated[Path | None, _Option(help="The mask file to write, of --checkpoint.")] = None,
+    teacher: Annotated[
+        str | None,
+        _Option(help="Without a mask: the model that --model, a smaller one, was made of."),
+    ] = None,
     steps: Annotated[int | None, _Option(help="Steps of end-to-end tuning; 0 for none.")] = None,
     learning_rate: Annotated[float | None, _Option(help="Peak learning rate of tuning.")] = None,
     final_learning_rate: Annotated[
@@ -48,7 +52,7 @@ def recover(
         _Option("--set", help="Any other setting, NAME=VALUE, as block_steps=50 (repeat)."),
     ] = None,
     run_dir: Annotated[
-        Path | None, _Option(help="Checkpoints and logs [default: OUT with .run].")
+        Path | None, _Option(help="Checkpoints and logs [default: OUT, or CHECKPOINT, with .run].")
     ] = None,
     resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
     held_out: Annotated[
@@ -61,7 +65,10 @@ def recover(
     device: Annotated[str | None, _Option(help="torch device [default: CUDA, if any].")] = None,
     tensorboard: Annotated[Path | None, _Option(help="Folder for TensorBoard events.")] = None,
 ) -> None:
-    """Tune the kept weights for one mask; writes a new model directory and the mask for it."""
+    """Tune the kept weights for one mask; writes a new model directory and the mask for it.
+
+    Without a mask, tune the weights of a smaller dense model against its teacher.
+    """
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.mask_file import read_mask, write_mask
@@ -71,7 +78,9 @@ def recover(
     from maskgen.recovery.config import RecoverConfig
     from maskgen.texts.text_sets import TextSet, load_texts
 
-    if not out.parent.is_dir():
+    if (mask is None) != (out is None):
+        raise ValueError("--mask and --out go together: the mask is written anew for --checkpoint")
+    if out is not None and not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
     given = {
         "steps": steps,
@@ -102,7 +111,7 @@ def recover(
 
     request = RecoverRequest(
         config=config,
-        folder=run_dir or out.with_suffix(".run"),
+        folder=run_dir or (out or checkpoint).with_suffix(".run"),
         checkpoint=checkpoint,
         resume=resume,
         dtype=dtype,
@@ -111,16 +120,19 @@ def recover(
         held_out=texts_of(held_out) if held_out else None,
         held_out_every=held_out_every,
         held_out_windows=held_out_windows,
+        teacher=None if teacher is None else resolve_model(teacher),
     )
     console = Console()
-    given_mask = read_mask(mask)
+    given_mask = None if mask is None else read_mask(mask)
     result = run(resolve_model(model), given_mask, texts_of(data), request, console)
-    write_mask(out, result.mask)
     kept = "" if result.best_step is None else f", best after step {result.best_step} of tuning"
+    against = f"for {mask}" if mask is not None else f"by {teacher}"
     console.print(
-        f"{checkpoint}: {model} recovered for {mask} from {result.tokens:,} tokens in "
-        f"{result.seconds:.1f} s{kept}, base digest {result.mask.base_digest}",
+        f"{checkpoint}: {model} recovered {against} from {result.tokens:,} tokens in "
+        f"{result.seconds:.1f} s{kept}, base digest {result.digest}",
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"{out}: the mask for it", highlight=False, soft_wrap=True)
+    if out is not None and result.mask is not None:
+        write_mask(out, result.mask)
+        console.print(f"{out}: the mask for it", highlight=False, soft_wrap=True)

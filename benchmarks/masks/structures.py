@@ -1,0 +1,133 @@
+"""`twofour bench masks structure`: smaller dense models of the same width, by method.
+
+MaskPrune chooses the number of heads at each ratio; every method then gets that width, and, where
+heads were lost, also the width that keeps all of them. Runs and structures are kept in the work
+folder, and an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.common.result_file import ResultRow
+from benchmarks.common.table import Table
+from benchmarks.masks.texts import GeneralTexts
+from benchmarks.masks.workbench import Made, Workbench
+from maskgen.format.json_file import read_json, write_json
+from maskgen.format.model_directory import read_model_config
+from maskgen.structure.config import GateConfig, structure_config
+from maskgen.structure.file import read_structure, write_structure
+from maskgen.structure.learn import StructureRequest, learn_structure
+from maskgen.structure.removal import apply_structure
+from maskgen.structure.width import LayerShape
+
+KEY = ("method", "ratio", "key_value_heads", "recovered")
+"""What names a row; the dense model's ratio is 1."""
+
+METHODS = ("maskprune", "grasp", "flap", "magnitude")
+"""In the order of their rows: MaskPrune decides the width of all."""
+RATIOS = (0.8, 0.65, 0.5)
+
+
+def run_structures(
+    bench: Workbench,
+    texts: GeneralTexts,
+    table: Table,
+    ratios: Sequence[float],
+    methods: Collection[str],
+    settings: Mapping[str, Any],
+) -> None:
+    """A row for every method, ratio and number of heads, after the dense model's.
+
+    Args:
+        settings: of the methods that learn.
+    """
+    full = LayerShape.of(read_model_config(bench.directory)).full.key_value_heads
+    _row(bench, texts, table, ("dense", 1.0, full, False), bench.dense)
+    for ratio in ratios:
+        own = _chosen_heads(bench, texts, ratio, settings)
+        for heads in dict.fromkeys((own, full)):
+            for method in METHODS:
+                if method not in methods:
+                    continue
+
+                asked = None if method == "maskprune" and heads == own else heads
+                make = partial(_made, bench, texts, method, ratio, asked, settings)
+                _row(bench, texts, table, (method, ratio, heads, False), make)
+
+
+def _row(
+    bench: Workbench,
+    texts: GeneralTexts,
+    table: Table,
+    key: tuple[Any, ...],
+    make: Callable[[], Made],
+) -> None:
+    def measure() -> ResultRow:
+        made = make()
+        config = read_model_config(made.model)
+        shape = LayerShape.of(config)
+        return {
+            "wikitext2": bench.perplexity(made, texts.wikitext2),
+            "c4": bench.perplexity(made, texts.c4),
+            "intermediate_size": shape.full.intermediate,
+            "parameters": shape.layers * shape.weights(shape.full),
+            "tokens_per_s": None,
+            **made.row,
+        }
+
+    if table.measure(key, measure):
+        row = table[key]
+        bench.console.print(f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
+
+
+def _chosen_heads(
+    bench: Workbench, texts: GeneralTexts, ratio: float, settings: Mapping[str, Any]
+) -> int:
+    """Key-value heads that MaskPrune leaves at a ratio."""
+    made = _made(bench, texts, "maskprune", ratio, None, settings)
+    return LayerShape.of(read_model_config(made.model)).full.key_value_heads
+
+
+def _made(
+    bench: Workbench,
+    texts: GeneralTexts,
+    method: str,
+    ratio: float,
+    heads: int | None,
+    settings: Mapping[str, Any],
+) -> Made:
+    """A smaller model, kept in the work folder."""
+    label = f"{method}-{ratio}-{'own' if heads is None else heads}"
+    path = bench.folder / f"{label}.safetensors"
+    facts, model = path.with_suffix(".json"), path.with_suffix("")
+    if not facts.is_file():
+        bench.console.print(f"{label}: choosing units")
+        learned = isinstance(structure_config(method, {}), GateConfig)
+        request = StructureRequest(
+            method,
+            structure_config(method, settings if learned else {}),
+            ratio,
+            key_value_heads=heads,
+            windows=bench.windows,
+            length=bench.length,
+            dtype=bench.dtype,
+            folder=path.with_suffix(".run"),
+            resume=True,
+        )
+        result = learn_structure(bench.directory, texts.learn, request, console=bench.console)
+        bench.folder.mkdir(parents=True, exist_ok=True)
+        write_structure(path, result.structure)
+        row = {
+            "share": round(result.share, 4),
+            "tokens_seen": result.tokens,
+            "seconds": round(result.seconds, 1),
+            "structure_digest": result.structure.digest,
+            "settings": dict(settings) if learned else {},
+        }
+        write_json(facts, row)
+    if not model.is_dir():
+        apply_structure(bench.directory, read_structure(path), model)
+    return Made(model, None, read_json(facts, ValueError))
