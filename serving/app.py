@@ -16,7 +16,17 @@ from engines import registry
 from engines.base import Engine
 from engines.errors import EngineDirectoryError, EngineError
 from serving.admission import Admission
-from serving.api import admin, chat, completions, health, metrics, models, responses, tokenize
+from serving.api import (
+    admin,
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    page,
+    responses,
+    tokenize,
+)
 from serving.auth import ApiRoute, KeyRing
 from serving.browser_origins import CORS, BrowserOrigins
 from serving.config import ServerSettings
@@ -83,6 +93,8 @@ def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAP
     routers = [health, completions, chat, responses, models, tokenize, metrics]
     if settings.mask_root is not None:
         routers.append(admin)
+    if settings.web_page:
+        routers.append(page)
     for module in routers:
         app.include_router(module.router)
     app.include_router(description)

@@ -105,6 +105,9 @@ class ServerSettings(BaseSettings):
         description="Web pages of other origins that may call this server, as https://host:port;"
         " * is every page.",
     )
+    web_page: bool = Field(
+        True, description="Serve the playground and status page at `/`; it needs no key by itself."
+    )
     unknown_fields: Literal["refuse", "ignore"] = Field(
         "refuse",
         description="Request fields of no known API: refuse them, or log and ignore them. Fields"

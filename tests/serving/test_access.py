@@ -104,11 +104,22 @@ async def test_no_spelling_of_a_path_passes_the_key(tmp_path: Path, path: str) -
 
 def test_routes_are_guarded_by_construction(tmp_path: Path) -> None:
     """A route added without a guard would be open: only the probes may be such."""
-    from serving.api import admin, chat, completions, health, metrics, models, tokenize
+    from serving.api import (
+        admin,
+        chat,
+        completions,
+        health,
+        metrics,
+        models,
+        page,
+        responses,
+        tokenize,
+    )
 
-    for module in (admin, chat, completions, metrics, models, tokenize):
+    for module in (admin, chat, completions, metrics, models, responses, tokenize):
         assert all(isinstance(route, ApiRoute) for route in module.router.routes)
     assert {route.path for route in health.router.routes} == set(PATHS)
+    assert {route.path for route in page.router.routes} == {"/", "/page/{name}"}
 
 
 @pytest.mark.parametrize(
