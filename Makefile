@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-emulated soak sanitize lint type stubs check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-emulated soak sanitize lint type stubs check bench bench-vllm serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,10 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]" "gguf>=0.17,<1"
 	touch $@
+
+test-browser: setup ## the server's page in headless Chromium (apt-get install chromium)
+	$(BIN)/python -m pip install --quiet "playwright>=1.50,<2"
+	$(BIN)/python -m pytest -m browser tests/serving/test_page_in_browser.py
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute
 	tests/engines/sanitize.sh $(BIN)/python 30

@@ -22,7 +22,8 @@ class GenerationRequest:
         request_id: unique among the running requests of this engine.
         prompt_token_ids: at least one token id.
         sampling: how to sample, and how many choices (`sampling.n`).
-        mask: name of a loaded mask; None is the engine's default mask.
+        mask: name of a loaded mask; None is the engine's default mask; `dense` is the model without
+            one, where the engine has it beside masks.
         cache_salt: requests share prefix-cache entries only with requests of the same salt.
     """
 
@@ -121,6 +122,7 @@ class EngineInfo:
         default_mask: what a request that names no mask gets; None is the dense model.
         isa: instruction set of the kernels (`avx512_bf16`, ...), or the device's name.
         layout: id and version of the sparse layout, None when no layer is sparse.
+        dense_bytes: memory of the dense model beside the masks; None where there is none.
         values: type of the weights' values, and how they were made where that is a choice.
         sparse_layers: eligible linear layers that run a sparse kernel.
         eligible_layers: linear layers that the mask lists.
@@ -148,6 +150,7 @@ class EngineInfo:
     version: str
     numerics: str
     values: str = "bf16"
+    dense_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

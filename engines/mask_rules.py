@@ -20,6 +20,9 @@ from maskgen.format.pattern import TWO_FOUR, Pattern
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a mask may be called; a request names it as `<model>:<mask>`."""
 
+DENSE = "dense"
+"""What requests call the model without a mask, where a directory holds it; no mask is called so."""
+
 RUN_PATTERNS: Mapping[str, tuple[Pattern, ...] | None] = {
     "cpu": (TWO_FOUR,),
     "vllm": (TWO_FOUR,),
@@ -86,6 +89,11 @@ def check_name(name: str) -> None:
         raise MaskError(
             f"{name!r} cannot name a mask: letters, digits, '.', '_' and '-', at most 64, the first"
             " a letter or digit"
+        )
+    if name == DENSE:
+        raise MaskError(
+            f"{DENSE!r} cannot name a mask: it is what requests call the model without one; name"
+            " the mask otherwise"
         )
 
 

@@ -24,6 +24,7 @@ class TargetEntry:
         builder: `module:function` that takes a `BuildRequest` and gives the manifest.
         settings: `module:Class` of what else the builder takes (`--option`), if anything.
         quantises: whether the builder makes int8 and int4 values.
+        dense_arm: whether the builder can put the dense model beside masks.
     """
 
     engine: str
@@ -31,6 +32,7 @@ class TargetEntry:
     builder: str
     settings: str | None = None
     quantises: bool = False
+    dense_arm: bool = False
 
 
 TARGETS: dict[Target, TargetEntry] = {
@@ -39,6 +41,7 @@ TARGETS: dict[Target, TargetEntry] = {
         "engines.cpu.options:CpuOptions",
         "engines.cpu.build:build",
         quantises=True,
+        dense_arm=True,
     ),
     "vllm": TargetEntry(
         "engines.vllm_plugin.engine:VllmEngine",
@@ -89,6 +92,12 @@ def run_builder(
     if not entry.quantises and (request.values_file or not request.values.plain):
         able = ", ".join(name for name, known in TARGETS.items() if known.quantises)
         raise ValueError(f"target {target} has bf16 weights only; int8 and int4 go with: {able}")
+    if request.with_dense and not entry.dense_arm:
+        able = ", ".join(name for name, known in TARGETS.items() if known.dense_arm)
+        raise ValueError(
+            f"target {target} cannot hold the dense model beside masks; {able} can; build a"
+            " directory without masks for it"
+        )
     manifest: Manifest = resolve_name(entry.builder)(request, **(settings or {}))
     return manifest
 

@@ -61,6 +61,11 @@ class TextCodec:
         return self._tokenizer.special_tokens
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """What tokenizer_config.json says; empty if there is none."""
+        return self._tokenizer.config
+
+    @property
     def stray_tokens(self) -> Mapping[int, str]:
         """Id -> text of tokens that the model has no embedding for."""
         return self._tokenizer.stray_tokens
@@ -100,6 +105,10 @@ class TextCodec:
         """Text of `token_ids`."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
+    def token_spellings(self, token_ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary spells them; empty for ids that it does not hold."""
+        return [self.tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+
     def token_text(self, token_id: int) -> str:
         """Text of one token by itself; incomplete UTF-8 shows as U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
@@ -124,19 +133,28 @@ class TextCodec:
         messages: Sequence[Mapping[str, Any]],
         *,
         generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """Prompt text of a conversation, by the model's chat template. May take seconds.
 
+        Takes what `ChatTemplate.render` takes.
+
         Raises:
-            InvalidRequestError: the model has no chat template, or the template refuses the
-                messages, or would do more for them than one rendering may.
+            InvalidRequestError: the model has no chat template, or as `ChatTemplate.render`.
         """
         if self._template is None:
             raise InvalidRequestError(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
-        return self._template.render(messages, generation_prompt=generation_prompt, tools=tools)
+        return self._template.render(
+            messages,
+            generation_prompt=generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            arguments=arguments,
+        )
 
 
 class TextStream:

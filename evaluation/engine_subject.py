@@ -22,12 +22,13 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
     from engines.cpu.idle import shorten_spinning
     from engines.directory.manifest import read_manifest
     from engines.errors import UnknownMaskError
+    from engines.mask_rules import DENSE
     from engines.registry import open_engine
     from engines.sampling import SamplingParams
 
     sampling = SamplingParams(max_tokens=0, prompt_logprobs=0)
     manifest = read_manifest(directory)
-    names = [record.name for record in manifest.masks]
+    names = [record.name for record in manifest.masks] + [DENSE] * manifest.dense
     if mask is not None and mask not in names:
         raise UnknownMaskError(f"{directory} has no mask {mask!r}; it has: {', '.join(names)}")
 
@@ -53,7 +54,7 @@ def engine_subject(directory: Path, mask: str | None) -> Iterator[Subject]:
                 token_scores=lambda tokens: runner.run(score(tokens)),
                 encode=engine.codec.encode,
                 model=manifest.model,
-                mask=mask or manifest.default_mask,
+                mask=None if mask == DENSE else mask or manifest.default_mask,
                 dtype="fp32" if manifest.target == "reference" else engine.describe().values,
                 bos_token_id=engine.codec.bos_token_id,
                 context_length=engine.describe().context_length,

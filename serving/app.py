@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -15,14 +16,26 @@ from engines import registry
 from engines.base import Engine
 from engines.errors import EngineDirectoryError, EngineError
 from serving.admission import Admission
-from serving.api import admin, chat, completions, health, metrics, models, responses, tokenize
+from serving.api import (
+    admin,
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    page,
+    responses,
+    tokenize,
+)
 from serving.auth import ApiRoute, KeyRing
+from serving.browser_origins import CORS, BrowserOrigins
 from serving.config import ServerSettings
 from serving.errors import handle_error
 from serving.metrics import Metrics
 from serving.middleware import BodyLimits, RequestContext
 from serving.opening_log import OpeningLog
 from serving.service import Service
+from serving.unknown_fields import UnknownFieldLog
 
 description = APIRouter(route_class=ApiRoute, include_in_schema=False)
 
@@ -76,15 +89,22 @@ def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAP
         "api": KeyRing("api", settings.api_key),
         "admin": KeyRing("admin", settings.admin_api_key),
     }
+    app.state.unknown_fields = UnknownFieldLog() if settings.unknown_fields == "ignore" else None
     routers = [health, completions, chat, responses, models, tokenize, metrics]
     if settings.mask_root is not None:
         routers.append(admin)
+    if settings.web_page:
+        routers.append(page)
     for module in routers:
         app.include_router(module.router)
     app.include_router(description)
     for kind in (HTTPException, RequestValidationError, EngineError):
         app.add_exception_handler(kind, handle_error)
     app.add_middleware(BodyLimits, limit=settings.max_body_bytes, timeout=settings.body_timeout)
+    # Cheap is enough: text shrinks to a third. Streams of events are left as they are.
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
+    if settings.allowed_origins:
+        app.add_middleware(BrowserOrigins, **CORS, allow_origins=settings.allowed_origins)
     app.add_middleware(RequestContext, metrics=counts, access_log=settings.access_log)
     return app
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from serving.body import JsonRequest
 from serving.errors import ApiError
+from serving.unknown_fields import UnknownFieldLog
 
 Level = Literal["api", "admin"]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -68,7 +69,12 @@ class ApiRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             ring: KeyRing = request.app.state.keys[level]
             ring.check(request.headers.get("authorization"))
-            return await handler(JsonRequest(request.scope, request.receive))
+            checked = JsonRequest(request.scope, request.receive)
+            unknown_fields: UnknownFieldLog | None = request.app.state.unknown_fields
+            if unknown_fields is None:
+                return await handler(checked)
+            with unknown_fields.leaving_out(self.path):
+                return await handler(checked)
 
         return guarded
 

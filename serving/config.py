@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,27 @@ def _split_keys(value: Any) -> Any:
     return keys
 
 
+def _keys_of(setting: str, path: Any) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting} is unreadable: {error}") from error
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ValueError(f"{setting} {path} holds no key; write one a line")
+    return keys
+
+
+def _split_origins(value: Any) -> Any:
+    origins = value.split(",") if isinstance(value, str) else value
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"{origin!r} is no origin; write scheme and host as https://example.org:8443, or *"
+            )
+    return origins
+
+
 def _plain(key: Any) -> str:
     return key.get_secret_value() if isinstance(key, SecretStr) else str(key)
 
@@ -26,6 +48,9 @@ SECRET = ("api_key", "admin_api_key")
 """Settings whose values are never shown."""
 
 Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_keys)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_origins)]
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/,?#]+")
 
 
 class ServerSettings(BaseSettings):
@@ -62,13 +87,32 @@ class ServerSettings(BaseSettings):
         description="Key that opens the API; none leaves it open to everybody. Better in"
         " SERVING_API_KEY than on the command line.",
     )
+    api_key_file: Path | None = Field(
+        None, description="File of further API keys, one a line; read once, at the start."
+    )
     admin_api_key: Keys = Field(
         (), description="Key for the routes that load and unload masks; needs `mask_root`."
+    )
+    admin_api_key_file: Path | None = Field(
+        None, description="File of further admin API keys, one a line."
     )
     mask_root: Path | None = Field(
         None, description="Folder from which masks may be loaded over HTTP; needs `admin_api_key`."
     )
 
+    allowed_origins: Origins = Field(
+        (),
+        description="Web pages of other origins that may call this server, as https://host:port;"
+        " * is every page.",
+    )
+    web_page: bool = Field(
+        True, description="Serve the playground and status page at `/`; it needs no key by itself."
+    )
+    unknown_fields: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="Request fields of no known API: refuse them, or log and ignore them. Fields"
+        " that are known to change answers are refused either way.",
+    )
     json_whitespace: Literal["fixed", "any"] = Field(
         "fixed",
         description="Layout of constrained JSON: fixed (one line), or any, with which weak models"
@@ -125,6 +169,16 @@ class ServerSettings(BaseSettings):
     access_log: bool = Field(
         False, description="Log method, route, status and request id of every request."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_keys_from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        keys = {
+            name: (*_split_keys(given.get(name) or ()), *_keys_of(f"{name}_file", path))
+            for name in SECRET
+            if (path := given.get(f"{name}_file")) is not None
+        }
+        return given | keys
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerSettings:

@@ -57,7 +57,7 @@ async def start_conversation(body: ChatRequest, http: Request, service: Service)
     await service.constraints.check(sampling.structured, field)
     ticket = service.admission.admit(body.n or 1, "n")
     try:
-        prompt = await service.prompts.chat(body.messages, plan.shown if plan else ())
+        prompt = await service.prompts.chat(body.messages, plan.shown if plan else (), body)
         service.prompts.check_room([prompt], max_tokens)
         sampling = limit_logprobs(
             sampling,

@@ -168,6 +168,10 @@ class EngineCollector(Collector):
             "sparse_layer_share", "sparse_layers / eligible_layers, 0 to 1.", sparse_share(info)
         )
         yield self._gauge("weight_bytes", "Bytes of all resident weights.", info.weight_bytes)
+        if info.dense_bytes is not None:
+            yield self._gauge(
+                "dense_weight_bytes", "Those of the dense model beside masks.", info.dense_bytes
+            )
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"twofour:{name}", text, labels=["model_name"])

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from engines.base import Engine, EngineInfo, MaskInfo
+from engines.mask_rules import DENSE
 from serving.errors import ApiError, invalid
 from serving.schemas.other import MaskCard, ModelCard
 
@@ -50,7 +51,8 @@ class ModelNames:
         info = self._engine.describe()
         effective = wanted or info.default_mask
         found = next((m for m in info.masks if m.name == effective), None)
-        if wanted is not None and found is None:
+        dense = wanted == DENSE and info.dense_bytes is not None
+        if wanted is not None and found is None and not dense:
             raise self._unknown(model if named else wanted, "model" if named else "mask")
         return ResolvedModel(
             model=f"{self.base}:{wanted}" if wanted else self.base,
@@ -73,12 +75,14 @@ class ModelNames:
             )
 
     def cards(self) -> list[ModelCard]:
-        """The base model's card, then one for each mask."""
+        """The base model's card, one for each mask, and one for the dense model beside them."""
         info = self._engine.describe()
         default = next((m for m in info.masks if m.name == info.default_mask), None)
+        dense = [] if info.dense_bytes is None else [DENSE]
         return [
             self._card(info, self.base, None, default),
             *(self._card(info, f"{self.base}:{m.name}", self.base, m) for m in info.masks),
+            *(self._card(info, f"{self.base}:{DENSE}", self.base, None) for _ in dense),
         ]
 
     def card(self, model: str) -> ModelCard:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from engines.errors import InvalidRequestError
 from engines.text import TextCodec
 from serving.errors import ApiError, from_engine_error, invalid
-from serving.schemas.chat import Message
+from serving.schemas.chat import Message, TemplateFields
 from serving.schemas.completions import PromptField
 from serving.schemas.tools import FunctionTool
 from serving.tools.tooling import Tooling
@@ -90,7 +90,7 @@ class Prompts:
         ]
 
     async def chat(
-        self, messages: Sequence[Message], tools: Sequence[FunctionTool] = ()
+        self, messages: Sequence[Message], tools: Sequence[FunctionTool], options: TemplateFields
     ) -> tuple[int, ...]:
         """Token ids of a conversation, by the model's chat template.
 
@@ -99,16 +99,19 @@ class Prompts:
         """
         # The template writes the special tokens itself.
         ids = await self.encode(
-            await self.render(messages, tools), add_special_tokens=False, param="messages"
+            await self.render(messages, tools, options), add_special_tokens=False, param="messages"
         )
         return self._check(tuple(ids), "messages", 1)
 
-    async def render(self, messages: Sequence[Message], tools: Sequence[FunctionTool] = ()) -> str:
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[FunctionTool], options: TemplateFields
+    ) -> str:
         """The text of a conversation, by the model's chat template.
 
         Args:
             messages: of the request.
             tools: that the model is told of.
+            options: of the request.
 
         Raises:
             ApiError: 400; the template refuses the messages, or they are too long.
@@ -116,7 +119,7 @@ class Prompts:
         spoken, shown = self._tooling.for_template([m.for_template() for m in messages], tools)
         self._check_chars(sum(len(message["content"]) for message in spoken), "messages")
         self._check_chars(len(json.dumps(shown)), "tools")
-        render = partial(self._codec.render_chat, spoken, tools=shown)
+        render = partial(self._codec.render_chat, spoken, tools=shown, **options.for_template())
         try:
             return await asyncio.get_running_loop().run_in_executor(self._templates, render)
         except InvalidRequestError as error:

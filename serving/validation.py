@@ -13,6 +13,7 @@ Path = tuple[str | int, ...]
 
 # Fields of OpenAI's API that this server knows and does not implement.
 NOT_IMPLEMENTED = {
+    "chat_template": "templates come from the model directory only",
     "audio": "audio output is not supported",
     "function_call": "use tool_choice",
     "functions": "use tools",

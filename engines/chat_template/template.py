@@ -2,9 +2,8 @@
 
 It means what transformers 5 makes of it (`_cached_compile_jinja_template` and
 `render_jinja_template` in `utils/chat_template_utils.py`, `_from_pretrained` and
-`get_chat_template` in `tokenization_utils_base.py`), without documents and continued messages,
-which the server does not take. What it may cost is bounded, see
-`engines.chat_template.budget`.
+`get_chat_template` in `tokenization_utils_base.py`), without documents. What it may cost is
+bounded, see `engines.chat_template.budget`.
 """
 
 from __future__ import annotations
@@ -34,6 +33,9 @@ MAX_SOURCE_CHARACTERS = 1 << 20
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _MAX_ERROR_CHARACTERS = 500
+# Where a message that is to be continued ends: characters for private use, which no filter changes,
+# and a space that shows whether a template trims.
+_MARK = "\uf8a1\uf8a7\uf8a3 "
 
 
 class ChatTemplate:
@@ -78,25 +80,47 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
         """Prompt text of a conversation.
 
-        `tools` are the functions that the model may call, in OpenAI's form.
-
         Takes as long as the template's limits allow: seconds. Call it off the event loop.
+
+        Args:
+            messages: of the conversation.
+            generation_prompt: end with the beginning of an answer.
+            continue_final_message: end in the middle of the last message, which is to be continued.
+            tools: the functions that the model may call, in OpenAI's form.
+            arguments: further variables, such as `enable_thinking`; plain JSON.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or would do more for them than
-                one rendering may.
+                one rendering may; the last message cannot be continued; or an argument has the
+                name of what the template is given anyway.
         """
+        spoken = [_message(message) for message in messages]
+        if continue_final_message:
+            spoken[-1:] = [_marked(spoken)]
         variables: dict[str, Any] = {
             **self._special_tokens,
-            "messages": [_message(message) for message in messages],
+            "messages": spoken,
             "tools": None if tools is None else [dict(tool) for tool in tools],
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }
+        for name in arguments or {}:
+            if name in variables or name in self._template.environment.globals:
+                raise InvalidRequestError(
+                    f"the chat template is given {name[:80]!r} by the server",
+                    param="chat_template_kwargs",
+                )
+        variables |= arguments or {}
+        text = self._rendered(variables)
+        return _before_mark(text, messages[-1]["content"]) if continue_final_message else text
+
+    def _rendered(self, variables: Mapping[str, Any]) -> str:
         try:
             return with_budget(RenderingBudget(), lambda: self._template.render(variables))
         except TemplateLimitError as error:
@@ -169,6 +193,28 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if reasoning is None:
         return given
     return {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def _marked(messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last message, with a mark where its text ends."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    if not isinstance(content, str):
+        raise InvalidRequestError("the last message has no text to continue", param="messages")
+    return {**last, "content": content + _MARK}
+
+
+def _before_mark(text: str, content: str) -> str:
+    """What stands before the mark, without white space if the template takes that away."""
+    found = text.rfind(_MARK.rstrip())
+    if found < 0 or content.strip() not in text:
+        raise InvalidRequestError(
+            "the chat template does not show the whole last message, so it cannot be continued",
+            param="messages",
+        )
+    before = text[:found] if text.startswith(_MARK, found) else text[:found].rstrip()
+    # A template may show a message more than once.
+    return before.replace(_MARK, "").replace(_MARK.rstrip(), "")
 
 
 def _reason(error: Exception) -> str:

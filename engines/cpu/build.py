@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from engines.directory.decoder_config import DecoderConfig, decoder_config
 from engines.directory.families import LINEARS
 from engines.directory.manifest import (
     COMPLEMENT_FILE,
+    DENSE_FILE,
     ENGINE_WEIGHTS_FILE,
     LayoutRecord,
     Manifest,
@@ -89,15 +92,16 @@ def build(request: BuildRequest) -> Manifest:
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         metadata = {"format": "twofour-cpu-weights"}
         dropped = {} if request.sealed else plan.complement_specs()
+        full = plan.dense_specs() if request.with_dense else {}
         with TensorWriter(
             directory / ENGINE_WEIGHTS_FILE, plan.weight_specs(), metadata
         ) as weights:
             _write_shared(weights, inputs.checkpoint, plan, request)
-            if dropped:
-                with TensorWriter(directory / COMPLEMENT_FILE, dropped, metadata) as complement:
-                    _write_layers(weights, complement, inputs, plan, request)
-            else:
-                _write_layers(weights, None, inputs, plan, request)
+            with (
+                _writer(directory / COMPLEMENT_FILE, dropped, metadata) as complement,
+                _writer(directory / DENSE_FILE, full, metadata) as dense,
+            ):
+                _write_layers(weights, complement, dense, inputs, plan, request)
         return finish_directory(
             request,
             inputs,
@@ -160,12 +164,10 @@ class _Plan:
 
     def weight_specs(self) -> dict[str, TensorSpec]:
         """What the file of weights holds."""
-        config, options = self.config, self.options
-        specs = {}
-        for name, (n, k) in config.linear_shapes().items():
+        config, specs = self.config, {}
+        for name, shape in config.linear_shapes().items():
             layout = self.layout(name)
-            size = packed_bytes(layout, n, k, options.block_inputs, options.has_minima)
-            specs[f"{name}.{layout.name.lower()}"] = TensorSpec(_U8, (size,))
+            specs[f"{name}.{layout.name.lower()}"] = self._packed_spec(layout, shape)
         table = self.table_layout
         size = packed_bytes(table, config.vocab, config.hidden, HEAD_BLOCK if table.lowbit else 0)
         specs[f"{PACKED_HEAD}.{table.name.lower()}"] = TensorSpec(_U8, (size,))
@@ -182,6 +184,20 @@ class _Plan:
             for name, shape in self.config.linear_shapes().items()
             if name in self.codes
         }
+
+    def dense_specs(self) -> dict[str, TensorSpec]:
+        """What the file of the dense model holds: the layers that the masks list."""
+        layout = dense_layout(self.options.values)
+        return {
+            f"{name}.{layout.name.lower()}": self._packed_spec(layout, shape)
+            for name, shape in self.config.linear_shapes().items()
+            if name in self.codes
+        }
+
+    def _packed_spec(self, layout: Layout, shape: tuple[int, int]) -> TensorSpec:
+        options = self.options
+        size = packed_bytes(layout, *shape, options.block_inputs, options.has_minima)
+        return TensorSpec(_U8, (size,))
 
     def layout_record(self) -> LayoutRecord:
         """Of the sparse layers."""
@@ -220,9 +236,17 @@ def _write_shared(
     checkpoint.release(EMBEDDING)
 
 
+def _writer(
+    path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+) -> AbstractContextManager[TensorWriter | None]:
+    """Writes a file; none where nothing is to be in it."""
+    return TensorWriter(path, specs, metadata) if specs else nullcontext()
+
+
 def _write_layers(
     weights: TensorWriter,
     complement: TensorWriter | None,
+    dense: TensorWriter | None,
     inputs: BuildInputs,
     plan: _Plan,
     request: BuildRequest,
@@ -236,6 +260,9 @@ def _write_layers(
             layout, kept = plan.layout(name), plan.kept(name)
             if kept is not None and complement is not None:
                 complement.write(f"{name}.dropped", matrix.dropped(kept))
+            if kept is not None and dense is not None:
+                packed = matrix.pack(None)
+                dense.write(f"{name}.{packed.layout.name.lower()}", packed.data)
             weights.write(f"{name}.{layout.name.lower()}", matrix.pack(kept).data)
             inputs.checkpoint.release(f"{name}.weight")
     request.progress("packing layers", config.layers, config.layers)

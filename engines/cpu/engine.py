@@ -38,6 +38,7 @@ from engines.errors import (
     EngineDeadError,
     as_engine_directory_error,
 )
+from engines.mask_rules import DENSE
 from engines.native.layout import VERSION
 from engines.text import TextCodec
 from engines.typed_options import read_options
@@ -81,7 +82,7 @@ class CpuEngine(Engine):
             self._model = CpuModel(opened.weights, config, limits, forms, isa=self._options.isa)
         self._context = limits.context
         self._masks = MaskStore(
-            directory, self._manifest, self._model, self._options, opened.complement
+            directory, self._manifest, self._model, self._options, opened.complement, opened.dense
         )
         self._pool = PagePool(limits.pages)
         self._waiters = WaitingCounter(self._options.max_waiting)
@@ -131,6 +132,7 @@ class CpuEngine(Engine):
             weight_bytes=self._model.weight_bytes + self._masks.resident_bytes(),
             version=own_version(),
             numerics=f"{own_version()}, layout version {VERSION}, {self._model.isa}{made}",
+            dense_bytes=self._masks.dense_bytes,
             values="bf16" if quantisation is None else quantisation.summary,
         )
 
@@ -209,8 +211,8 @@ class CpuEngine(Engine):
             cached_tokens=self._scheduler.cached_tokens,
             preemptions=self._scheduler.preemptions,
             mask_switches=counters.mask_switches,
-            running_masks=_names(list(running)),
-            waiting_masks=_names(list(waiting)),
+            running_masks=self._names(list(running)),
+            waiting_masks=self._names(list(waiting)),
             seconds_since_step=self._loop.seconds_since_turn(),
         )
 
@@ -280,6 +282,10 @@ class CpuEngine(Engine):
         if self._closed:
             raise EngineDeadError("the engine is closed")
 
-
-def _names(sequences: list[Sequence]) -> tuple[str, ...]:
-    return tuple(sorted({s.variant.name for s in sequences if isinstance(s.variant, LoadedMask)}))
+    def _names(self, sequences: list[Sequence]) -> tuple[str, ...]:
+        """What requests call the masks of sequences."""
+        variants = {sequence.variant for sequence in sequences}
+        names = {variant.name for variant in variants if isinstance(variant, LoadedMask)}
+        if self._masks.dense_bytes is not None and len(names) < len(variants):
+            names.add(DENSE)
+        return tuple(sorted(names))

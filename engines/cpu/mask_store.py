@@ -10,6 +10,8 @@ from typing import TypeVar
 
 from engines.base import MaskInfo
 from engines.cpu.base_switch import BaseSwitch
+from engines.cpu.dense_arm import add_dense_arm
+from engines.cpu.loaded_weights import LoadedTensors
 from engines.cpu.mask_preparation import MaskPreparer
 from engines.cpu.mask_weights import DenseSource
 from engines.cpu.masks import DenseModel, LoadedMask, Variant
@@ -20,9 +22,11 @@ from engines.cpu.storage_rule import chosen_rule
 from engines.directory.families import LINEARS
 from engines.directory.manifest import Manifest
 from engines.directory.opening import read_own_mask
+from engines.directory.tensor_file import TensorFile
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError, MaskError
 from engines.mask_rules import (
+    DENSE,
     MaskedLayers,
     check_load,
     check_requested,
@@ -47,6 +51,7 @@ class MaskStore:
         model: the loaded weights.
         options: `mask_storage` and `patch_limit` count here.
         complement: what the base mask drops.
+        dense: the dense model's weights, where the directory holds them beside masks.
 
     Raises:
         EngineDirectoryError: the directory lacks what a mask needs, or a mask is malformed or not
@@ -60,6 +65,7 @@ class MaskStore:
         model: CpuModel,
         options: CpuOptions,
         complement: TiedFile,
+        dense: LoadedTensors | TensorFile | None = None,
     ) -> None:
         self._directory = directory
         self._manifest = manifest
@@ -76,7 +82,7 @@ class MaskStore:
         self._pattern = TWO_FOUR  # of all masks
         self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
-        self._dense = DenseModel(model.base_mask, model.base_set)
+        self._dense = self._dense_model(dense)
         if len(manifest.masks) > 1 and self._preparer.rule is None:
             self._preparer.rule = measured_rule(model)
         for record in sorted(manifest.masks, key=lambda record: record.name != self._default):
@@ -91,6 +97,16 @@ class MaskStore:
             else:
                 self._masks[record.name] = self._preparer.prepare(record.name, mask, record)()
         self._masks = {record.name: self._masks[record.name] for record in manifest.masks}
+
+    def _dense_model(self, weights: LoadedTensors | TensorFile | None) -> DenseModel | None:
+        if self._default is None:
+            return DenseModel(self._model.base_mask, self._model.base_set)
+        return None if weights is None else add_dense_arm(self._model, weights)
+
+    @property
+    def dense_bytes(self) -> int | None:
+        """Memory of the dense model beside the masks; None where there is none."""
+        return self._dense.resident_bytes if self._dense and self._default is not None else None
 
     @property
     def eligible_layers(self) -> int:
@@ -111,19 +127,20 @@ class MaskStore:
         return f"patch of {self._placed.digest}"
 
     def resident_bytes(self) -> int:
-        """Memory that the masks beside the base take, those still pinned included."""
+        """Memory beside the base: that of masks, those still pinned included, and dense weights."""
         loaded = [*self._masks.values(), *self._retired]
-        return sum(mask.info.resident_bytes for mask in loaded)
+        return sum(mask.info.resident_bytes for mask in loaded) + (self.dense_bytes or 0)
 
     def resolve(self, name: str | None) -> Variant:
-        """The mask that a request names, or the default.
+        """What a request names: a mask, `dense`, or the default.
 
         Raises:
             UnknownMaskError: it is not loaded.
         """
-        if name is None:
-            return self._dense if self._default is None else self._masks[self._default]
-        return self._named(name)
+        wanted = DENSE if name is None and self._default is None else name or self._default
+        if wanted == DENSE and self._dense is not None:
+            return self._dense
+        return self._named(str(wanted))
 
     def _named(self, name: str) -> LoadedMask:
         check_requested(name, self._masks)

@@ -10,16 +10,18 @@ from engines.cpu.mask_weights import LayerPatches
 
 @dataclass(eq=False)
 class DenseModel:
-    """The model of an engine that was built without a mask.
+    """The model without a mask: all that an engine has, or beside its masks.
 
     Attributes:
         native: the number of its (empty) mask in the native decoder.
         weights: the native set of weights that it multiplies.
+        resident_bytes: memory that it takes beside the masks.
         pins: unfinished sequences that use it.
     """
 
     native: int
     weights: int
+    resident_bytes: int = 0
     pins: int = 0
 
 

@@ -118,24 +118,7 @@ class CpuModel:
         return sum(w.layout.sparse for layer in self.base for w in layer)
 
     def _load(self, name: str, shape: tuple[int, int], form: ValueForm) -> PackedWeights:
-        for layout in Layout:
-            tensor = f"{name}.{layout.name.lower()}"
-            if layout.values == form.values and tensor in self._file:
-                break
-        else:
-            raise EngineDirectoryError(
-                f"{self._file.path} holds no {form.values} weights of {name}"
-            )
-        data = self._file.tensor(tensor)
-        try:
-            packed = PackedWeights(layout, *shape, data, form.block, form.minima)
-            if layout.lowbit:
-                lowbit.validate(packed)
-            elif layout.sparse:
-                validate(packed)
-        except LayoutError as error:
-            raise EngineDirectoryError(f"{self._file.path}: {tensor}: {error}") from error
-        return packed
+        return load_packed(self._file, name, shape, form)
 
     def _vector(self, name: str, size: int) -> npt.NDArray[np.float32]:
         values = self._file.tensor(name)
@@ -195,6 +178,38 @@ class CpuModel:
             k_norm=head_norm("k_norm", "k_proj"),
             biases=[bias(name) for name in LINEARS],
         )
+
+
+def load_packed(
+    file: LoadedTensors | TensorFile, name: str, shape: tuple[int, int], form: ValueForm
+) -> PackedWeights:
+    """One packed matrix of a file.
+
+    Args:
+        file: loaded or mapped.
+        name: the layer's.
+        shape: (outputs, inputs).
+        form: of its values.
+
+    Raises:
+        EngineDirectoryError: it is missing, of another size, or malformed.
+    """
+    for layout in Layout:
+        tensor = f"{name}.{layout.name.lower()}"
+        if layout.values == form.values and tensor in file:
+            break
+    else:
+        raise EngineDirectoryError(f"{file.path} holds no {form.values} weights of {name}")
+    data = file.tensor(tensor)
+    try:
+        packed = PackedWeights(layout, *shape, data, form.block, form.minima)
+        if layout.lowbit:
+            lowbit.validate(packed)
+        elif layout.sparse:
+            validate(packed)
+    except LayoutError as error:
+        raise EngineDirectoryError(f"{file.path}: {tensor}: {error}") from error
+    return packed
 
 
 def _blocks(config: DecoderConfig) -> Blocks:

@@ -8,7 +8,13 @@ from pathlib import Path
 from engines.cpu.loaded_weights import LoadedTensors
 from engines.cpu.value_form import version_of
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
-from engines.directory.manifest import COMPLEMENT_FILE, ENGINE_WEIGHTS_FILE, LayoutRecord, Manifest
+from engines.directory.manifest import (
+    COMPLEMENT_FILE,
+    DENSE_FILE,
+    ENGINE_WEIGHTS_FILE,
+    LayoutRecord,
+    Manifest,
+)
 from engines.directory.opening import open_directory
 from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorFile
@@ -28,12 +34,14 @@ class CpuDirectory:
         config: the model's sizes.
         weights: the packed weights.
         complement: what the base mask drops, for masks that are loaded later.
+        dense: packed weights of the dense model's other layers; None without a dense model.
     """
 
     manifest: Manifest
     config: DecoderConfig
     weights: LoadedTensors | TensorFile
     complement: TiedFile
+    dense: LoadedTensors | TensorFile | None
 
 
 def open_cpu_directory(
@@ -54,13 +62,14 @@ def open_cpu_directory(
     Raises:
         EngineDirectoryError: the directory is malformed, damaged, or not for this engine.
     """
+    packed = (ENGINE_WEIGHTS_FILE, DENSE_FILE)
     manifest = open_directory(
         directory,
         "cpu",
         verify=verify,
         required=(CONFIG_FILE, ENGINE_WEIGHTS_FILE),
         # Weights that are read into memory are verified there.
-        later=(COMPLEMENT_FILE,) if map_weights else (COMPLEMENT_FILE, ENGINE_WEIGHTS_FILE),
+        later=(COMPLEMENT_FILE,) if map_weights else (COMPLEMENT_FILE, *packed),
         progress=progress,
     )
     _check_layout(directory, manifest.layout)
@@ -69,19 +78,17 @@ def open_cpu_directory(
     record = manifest.files.get(COMPLEMENT_FILE)
     complement = TiedFile(directory / COMPLEMENT_FILE, record, verify=verify)
     config = read_decoder_config(directory)
+
+    def packed_weights(name: str) -> LoadedTensors | TensorFile:
+        path, record = directory / name, manifest.files.get(name) if verify else None
+        return TensorFile(path) if map_weights else LoadedTensors(path, record, progress)
+
     return CpuDirectory(
-        manifest, config, _weights(directory, manifest, verify, map_weights, progress), complement
-    )
-
-
-def _weights(
-    directory: Path, manifest: Manifest, verify: bool, map_weights: bool, progress: BuildProgress
-) -> LoadedTensors | TensorFile:
-    path = directory / ENGINE_WEIGHTS_FILE
-    if map_weights:
-        return TensorFile(path)
-    return LoadedTensors(
-        path, manifest.files.get(ENGINE_WEIGHTS_FILE) if verify else None, progress
+        manifest,
+        config,
+        packed_weights(ENGINE_WEIGHTS_FILE),
+        complement,
+        packed_weights(DENSE_FILE) if manifest.dense else None,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.files import list_files, record_files
 from engines.directory.manifest import (
+    DENSE_ARM,
     QUANTISED_VALUES,
     LayoutRecord,
     Manifest,
@@ -50,6 +51,7 @@ class BuildRequest:
         model_name: what requests will call the model.
         masks: name -> mask file, the first being the default; empty for a dense engine.
         out: the directory to make; it appears when it is complete.
+        with_dense: put the dense model beside the masks.
         sealed: leave out the values that the default mask drops.
         overwrite: replace an engine directory that is in the way.
         values: types of the weights.
@@ -62,6 +64,7 @@ class BuildRequest:
     model_name: str
     masks: Mapping[str, Path]
     out: Path
+    with_dense: bool = False
     sealed: bool = False
     overwrite: bool = False
     values: ValueOptions = BF16_VALUES
@@ -95,8 +98,9 @@ def open_inputs(request: BuildRequest, target: Target) -> BuildInputs:
         target: what is to run it.
 
     Raises:
-        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer; or several
-            masks are given for a sealed directory.
+        EngineDirectoryError: the model directory is unreadable, or lacks a tokenizer; several
+            masks, or the dense model, are wanted in a sealed directory; or the dense model beside
+            no mask.
         MaskFileError: a mask file is unreadable.
         MaskError: the target does not run a mask's pattern; a mask belongs to another model, or
             has another pattern than the default mask; or it lists layers that the model has not, or
@@ -108,6 +112,16 @@ def open_inputs(request: BuildRequest, target: Target) -> BuildInputs:
         raise EngineDirectoryError(
             f"a sealed directory holds one mask, {len(request.masks)} were given: the others take"
             " their weights from what sealing leaves out; give one mask, or do not seal"
+        )
+    if request.with_dense and request.sealed:
+        raise EngineDirectoryError(
+            "a sealed directory has no room for the dense model: sealing leaves out what the mask"
+            " drops; do not seal"
+        )
+    if request.with_dense and not request.masks:
+        raise EngineDirectoryError(
+            "without a mask the directory is that of the dense model already; leave out the dense"
+            " model, or give a mask"
         )
     checkpoint = Checkpoint(request.model)
     request.note(tokenizer_note(request.model, TextCodec(request.model)))
@@ -230,9 +244,13 @@ def finish_directory(
             base_digest=inputs.base_digest,
             masks=store_masks(inputs, directory, storage),
             default_mask=inputs.default_mask,
-            required_features=() if quantisation is None else (QUANTISED_VALUES,),
+            required_features=(
+                *(() if quantisation is None else (QUANTISED_VALUES,)),
+                *((DENSE_ARM,) if request.with_dense else ()),
+            ),
             layout=layout,
             quantisation=quantisation,
+            dense=request.with_dense,
             sealed=request.sealed,
             files=record_files(directory, served(directory), request.progress),
             created_by=own_version(),

@@ -16,16 +16,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from engines.errors import EngineDirectoryError, one_line
-from engines.mask_rules import NAME_PATTERN
+from engines.mask_rules import DENSE, NAME_PATTERN
 from maskgen.format.json_file import read_json, write_json
 
 MANIFEST_FILE = "engine.json"
 ENGINE_WEIGHTS_FILE = "weights.safetensors"
 COMPLEMENT_FILE = "complement.safetensors"
+DENSE_FILE = "dense.safetensors"
 MANIFEST_VERSION = 2
 QUANTISED_VALUES = "quantised-values"
 """Required of readers where weights are int8 or int4: others would take them for bf16."""
-MANIFEST_FEATURES = frozenset({QUANTISED_VALUES})
+DENSE_ARM = "dense-arm"
+"""Required of readers where the dense model lies beside the masks."""
+MANIFEST_FEATURES = frozenset({QUANTISED_VALUES, DENSE_ARM})
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,7}$"
 """Relative names of files, without hidden ones and without a way out of the directory."""
 
@@ -156,6 +159,7 @@ class Manifest(_Record):
         default_mask: the mask of a request that names none.
         layout: None when no layer is sparse.
         quantisation: how int8 and int4 values were made; None where all weights are bf16.
+        dense: whether the directory holds the dense model beside its masks.
         sealed: whether masks can no longer be added, `complement.safetensors` having been left out.
         files: relative name -> what it was when the directory was built.
         details: what the target's own builder has to say, in its own form.
@@ -172,6 +176,7 @@ class Manifest(_Record):
     default_mask: str | None = None
     layout: LayoutRecord | None = None
     quantisation: QuantisationRecord | None = None
+    dense: bool = False
     sealed: bool = False
     files: dict[str, FileRecord] = Field(default_factory=dict)
     details: dict[str, JsonValue] = Field(default_factory=dict)
@@ -187,6 +192,11 @@ class Manifest(_Record):
             raise ValueError("masks without a default_mask")
         if self.default_mask is not None and self.default_mask not in names:
             raise ValueError(f"default_mask {self.default_mask!r} is not among the masks")
+        if DENSE in names:
+            raise ValueError(
+                f"a mask is called {DENSE!r}, which requests call the model without a mask; build"
+                " the directory again with another name"
+            )
         for mask in self.masks:
             if mask.storage and (mask.storage == "base") != (mask.name == self.default_mask):
                 raise ValueError(f"mask {mask.name!r} cannot be stored as {mask.storage}")
@@ -202,12 +212,22 @@ class Manifest(_Record):
         return self
 
     @model_validator(mode="after")
+    def _dense_arm_is_required(self) -> Manifest:
+        if (DENSE_ARM in self.required_features) != self.dense:
+            raise ValueError(f"a dense model without {DENSE_ARM}, or the reverse")
+        if self.dense and (not self.masks or self.sealed):
+            raise ValueError("a dense model lies beside masks, in a directory that is not sealed")
+        return self
+
+    @model_validator(mode="after")
     def _files_are_recorded(self) -> Manifest:
         for name, record in self.files.items():
             if not re.fullmatch(FILE_PATTERN, name):
                 raise ValueError(f"files: {name[:80]!r} is no file of an engine directory")
             if self.has_digests and record.sha256 is None:
                 raise ValueError(f"files: {name} has no sha256")
+        if self.dense and DENSE_FILE not in self.files:
+            raise ValueError(f"files: {DENSE_FILE} is not listed")
         for mask in self.masks:
             if self.has_digests and mask.file not in self.files:
                 raise ValueError(f"files: {mask.file} of mask {mask.name!r} is not listed")
@@ -307,6 +327,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     fields = manifest.model_dump(mode="json")
     if manifest.quantisation is None:  # what twofour wrote before there was such a field
         del fields["quantisation"]
+    if not manifest.dense:
+        del fields["dense"]
     fields["identity"] = identity_of(fields)
     write_json(directory / MANIFEST_FILE, fields)
     return manifest.model_copy(update={"identity": fields["identity"]})

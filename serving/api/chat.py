@@ -135,6 +135,7 @@ class ChatAnswer:
             choices=[self._finished(index, choice) for index, choice in enumerate(self._choices)],
             usage=self._usage.usage(),
             system_fingerprint=self._target.fingerprint,
+            prompt_logprobs=None,
         )
         if self._body.prompt_logprobs is not None:
             answer.prompt_logprobs = prompt_logprobs(

@@ -223,9 +223,9 @@ class CompletionAnswer:
             prompt, choice.text, choice.token_ids, choice.starts, choice.logprobs, True
         )
         starts = [min(start, len(text)) for start in starts]  # a stop string's tokens are not in it
-        fields: dict[str, PromptLogprobs] = {}
+        scored: PromptLogprobs | None = None
         if self._body.prompt_logprobs is not None:
-            fields["prompt_logprobs"] = prompt_logprobs(
+            scored = prompt_logprobs(
                 self._service.tokens, self._prompt_entries[prompt], self._body.prompt_logprobs
             )
         return CompletionChoice(
@@ -234,7 +234,7 @@ class CompletionAnswer:
             logprobs=self._logprobs(entries, token_ids, starts),
             finish_reason=finish_reason(choice.last),
             stop_reason=choice.last.stop_reason if choice.last else None,
-            **fields,
+            prompt_logprobs=scored,
         )
 
     def _new_starts(self, prompt: int, choice: _Choice, token_ids: Sequence[int]) -> list[int]:

@@ -48,6 +48,7 @@ async def show_version(service: ServiceDep) -> dict[str, Any]:
             "sparse_layer_share": sparse_share(info),
             "kernels": info.kernels,
             "weight_bytes": info.weight_bytes,
+            "dense_bytes": info.dense_bytes,
             "default_mask": info.default_mask,
             "masks": {mask.name: mask.digest for mask in info.masks},
         },

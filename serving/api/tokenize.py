@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `/detokenize`."""
+"""`POST /tokenize` and `/detokenize`, `GET /tokenizer_info`: vLLM's names and shapes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from serving.schemas.other import (
     DetokenizeResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from serving.service import ServiceDep
 
@@ -26,17 +27,21 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> Response:
     if body.model is not None:
         service.names.resolve(body.model)
     if body.messages is not None:
-        text = await service.prompts.render(body.messages, body.tools or ())
+        text = await service.prompts.render(body.messages, body.tools or (), body)
         special = bool(body.add_special_tokens)
     else:
         text = body.prompt or ""
         special = body.add_special_tokens is not False
 
     def answer() -> Response:
-        ids = service.engine.codec.encode(text, add_special_tokens=special)
-        found = TokenizeResponse(count=len(ids), max_model_len=service.context_length, tokens=ids)
-        if body.return_token_strs:
-            found.token_strs = [service.tokens.text(token_id) for token_id in ids]
+        codec = service.engine.codec
+        ids = codec.encode(text, add_special_tokens=special)
+        found = TokenizeResponse(
+            count=len(ids),
+            max_model_len=service.context_length,
+            tokens=ids,
+            token_strs=codec.token_spellings(ids) if body.return_token_strs else None,
+        )
         return json_response(found)
 
     try:
@@ -58,3 +63,21 @@ async def detokenize(body: DetokenizeRequest, service: ServiceDep) -> Response:
         return json_response(DetokenizeResponse(prompt=text))
 
     return await service.prompts.apart(answer, len(body.tokens))
+
+
+# Where its files lay on the machine that it was saved on, and code that is never run here.
+_NOT_SHOWN = {"auto_map", "merges_file", "name_or_path", "tokenizer_file", "vocab_file"}
+
+
+@router.get("/tokenizer_info", response_model=TokenizerInfo, responses=ERRORS)
+async def show_tokenizer(service: ServiceDep) -> Response:
+    """The tokenizer's settings, its special tokens and the chat template."""
+    codec = service.engine.codec
+    shown = {name: value for name, value in codec.config.items() if name not in _NOT_SHOWN}
+    in_use = {
+        "tokenizer_class": str(shown.get("tokenizer_class") or "PreTrainedTokenizerFast"),
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token")),
+        **codec.special_tokens,
+        "chat_template": codec.template.source if codec.template else None,
+    }
+    return json_response(TokenizerInfo(**(shown | in_use)))

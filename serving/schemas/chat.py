@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -106,7 +106,41 @@ def _call_for_template(call: ToolCallMessage) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-class ChatRequest(GenerationFields):
+class TemplateFields(StrictModel):
+    """How a conversation becomes a prompt."""
+
+    tools: Tools | None = Field(None, description="Functions that the conversation is told of.")
+    add_generation_prompt: bool | None = Field(
+        None, description="End with the beginning of an answer; default: unless one is continued."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="End in the middle of the last message, which is to be continued."
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, max_length=32, description="Further variables of the chat template."
+    )
+
+    @model_validator(mode="after")
+    def _check_ending(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "continue_final_message cannot be combined with add_generation_prompt: true",
+                "continue_final_message",
+            )
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """Options of `TextCodec.render_chat`."""
+        continued = bool(self.continue_final_message)
+        added = self.add_generation_prompt
+        return {
+            "continue_final_message": continued,
+            "generation_prompt": not continued if added is None else added,
+            "arguments": self.chat_template_kwargs,
+        }
+
+
+class ChatRequest(GenerationFields, TemplateFields):
     """A chat completion."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
@@ -121,7 +155,6 @@ class ChatRequest(GenerationFields):
         None, ge=0, le=MAX_LOGPROBS, description="Only with logprobs: true."
     )
 
-    tools: Tools | None = None
     tool_choice: ToolChoice | None = Field(
         None, description="Default: auto with tools, none without."
     )

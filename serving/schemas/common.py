@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engines.decoding.structured_output import MAX_CONSTRAINT_CHARS
 from engines.sampling import MAX_LOGPROBS, MAX_STOPS
 from serving.errors import invalid
+from serving.unknown_fields import without_unknown
 
 MAX_TOKEN_ID = 2**31 - 1
 MAX_STOP_CHARS = 1024
@@ -27,7 +29,8 @@ BiasValue = Annotated[float, Field(ge=-100, le=100)]
 class StrictModel(BaseModel):
     """A request body: unknown fields are errors, `"5"` is no number, NaN is none either.
 
-    A field that is null is absent, whatever the field.
+    A field that is null is absent, whatever the field. Unknown fields are left out where
+    `serving.unknown_fields` is told so.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -37,7 +40,13 @@ class StrictModel(BaseModel):
     def _without_nulls(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {name: value for name, value in data.items() if value is not None}
+        given = {name: value for name, value in data.items() if value is not None}
+        return without_unknown(given, _names(cls))
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 class StreamOptions(StrictModel):

@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from engines.mask_rules import NAME_PATTERN
 from serving.errors import invalid
-from serving.schemas.chat import MAX_MESSAGES, Message
+from serving.schemas.chat import MAX_MESSAGES, Message, TemplateFields
 from serving.schemas.common import StrictModel, TokenIds
-from serving.schemas.tools import Tools
 
 
 class MaskCard(BaseModel):
@@ -66,7 +65,7 @@ class UnloadMaskResponse(BaseModel):
     unloaded: str
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(TemplateFields):
     """Count or inspect the tokens of a text or of a conversation."""
 
     model: str | None = Field(None, max_length=256)
@@ -78,13 +77,17 @@ class TokenizeRequest(StrictModel):
     add_special_tokens: bool | None = Field(
         None, description="Default: true for a prompt, false for messages."
     )
-    tools: Tools | None = Field(None, description="Functions that the conversation is told of.")
-    return_token_strs: bool | None = None
+    return_token_strs: bool | None = Field(
+        None, description="Also give the tokens as the vocabulary spells them."
+    )
 
     @model_validator(mode="after")
     def _one_input(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise invalid("give either prompt or messages", "prompt")
+        for name in TemplateFields.model_fields if self.messages is None else ():
+            if getattr(self, name) is not None:
+                raise invalid(f"{name} is for messages; a prompt has no chat template", name)
         return self
 
 
@@ -108,3 +111,13 @@ class DetokenizeResponse(BaseModel):
     """The text of token ids."""
 
     prompt: str
+
+
+class TokenizerInfo(BaseModel, extra="allow"):
+    """What tokenizer_config.json says, with the special tokens and the chat template in use."""
+
+    tokenizer_class: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    chat_template: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from serving.errors import invalid
 from serving.schemas.chat import MAX_MESSAGES, Empty
@@ -66,7 +66,21 @@ class CallOutputItem(StrictModel):
     status: Status | None = None
 
 
-InputItem = CallItem | CallOutputItem | MessageItem
+def _kind(item: Any) -> Any:
+    """An item's type; messages need not say theirs."""
+    return item.get("type") or "message" if isinstance(item, dict) else "message"
+
+
+InputItem = Annotated[
+    Annotated[CallItem, Tag("function_call")]
+    | Annotated[CallOutputItem, Tag("function_call_output")]
+    | Annotated[MessageItem, Tag("message")],
+    Discriminator(
+        _kind,
+        custom_error_type="item_type",
+        custom_error_message="the type must be message, function_call or function_call_output",
+    ),
+]
 
 
 class FlatTool(FunctionDefinition):

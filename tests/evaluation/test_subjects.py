@@ -81,6 +81,19 @@ def test_model_engine_and_server_agree(folder: Path, monkeypatch: pytest.MonkeyP
     assert default["perplexity"] != pytest.approx(in_torch["perplexity"], rel=1e-3)
 
 
+def test_the_dense_model_beside_masks_is_measured_by_its_name(folder: Path) -> None:
+    masks = {"general": folder / "general.safetensors"}
+    for name, held in (("both", masks), ("none", {})):
+        request = BuildRequest(
+            folder / "model", "tiny", held, folder / name, with_dense=bool(held), overwrite=True
+        )
+        run_builder("cpu", request)
+    beside = evaluate(folder, str(folder / "both"), "--mask", "dense")
+    alone = evaluate(folder, str(folder / "none"))
+    assert beside["mask"] is alone["mask"] is None
+    assert beside["perplexity"] == alone["perplexity"]
+
+
 @pytest.mark.parametrize(("owner", "longest"), [("twofour", CONTEXT), ("vllm", CONTEXT - 1)])
 def test_a_server_is_asked_to_score_only(
     monkeypatch: pytest.MonkeyPatch, owner: str, longest: int

@@ -78,6 +78,7 @@ class FakeEngine(Engine):
         template: chat template.
         special_tokens: further ones of the tokenizer.
         context: tokens that it holds.
+        dense_bytes: of a dense model beside the masks, if there is one.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class FakeEngine(Engine):
         template: str = CHAT_TEMPLATE,
         special_tokens: Sequence[str] = (),
         context: int = CONTEXT,
+        dense_bytes: int | None = None,
     ) -> None:
+        self._dense_bytes = dense_bytes
         self._context = context
         self._codec = TextCodec(write_tokenizer(directory, template, special_tokens))
         self._constraints = ConstraintCompiler(self._codec, self._codec.vocab_size)
@@ -125,6 +128,7 @@ class FakeEngine(Engine):
             weight_bytes=123,
             version="1",
             numerics="fake",
+            dense_bytes=self._dense_bytes,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
@@ -275,7 +279,8 @@ class FakeEngine(Engine):
             raise EngineOverloadedError("full")
         if "CRASH" in text:
             raise RuntimeError("secret 0xdeadbeef")
-        if request.mask is not None and request.mask not in self.masks:
+        dense = request.mask == "dense" and self._dense_bytes is not None
+        if request.mask is not None and request.mask not in self.masks and not dense:
             raise UnknownMaskError(f"no mask {request.mask}")
 
     async def abort(self, request_id: str) -> None:

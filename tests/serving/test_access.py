@@ -104,11 +104,22 @@ async def test_no_spelling_of_a_path_passes_the_key(tmp_path: Path, path: str) -
 
 def test_routes_are_guarded_by_construction(tmp_path: Path) -> None:
     """A route added without a guard would be open: only the probes may be such."""
-    from serving.api import admin, chat, completions, health, metrics, models, tokenize
+    from serving.api import (
+        admin,
+        chat,
+        completions,
+        health,
+        metrics,
+        models,
+        page,
+        responses,
+        tokenize,
+    )
 
-    for module in (admin, chat, completions, metrics, models, tokenize):
+    for module in (admin, chat, completions, metrics, models, responses, tokenize):
         assert all(isinstance(route, ApiRoute) for route in module.router.routes)
     assert {route.path for route in health.router.routes} == set(PATHS)
+    assert {route.path for route in page.router.routes} == {"/", "/page/{name}"}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +131,10 @@ def test_routes_are_guarded_by_construction(tmp_path: Path) -> None:
         ({"mask_root": Path("/")}, "together"),
         ({"admin_api_key": ("a",), "mask_root": Path("/nowhere")}, "not a folder"),
         ({"admin_api_key": ("a",), "api_key": ("a",), "mask_root": Path("/")}, "differ"),
+        ({"api_key_file": Path("/nowhere")}, "api_key_file is unreadable"),
+        ({"admin_api_key_file": Path("/dev/null"), "mask_root": Path("/")}, "holds no key"),
+        ({"allowed_origins": ("example.org",)}, "no origin"),
+        ({"allowed_origins": ("https://example.org/",)}, "no origin"),
         ({"max_waiting": 4}, "never be admitted"),
         ({"served_model_name": "a:b"}, "pattern"),
         ({"port": 70000}, "65535"),
@@ -141,6 +156,25 @@ def test_settings_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(os.environ, "SERVING_API_KEY", "")
     with pytest.raises(ValidationError, match="empty"):
         ServerSettings()
+
+
+async def test_keys_from_a_file_open_as_others_do(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("from-file\n\n  second \n")
+    async with open_app(tmp_path / "e", api_key=("typed",), api_key_file=file) as app:
+        for key, status in {"typed": 200, "from-file": 200, "second": 200, "other": 401}.items():
+            assert (await call(app, "GET", "/v1/models", key)).status_code == status
+
+
+def test_a_file_of_keys_closes_the_server_by_itself(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one\n")
+    settings = ServerSettings(directory=tmp_path, api_key_file=file)
+    assert [key.get_secret_value() for key in settings.api_key] == ["one"]
+    with pytest.raises(ValidationError, match="must differ"):
+        ServerSettings(
+            directory=tmp_path, api_key=("one",), admin_api_key_file=file, mask_root=tmp_path
+        )
 
 
 @pytest.fixture

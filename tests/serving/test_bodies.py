@@ -48,7 +48,7 @@ async def test_a_large_bad_body_gets_a_small_answer(app: App) -> None:
 
 @pytest.mark.parametrize("size", [5000, 200_000])
 async def test_bodies_above_the_limit(app: App, size: int) -> None:
-    limit = app.app.user_middleware[1].kwargs["limit"]
+    limit = app.app.state.service.settings.max_body_bytes
     chunk = b"x" * size
 
     async def undeclared():

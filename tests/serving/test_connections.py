@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from serving.listener import AcceptErrors
 from serving.protocol import ConnectionTimeouts, TimedProtocol
-from tests.serving.conftest import App, ServerProcess, StartFake
+from tests.serving.conftest import ServerProcess, StartFake, open_app
 
 SHORT = 1.0
 LONG = 600.0
@@ -279,16 +279,15 @@ async def test_other_errors_of_the_event_loop_are_logged_as_ever(
     assert "something else" in caplog.text
 
 
-async def test_a_slow_body_is_refused_by_the_app(app: App) -> None:
-    app.app.user_middleware[1].kwargs["timeout"] = 0.05
-
+async def test_a_slow_body_is_refused_by_the_app(tmp_path: Path) -> None:
     async def slow():
         yield b"{"
         await asyncio.sleep(60)
 
     began = time.monotonic()
     headers = {"content-type": "application/json"}
-    answer = await app.client.post("/v1/completions", content=slow(), headers=headers)
+    async with open_app(tmp_path, body_timeout=0.05) as app:
+        answer = await app.client.post("/v1/completions", content=slow(), headers=headers)
     assert answer.status_code == 408
     assert answer.json()["error"]["code"] == "request_timeout"
     assert time.monotonic() - began < 60

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engines.chat_template.template import ChatTemplate
-from tests.serving.conftest import App
+from tests.serving.conftest import App, open_app
+from tests.serving.fake_engine import CHAT_TEMPLATE, FakeEngine
 from tests.serving.requests import CHAT, COMPLETION, USER, check_refused, post
 
 
@@ -20,12 +21,67 @@ async def test_tokenize_and_back(app: App) -> None:
     assert status == 200
     assert answer["count"] == len(answer["tokens"]) == 3
     assert answer["max_model_len"] == 256
-    assert answer["token_strs"] == ["h", "\ufffd", "\ufffd"]
+    assert answer["token_strs"] == ["h", "\u00c3", "\u00a9"], "as the vocabulary spells them"
     status, back = await post(app, "/detokenize", {"tokens": answer["tokens"]})
     assert back == {"prompt": "hé"}
     status, chat = await post(app, "/tokenize", {"model": "tiny:french", "messages": USER})
     assert status == 200
     assert chat["count"] == len("<|user|>hi\n<|assistant|>")
+    assert chat["token_strs"] is None
+
+
+TALK = [*USER, {"role": "assistant", "content": "so "}]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "<|user|>hi\n<|assistant|>so \n<|assistant|>"),
+        ({"add_generation_prompt": False}, "<|user|>hi\n<|assistant|>so \n"),
+        ({"continue_final_message": True}, "<|user|>hi\n<|assistant|>so "),
+        (
+            {"continue_final_message": True, "add_generation_prompt": False},
+            "<|user|>hi\n<|assistant|>so ",
+        ),
+        (
+            {"chat_template_kwargs": {"mood": "calm"}},
+            "calm<|user|>hi\n<|assistant|>so \n<|assistant|>",
+        ),
+    ],
+)
+async def test_conversations_are_tokenized_as_they_are_answered(
+    tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    template = CHAT_TEMPLATE.removesuffix("<|assistant|>")
+    template = "{{ mood }}" + template + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    async with open_app(tmp_path, FakeEngine(tmp_path, template=template)) as app:
+        _, counted = await post(app, "/tokenize", {"messages": TALK, **options})
+        _, back = await post(app, "/detokenize", {"tokens": counted["tokens"]})
+        assert back["prompt"] == text
+        _, answer = await post(app, "/v1/chat/completions", {**CHAT, "messages": TALK, **options})
+        assert list(app.engine.requests[-1].prompt_token_ids) == counted["tokens"]
+        assert answer["usage"]["prompt_tokens"] == counted["count"]
+
+
+async def test_what_the_tokenizer_is(app: App) -> None:
+    answer = await app.client.get("/tokenizer_info")
+    assert answer.json() == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": "<|end|>",
+        "pad_token": None,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+async def test_where_the_tokenizer_lay_is_not_told(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path)
+    engine.codec.config["name_or_path"] = "/home/me/model"
+    engine.codec.config["model_max_length"] = 8192
+    async with open_app(tmp_path, engine) as app:
+        answer = (await app.client.get("/tokenizer_info")).json()
+    assert "name_or_path" not in answer
+    assert answer["model_max_length"] == 8192
 
 
 @pytest.mark.parametrize(
@@ -33,6 +89,18 @@ async def test_tokenize_and_back(app: App) -> None:
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": USER}, "prompt"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/tokenize", {"messages": USER, "chat_template": "x"}, "chat_template"),
+        (
+            "/tokenize",
+            {"messages": USER, "continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+        (
+            "/tokenize",
+            {"messages": USER, "chat_template_kwargs": {"messages": []}},
+            "chat_template_kwargs",
+        ),
         ("/detokenize", {"tokens": [257]}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
     ],
@@ -91,9 +159,9 @@ async def test_chat_templates_are_rendered_off_the_event_loop(
     threads: list[str] = []
     render = app.engine.codec.render_chat
 
-    def recording(messages: Sequence[Mapping[str, Any]], tools: None) -> str:
+    def recording(messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         threads.append(threading.current_thread().name)
-        return render(messages)
+        return render(messages, **options)
 
     monkeypatch.setattr(app.engine.codec, "render_chat", recording)
     status, _ = await post(app, "/v1/chat/completions", CHAT)

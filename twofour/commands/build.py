@@ -28,6 +28,10 @@ def build(
     name: Annotated[
         str | None, typer.Option(help="What requests call the model [default: the model's name].")
     ] = None,
+    with_dense: Annotated[
+        bool,
+        typer.Option(help="Put the dense model beside the masks; requests call it NAME:dense."),
+    ] = False,
     sealed: Annotated[
         bool, typer.Option(help="Leave out what masks loaded later would need.")
     ] = False,
@@ -66,6 +70,7 @@ def build(
                 model_name=name or model_name(model),
                 masks=named_masks(mask or []),
                 out=out,
+                with_dense=with_dense,
                 sealed=sealed,
                 overwrite=overwrite,
                 values=value_options,
@@ -79,6 +84,7 @@ def build(
         )
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
     names = ", ".join(m.name for m in manifest.masks) or "none (dense)"
+    names += " and dense" if manifest.dense else ""
     kinds = manifest.quantisation.summary if manifest.quantisation else "bf16"
     typer.echo(f"{out}: {manifest.model} for {target}, masks {names}, {kinds}, {size:.0f} MiB")
 

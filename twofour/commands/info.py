@@ -91,6 +91,7 @@ def _engine(directory: Path) -> dict[str, Any]:
         "pattern": _pattern(directory, manifest),
         "layout": manifest.layout.id if manifest.layout else None,
         "values": manifest.quantisation.summary if manifest.quantisation else "bf16",
+        "dense": manifest.dense,
         "sealed": manifest.sealed,
         "bytes": sum(file.bytes for file in manifest.files.values()),
     }

@@ -61,23 +61,27 @@ def write_model(directory: Path, template: Any = None, **config: Any) -> Path:
 
 
 def assert_same_prompts(
-    codec: TextCodec, reference: Any, conversation: list[dict[str, Any]], add: bool
+    codec: TextCodec,
+    reference: Any,
+    conversation: list[dict[str, Any]],
+    add: bool,
+    **arguments: Any,
 ) -> None:
     expected, error = "", None
     try:
         expected = reference.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=add
+            conversation, tokenize=False, add_generation_prompt=add, **arguments
         )
     except Exception as raised:
         error = raised
     if error is None:
-        prompt = codec.render_chat(conversation, generation_prompt=add)
+        prompt = codec.render_chat(conversation, generation_prompt=add, arguments=arguments)
         assert prompt == expected
         ids = reference(expected, add_special_tokens=False)["input_ids"]
         assert codec.encode(prompt, add_special_tokens=False) == ids
         return
     with pytest.raises(InvalidRequestError) as refused:
-        codec.render_chat(conversation, generation_prompt=add)
+        codec.render_chat(conversation, generation_prompt=add, arguments=arguments)
     if not isinstance(error, SecurityError):  # those say it in other words
         assert " ".join(str(error).split()) in str(refused.value)
 
@@ -111,6 +115,59 @@ def test_prompts_are_those_of_transformers(
     add: bool,
 ) -> None:
     assert_same_prompts(*pairs[name], conversation, add)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(deadline=None, max_examples=60)
+@given(conversation=messages(["user", "assistant"]))
+def test_continued_messages_are_those_of_transformers(
+    pairs: dict[str, tuple[TextCodec, Any]], name: str, conversation: list[dict[str, Any]]
+) -> None:
+    codec, reference = pairs[name]
+    options = {"continue_final_message": True}
+    try:
+        expected = reference.apply_chat_template(conversation, tokenize=False, **options)
+    except Exception:
+        with pytest.raises(InvalidRequestError):
+            codec.render_chat(conversation, generation_prompt=False, **options)
+        return
+    for tag in ("CONTINUE_FINAL_MESSAGE_TAG ", "CONTINUE_FINAL_MESSAGE_TAG"):
+        expected = expected.replace(tag, "")  # left over where a message is shown twice
+    assert codec.render_chat(conversation, generation_prompt=False, **options) == expected
+
+
+@pytest.mark.parametrize("content", ["a", "a ", " ", ""])
+def test_a_message_is_continued_where_it_ends(tmp_path: Path, content: str) -> None:
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</end>{% endfor %}"
+    codec = TextCodec(write_model(tmp_path, template))
+    talk = [*MESSAGE, {"role": "assistant", "content": content}]
+    options = {"continue_final_message": True, "generation_prompt": False}
+    assert codec.render_chat(talk, **options) == f"<user>Hi</end><assistant>{content}"
+
+
+def test_a_message_without_text_is_not_continued(tmp_path: Path) -> None:
+    codec = TextCodec(write_model(tmp_path, "{{ messages[0]['role'] }}"))
+    for talk in ([], [{"role": "assistant"}], MESSAGE):
+        with pytest.raises(InvalidRequestError, match="last message") as refused:
+            codec.render_chat(talk, continue_final_message=True)
+        assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize("thinking", [True, False, None, [1, {"a": "b"}]])
+def test_arguments_are_variables_of_the_template(tmp_path: Path, thinking: Any) -> None:
+    template = "{{ messages[0]['content'] }}{% if enable_thinking is true %}T{% endif %}"
+    template += "{{ enable_thinking | tojson }}"
+    directory = write_model(tmp_path, template)
+    codec, reference = TextCodec(directory), AutoTokenizer.from_pretrained(directory)
+    assert_same_prompts(codec, reference, MESSAGE, True, enable_thinking=thinking)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "bos_token", "raise_exception", "range"])
+def test_what_a_template_is_given_anyway_is_no_argument(tmp_path: Path, name: str) -> None:
+    codec = TextCodec(write_model(tmp_path, "{{ messages[0]['content'] }}"))
+    with pytest.raises(InvalidRequestError, match=name) as refused:
+        codec.render_chat(MESSAGE, arguments={name: "x"})
+    assert refused.value.param == "chat_template_kwargs"
 
 
 @pytest.fixture(scope="module")
