@@ -44,6 +44,7 @@ class Load:
     mask_mix: str | None = None
     salt: str = "prompt"
     seed: int = 0
+    request_timeout_s: float = 600.0
 
     def arguments(self, samples: Path, summary: Path) -> list[str]:
         """The command line that runs it."""
@@ -63,6 +64,7 @@ class Load:
             "--mask-mix": self.mask_mix,
             "--salt": self.salt,
             "--seed": self.seed,
+            "--request-timeout": self.request_timeout_s,
             "--samples": samples,
             "--summary": summary,
         }

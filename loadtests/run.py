@@ -10,13 +10,14 @@ import requests
 
 from loadtests.budget import RequestBudget
 from loadtests.gate import violations
+from loadtests.lag import LagWatch
 from loadtests.options import LoadSettings
 from loadtests.samples import RequestSample, SampleWriter
 from loadtests.summary import Summary, summarise
 
 
 class LoadRun:
-    """Numbers for requests, the samples so far, and the load generator's own CPU time.
+    """Numbers for requests, the samples so far, and the load generator's own CPU time and lag.
 
     Raises:
         FileExistsError: the samples file is there already.
@@ -31,11 +32,13 @@ class LoadRun:
         self._writer = SampleWriter(settings.samples) if settings.samples else None
         self._cpu_from: tuple[float, float] | None = None
         self._cpu_to: tuple[float, float] = (0.0, 0.0)
+        self._lag = LagWatch()
 
     def begin(self, index: int) -> None:
         """Request `index` is about to be sent."""
         if self._cpu_from is None and not self.budget.is_warmup(index):
             self._cpu_from = (time.process_time(), time.perf_counter())
+            self._lag.start()
 
     def record(self, sample: RequestSample) -> None:
         """Keep the sample of a request that has ended."""
@@ -48,7 +51,9 @@ class LoadRun:
         """Close the samples, write the summary, and say why the run must not pass, if so."""
         if self._writer is not None:
             self._writer.close()
-        summary = summarise(self.samples, client_cpu_share=self._cpu_share())
+        summary = summarise(
+            self.samples, client_cpu_share=self._cpu_share(), client_lag_ms=self._lag.stop()
+        )
         if self.settings.summary is not None:
             summary.write(self.settings.summary)
         share = self.settings.max_failure_share
