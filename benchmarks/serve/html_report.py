@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from benchmarks.common.page import circumstances, number, percent, shortened
 from benchmarks.common.result_file import ResultData, ResultRow
 from benchmarks.serve.charts import distribution_chart, load_chart, ratio_chart
+from benchmarks.serve.paper_table import PAPER_NOTE, paper_table
 from loadtests.blocks import Block, problems
 from loadtests.samples import RequestSample
 
@@ -57,6 +58,7 @@ def html_report(
         _code(result["command"]),
         "<h2>Result</h2>",
         *_results(result, arms),
+        *_paper(result),
         _text(_DEFINITIONS),
         "<h2>Distributions</h2>",
         *_distributions(blocks, samples, arms),
@@ -98,6 +100,14 @@ def _results(result: ResultData, arms: Sequence[str]) -> Iterable[str]:
         yield _rows_table(chosen, reference)
         yield load_chart(chosen, arms)
         yield ratio_chart(chosen, arms, reference)
+
+
+def _paper(result: ResultData) -> Iterable[str]:
+    found = paper_table(result)
+    if found is not None:
+        yield "<h3>As in MaskLLM's table</h3>"
+        yield _table(*found)
+        yield _text(PAPER_NOTE)
 
 
 def _rows_table(rows: Sequence[ResultRow], reference: str) -> str:

@@ -14,6 +14,7 @@ from benchmarks.common.page import (
     shortened,
 )
 from benchmarks.common.result_file import ResultData, ResultRow
+from benchmarks.serve.paper_table import PAPER_NOTE, paper_table
 
 _ABOUT = """
 Servers of one model, measured in turns over HTTP by locust. Times are taken by the client, tokens
@@ -31,6 +32,7 @@ def serve_page(result: ResultData) -> str:
         result,
         _verdict(result),
         serve_table(result["rows"]),
+        *_paper(result),
         "## What ran",
         _servers(result),
         paragraph(
@@ -62,6 +64,13 @@ def serve_table(rows: Sequence[ResultRow]) -> str:
         for line, row in zip(lines, rows, strict=True):
             line.insert(1, row["lengths"])
     return markdown_table(headings, lines)
+
+
+def _paper(result: ResultData) -> list[str]:
+    found = paper_table(result)
+    if found is None:
+        return []
+    return ["## As in MaskLLM's table", paragraph(PAPER_NOTE), markdown_table(*found)]
 
 
 def _verdict(result: ResultData) -> str:

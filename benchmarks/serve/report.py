@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 
 from benchmarks.common.page import shortened
+from benchmarks.common.result_file import ResultData
 from benchmarks.serve.compare import ServeComparison
+from benchmarks.serve.paper_table import paper_table
 from benchmarks.serve.server_process import ServerReport
 from loadtests.comparison import ComparisonRow
 
@@ -35,6 +37,20 @@ def table(comparison: ServeComparison) -> Table:
             f"{row.ratio:.2f}",
             _interval(row, comparison.reference),
         )
+    return shown
+
+
+def paper_lines(result: ResultData) -> Table | None:
+    """MaskLLM's table beside what was measured; None when the result is not of the preset."""
+    found = paper_table(result)
+    if found is None:
+        return None
+    headings, lines = found
+    shown = Table(title="generated tokens/s, as in MaskLLM's table (the paper's: A6000)")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == headings[0] else "right")
+    for line in lines:
+        shown.add_row(*line)
     return shown
 
 

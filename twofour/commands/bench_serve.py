@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twofour.commands.bench_options import Dense, JsonLine, Masks, Sparse, finish, say
-from twofour.commands.option_values import named_masks, numbers
+from twofour.commands.option_values import named_masks, number_pairs, numbers
 
 if TYPE_CHECKING:
     from benchmarks.serve.arms import Arm
@@ -38,7 +38,13 @@ def serve(
         str | None, _Option(help="Instead of both: build them from this model and --mask.")
     ] = None,
     mask: Masks = None,
-    concurrency: Annotated[str, _Option(help="Users at a time, separated by commas.")] = "1,8",
+    preset: Annotated[
+        str | None,
+        _Option(help="maskllm: the paper's lengths, one request at a time; maskllm/8: an eighth."),
+    ] = None,
+    concurrency: Annotated[
+        str | None, _Option(help="Users at a time, separated by commas. [1,8]")
+    ] = None,
     rate: Annotated[
         str | None,
         _Option(help="Instead: open loop of so many requests per second, separated by commas."),
@@ -51,8 +57,22 @@ def serve(
     max_tokens: Annotated[int, _Option(help="Tokens that every request generates.")] = 128,
     prompt_words: Annotated[int, _Option(help="Words of the synthetic prompts.")] = 100,
     prompts: Annotated[
-        Path | None, _Option(help="Prompts: a line each, or *.jsonl with a prompt field.")
+        Path | None,
+        _Option(help="Prompts: a line each, *.jsonl with a prompt field, *.json of ShareGPT."),
     ] = None,
+    mask_prompts: Annotated[
+        list[str] | None, _Option(help="MASK=FILE: prompts of requests for a mask (repeat).")
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        _Option(help="Instead: random prompts of exact length, PROMPT/OUTPUT tokens, as 128/128."),
+    ] = None,
+    trace: Annotated[
+        Path | None, _Option(help="Open loop by a trace: Mooncake's *.jsonl or Azure's *.csv.")
+    ] = None,
+    trace_speed: Annotated[float, _Option(help="Its time runs so many times as fast.")] = 1.0,
+    trace_lengths: Annotated[float, _Option(help="Factor on its prompts and answers.")] = 1.0,
+    workers: Annotated[int, _Option(help="Processes that drive an open loop.")] = 1,
     endpoint: Annotated[str, _Option(help="completions or chat.")] = "completions",
     mask_mix: Annotated[
         str | None,
@@ -78,8 +98,14 @@ def serve(
         raise ValueError(f"--endpoint {endpoint!r}: must be completions or chat")
     if result is not None and not re.fullmatch(r"serve(-[\w.-]+)?", result):
         raise ValueError(f"--result {result!r}: must be serve or begin with serve-")
+    if preset and (lengths or concurrency or rate or trace or prompts):
+        raise ValueError(
+            "--preset says what prompts are and how many run: give no --lengths, --concurrency, "
+            "--rate, --trace or --prompts with it"
+        )
     plan = LoadPlan(
-        concurrencies=numbers(concurrency, "--concurrency"),
+        concurrencies=(1,) if preset else numbers(concurrency or "1,8", "--concurrency"),
+        preset=preset,
         rates=_rates(rate) if rate else (),
         requests=requests,
         seconds=seconds,
@@ -87,6 +113,12 @@ def serve(
         max_tokens=max_tokens,
         prompt_words=prompt_words,
         prompts=prompts,
+        mask_prompts=tuple(mask_prompts or ()),
+        lengths=_lengths(lengths, preset),
+        trace=trace,
+        trace_speed=trace_speed,
+        trace_lengths=trace_lengths,
+        workers=workers,
         endpoint=endpoint,
         mask_mix=mask_mix,
         threads=threads,
@@ -150,10 +182,11 @@ def _compare(
     from rich.console import Console
 
     from benchmarks.common.arm_process import ArmError
+    from benchmarks.common.result_file import read_result
     from benchmarks.serve.arms import ComparisonError
     from benchmarks.serve.compare import compare_arms
     from benchmarks.serve.folder import REPORT, publish, write_folder
-    from benchmarks.serve.report import notes, table
+    from benchmarks.serve.report import notes, paper_lines, table
     from loadtests.calibration import CalibrationError
     from loadtests.client import LoadError
 
@@ -165,6 +198,8 @@ def _compare(
         raise typer.Exit(1) from error
     path = write_folder(comparison, arms, plan)
     console.print(table(comparison))
+    if paper := paper_lines(read_result(path)):
+        console.print(paper)
     for line in notes(comparison):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"report: {folder / REPORT}", highlight=False, soft_wrap=True)
@@ -172,6 +207,14 @@ def _compare(
         typer.secho(f"error: {'; '.join(comparison.problems)}", fg="red", err=True)
         raise typer.Exit(1)
     return publish(path, result) if result else path
+
+
+def _lengths(lengths: str | None, preset: str | None) -> tuple[tuple[int, int], ...]:
+    from benchmarks.serve.paper_table import preset_lengths
+
+    if preset:
+        return preset_lengths(preset)
+    return number_pairs(lengths, "--lengths", "/") if lengths else ()
 
 
 def _rates(text: str) -> tuple[float, ...]:

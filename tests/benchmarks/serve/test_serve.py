@@ -239,10 +239,13 @@ def test_raw_samples_need_a_folder_of_their_own(tmp_path: Path) -> None:
         {"rates": (0.0,)},
         {"rates": (1.0, 1.0)},
         {"request_timeout_s": 0.0},
+        {"workers": 2},
+        {"lengths": ((8, 8),), "prompts": Path("p.txt")},
+        {"trace": Path("t.csv"), "rates": (1.0,)},
     ],
 )
 def test_plans_that_make_no_comparison_are_refused(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must|once|give one"):
+    with pytest.raises(ValueError, match=r"must|once|give one|one process"):
         LoadPlan(**changed).check()
 
 
@@ -315,6 +318,32 @@ def test_a_server_that_runs_already_is_an_arm(directory: MakeDirectory, tmp_path
     assert found.others["other"].models == ["fake"]
     assert found.others["other"].says["engine"]["sparse_layers"] == 14
     assert list(found.servers) == ["dense"]
+
+
+def test_exact_lengths_are_loads_of_their_own(directory: MakeDirectory, tmp_path: Path) -> None:
+    dense, sparse = directory("dense", 0.001, DENSE), directory("sparse", 0.001, SPARSE)
+    plan = dataclasses.replace(QUICK, lengths=((9, 4), (20, 3)), repeats=1)
+    found = _compare(dense, sparse, plan, tmp_path / "out")
+    found.require_valid()
+    measured = {
+        (row.arm, row.lengths): (row.prompt_tokens, row.output_tokens) for row in found.rows
+    }
+    assert measured == {
+        (arm, lengths): tokens
+        for arm in ("dense", "sparse")
+        for lengths, tokens in (("9/4", (9, 8)), ("20/3", (20, 6)))
+    }
+
+
+def test_a_trace_is_a_load(directory: MakeDirectory, tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = [{"timestamp": 50 * i, "input_length": 9, "output_length": 4} for i in range(5)]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dense, sparse = directory("dense", 0.001, DENSE), directory("sparse", 0.001, SPARSE)
+    plan = dataclasses.replace(QUICK, trace=trace, requests=None, repeats=1)
+    found = _compare(dense, sparse, plan, tmp_path / "out")
+    found.require_valid()
+    assert {(row.point, row.requests) for row in found.rows} == {(LoadPoint("t.jsonl"), 5)}
 
 
 def test_an_open_loop_has_rates_in_place_of_users(directory: MakeDirectory, tmp_path: Path) -> None:
