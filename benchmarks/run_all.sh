@@ -80,7 +80,7 @@ twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --window
     ${gguf[@]+"${gguf[@]}"} --redo
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
 twofour bench picture
-twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4
+twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4 --result serve
 
 texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
     --learn "$data/general/wikipedia.train.jsonl.gz"

@@ -27,7 +27,8 @@ class LoadError(RuntimeError):
 class Load:
     """One load on one server; the options of `loadtests.locustfile` say what each means.
 
-    Without `rate` it is a closed loop of `concurrency` users, with it an open loop.
+    Without `rate` and `trace` it is a closed loop of `concurrency` users, with one of them an open
+    loop, which `workers` processes drive between them.
     """
 
     host: str
@@ -39,19 +40,31 @@ class Load:
     max_tokens: int = 128
     prompt_words: int = 100
     prompts: Path | None = None
+    mask_prompts: tuple[str, ...] = ()
+    prompt_tokens: int | None = None
+    trace: Path | None = None
+    trace_speed: float = 1.0
+    trace_lengths: float = 1.0
     endpoint: str = "completions"
     model: str | None = None
     mask_mix: str | None = None
     salt: str = "prompt"
     seed: int = 0
+    request_timeout_s: float = 600.0
+    workers: int = 1
 
     def arguments(self, samples: Path, summary: Path) -> list[str]:
         """The command line that runs it."""
-        users = self.concurrency if self.rate is None else 1
+        closed = self.rate is None and self.trace is None
         named = {
             "-H": self.host,
-            "-u": users,
-            "-r": users,
+            "-u": self.concurrency if closed else None,
+            "-r": self.concurrency if closed else None,
+            "--processes": self.workers if self.workers > 1 else None,
+            "--prompt-tokens": self.prompt_tokens,
+            "--trace": self.trace,
+            "--trace-speed": self.trace_speed if self.trace else None,
+            "--trace-lengths": self.trace_lengths if self.trace else None,
             "--rate": self.rate,
             "--requests": self.requests,
             "--seconds": self.seconds,
@@ -63,10 +76,12 @@ class Load:
             "--mask-mix": self.mask_mix,
             "--salt": self.salt,
             "--seed": self.seed,
+            "--request-timeout": self.request_timeout_s,
             "--samples": samples,
             "--summary": summary,
         }
         flags = [text for k, v in named.items() if v is not None for text in (k, str(v))]
+        flags += [text for pair in self.mask_prompts for text in ("--mask-prompts", pair)]
         user = _USERS[self.endpoint]
         return ["-f", str(_LOCUSTFILE), user, "--headless", "--only-summary", *flags]
 

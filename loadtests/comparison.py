@@ -4,80 +4,82 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loadtests.summary import Percentiles, Summary
+from loadtests.blocks import Block, LoadPoint, problems
+from loadtests.bootstrap import (
+    CONFIDENCE,
+    Ratio,
+    Requests,
+    bootstrap_ratio,
+    median_tpot,
+    median_ttft,
+    requests_of,
+    speed,
+)
+from loadtests.samples import RequestSample
+from loadtests.summary import PERCENTILES, Percentiles, Summary
 
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One arm measured once at one concurrency.
-
-    Attributes:
-        arm: whose server.
-        concurrency: users of the closed loop.
-        repeat: which pass over the arms; blocks of one repeat are neighbours in time.
-        summary: what was measured.
-        samples_file: name of the raw samples.
-        other_cpu_share: share of the machine that unrelated processes used, 0 to 1.
-        idle_cpu_share: share of the machine that the idle arms' servers used, 0 to 1.
-    """
-
-    arm: str
-    concurrency: int
-    repeat: int
-    summary: Summary
-    samples_file: str
-    other_cpu_share: float
-    idle_cpu_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A ratio of throughputs and its 95 % confidence interval, None from a single repeat."""
-
-    value: float
-    low: float | None
-    high: float | None
+_METRICS = ("ttft", "tpot", "itl", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One arm at one concurrency; latencies in milliseconds, medians over the repeats.
+    """One arm at one load; latencies in milliseconds, medians over the repeats.
 
-    `ratio` is this arm's throughput over the baseline's; the baseline's own is 1. Token counts are
-    the server's: `prompt_tokens` the median of a request, the others totals of all repeats.
+    `ratio` is this arm's throughput over the reference's, with the interval of Student's t and that
+    of the bootstrap; the reference's own is 1. `ttft_ratio` and `tpot_ratio` are those of the
+    medians, with bootstrap intervals. Token counts are the server's: `prompt_tokens` the median of
+    a request, the others totals of all repeats.
     """
 
     arm: str
-    concurrency: int
+    lengths: str
+    concurrency: int | None
+    rate: float | None
     tokens_per_s: float
-    ttft_p50_ms: float
-    tpot_p50_ms: float
-    itl_p99_ms: float
+    requests_per_s: float
+    ttft_p50_ms: float | None
+    ttft_p90_ms: float | None
+    ttft_p95_ms: float | None
+    ttft_p99_ms: float | None
+    tpot_p50_ms: float | None
+    tpot_p90_ms: float | None
+    tpot_p95_ms: float | None
+    tpot_p99_ms: float | None
+    itl_p50_ms: float | None
+    itl_p90_ms: float | None
+    itl_p95_ms: float | None
+    itl_p99_ms: float | None
+    e2e_p50_ms: float | None
+    e2e_p90_ms: float | None
+    e2e_p95_ms: float | None
+    e2e_p99_ms: float | None
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+    ttft_ratio: float | None
+    ttft_ratio_low: float | None
+    ttft_ratio_high: float | None
+    tpot_ratio: float | None
+    tpot_ratio_low: float | None
+    tpot_ratio_high: float | None
     repeats: int
     requests: int
     prompt_tokens: float
     cached_prompt_tokens: int
     output_tokens: int
     client_cpu_share: float
+    client_lag_p90_ms: float | None
     other_cpu_share: float
 
-
-def turns(arms: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Which arm is measured when: (repeat, arm), every other repeat in the opposite order.
-
-    A B, B A, A B, ...: whatever drifts slowly (temperature, a neighbour's load) meets both alike.
-    """
-    for repeat in range(repeats):
-        for arm in arms if repeat % 2 == 0 else reversed(arms):
-            yield repeat, arm
+    @property
+    def point(self) -> LoadPoint:
+        """The load."""
+        return LoadPoint(self.lengths, self.concurrency, self.rate)
 
 
 def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -103,63 +105,102 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
-def rows(blocks: Sequence[Block], baseline: str) -> list[ComparisonRow]:
-    """A row per arm and concurrency, the baseline's first.
+def rows(
+    blocks: Sequence[Block], reference: str, samples: Mapping[str, Sequence[RequestSample]]
+) -> list[ComparisonRow]:
+    """A row per arm and load, the reference's first, of the loads that every arm has in full.
 
-    Raises:
-        ValueError: an arm and the baseline have unlike repeats at some concurrency.
+    Loads of which a block is missing or void (`problems`) have no row.
+
+    Args:
+        blocks: what was measured.
+        reference: the arm that ratios are taken against.
+        samples: `samples_file` of every block -> its samples.
     """
-    arms = sorted({block.arm for block in blocks}, key=lambda arm: (arm != baseline, arm))
-    levels = sorted({block.concurrency for block in blocks})
-    return [
-        _row(_select(blocks, arm, level), _select(blocks, baseline, level))
-        for level in levels
-        for arm in arms
-    ]
-
-
-def problems(blocks: Sequence[Block]) -> list[str]:
-    """What makes a comparison void: failures, and blocks that were cut short of requests."""
+    arms = sorted({block.arm for block in blocks}, key=lambda arm: (arm != reference, arm))
+    repeats = 1 + max((block.repeat for block in blocks), default=-1)
     found = []
-    for block in blocks:
-        where = f"{block.arm} at concurrency {block.concurrency}, repeat {block.repeat}"
-        if block.summary.requests == 0:
-            found.append(f"{where}: no request was measured")
-        for error, times in block.summary.errors.items():
-            found.append(f"{where}: {times} x {error}")
+    for point in dict.fromkeys(block.point for block in blocks):
+        chosen = {arm: _select(blocks, arm, point) for arm in arms}
+        if any(len(own) < repeats or problems(own) for own in chosen.values()):
+            continue
+        raw = {
+            arm: [requests_of(samples[block.samples_file]) for block in own]
+            for arm, own in chosen.items()
+        }
+        found += [_row(chosen[arm], chosen[reference], raw[arm], raw[reference]) for arm in arms]
     return found
 
 
-def _select(blocks: Sequence[Block], arm: str, concurrency: int) -> list[Block]:
-    chosen = [b for b in blocks if b.arm == arm and b.concurrency == concurrency]
+def _select(blocks: Sequence[Block], arm: str, point: LoadPoint) -> list[Block]:
+    chosen = [b for b in blocks if b.arm == arm and b.point == point]
     return sorted(chosen, key=lambda block: block.repeat)
 
 
-def _row(blocks: Sequence[Block], baseline: Sequence[Block]) -> ComparisonRow:
+def _row(
+    blocks: Sequence[Block],
+    reference: Sequence[Block],
+    raw: Sequence[Requests],
+    raw_reference: Sequence[Requests],
+) -> ComparisonRow:
     summaries = [block.summary for block in blocks]
-    speed = [summary.tokens_per_s for summary in summaries]
-    ratio = paired_ratio([block.summary.tokens_per_s for block in baseline], speed)
-    if blocks[0].arm == baseline[0].arm:
+    point = blocks[0].point
+    own = blocks[0].arm == reference[0].arm
+    speeds = [summary.tokens_per_s for summary in summaries]
+    ratio = paired_ratio([block.summary.tokens_per_s for block in reference], speeds)
+    drawn = {
+        name: bootstrap_ratio(raw_reference, raw, statistic)
+        for name, statistic in (("speed", speed), ("ttft", median_ttft), ("tpot", median_tpot))
+    }
+    if own:
         ratio = Ratio(1.0, 1.0, 1.0)
+        drawn = dict.fromkeys(drawn, ratio)
     return ComparisonRow(
         arm=blocks[0].arm,
-        concurrency=blocks[0].concurrency,
-        tokens_per_s=round(statistics.median(speed), 3),
-        ttft_p50_ms=_median([s.ttft_ms for s in summaries], "p50"),
-        tpot_p50_ms=_median([s.tpot_ms for s in summaries], "p50"),
-        itl_p99_ms=_median([s.itl_ms for s in summaries], "p99"),
+        lengths=point.lengths,
+        concurrency=point.concurrency,
+        rate=point.rate,
+        tokens_per_s=round(statistics.median(speeds), 3),
+        requests_per_s=round(statistics.median(s.requests_per_s for s in summaries), 4),
+        **_latencies(summaries),
         ratio=round(ratio.value, 4),
-        ratio_low=None if ratio.low is None else round(ratio.low, 4),
-        ratio_high=None if ratio.high is None else round(ratio.high, 4),
+        ratio_low=_rounded(ratio.low),
+        ratio_high=_rounded(ratio.high),
+        bootstrap_low=_rounded(drawn["speed"].low),
+        bootstrap_high=_rounded(drawn["speed"].high),
+        **_ratio_fields("ttft", drawn["ttft"]),
+        **_ratio_fields("tpot", drawn["tpot"]),
         repeats=len(blocks),
         requests=sum(summary.requests for summary in summaries),
         prompt_tokens=statistics.median(s.prompt_tokens_p50 or 0.0 for s in summaries),
         cached_prompt_tokens=sum(summary.cached_prompt_tokens for summary in summaries),
         output_tokens=sum(summary.output_tokens for summary in summaries),
         client_cpu_share=round(statistics.median(s.client_cpu_share or 0.0 for s in summaries), 4),
+        client_lag_p90_ms=_median([s.client_lag_ms for s in summaries], "p90"),
         other_cpu_share=round(max(block.other_cpu_share for block in blocks), 4),
     )
 
 
-def _median(values: Sequence[Percentiles], key: str) -> float:
-    return round(statistics.median(value[key] for value in values if key in value), 4)
+def _latencies(summaries: Sequence[Summary]) -> dict[str, float | None]:
+    return {
+        f"{metric}_p{p}_ms": _median([getattr(s, f"{metric}_ms") for s in summaries], f"p{p}")
+        for metric in _METRICS
+        for p in PERCENTILES
+    }
+
+
+def _ratio_fields(metric: str, ratio: Ratio) -> dict[str, float | None]:
+    return {
+        f"{metric}_ratio": _rounded(ratio.value),
+        f"{metric}_ratio_low": _rounded(ratio.low),
+        f"{metric}_ratio_high": _rounded(ratio.high),
+    }
+
+
+def _median(values: Sequence[Percentiles], key: str) -> float | None:
+    found = [value[key] for value in values if key in value]
+    return round(statistics.median(found), 4) if found else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 4)

@@ -47,6 +47,9 @@ class FakeServer:
     async def _stream(
         self, scope: AsgiMessage, body: AsgiMessage, arrived: float, send: Send
     ) -> None:
+        if not body.get("stream"):
+            await send_json(send, 200, {"usage": {"prompt_tokens": prompt_tokens(body)}})
+            return
         headers = dict(scope["headers"])
         times = self.sent.setdefault(headers[b"x-request-id"].decode(), [arrived])
         await start_stream(send)
@@ -62,8 +65,14 @@ class FakeServer:
             text = token_event(body, f" t{number}", "length" if number == tokens - 1 else None)
             times.append(time.perf_counter())
             yield text
-        yield usage_event(tokens)
+        yield usage_event(tokens, prompt_tokens(body))
         yield b"data: [DONE]\n\n"
+
+
+def prompt_tokens(body: AsgiMessage) -> int:
+    """A word is a token here, and one is added to every prompt."""
+    text = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+    return len(text.split()) + 1
 
 
 def token_event(body: AsgiMessage, text: str, finish_reason: str | None) -> bytes:

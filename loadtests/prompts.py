@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from dataclasses import dataclass
@@ -15,17 +16,26 @@ ground king size heart summer winter record boat common gold possible plane age 
 ago ran check game shape yes hot miss brought heat snow bed bring sit perhaps fill east weight
 language among
 """
-_WORDS = _COMMON_WORDS.split()
+COMMON_WORDS = _COMMON_WORDS.split()
 
 _SALT_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPrompt:
-    """A text to continue, and the name that raw samples call it by."""
+    """A text to continue.
+
+    Attributes:
+        id: what raw samples call it.
+        text: the prompt.
+        max_tokens: tokens to generate, if it has a length of its own.
+        prompt_tokens: how long the server must find it, if that is known.
+    """
 
     id: str
     text: str
+    max_tokens: int | None = None
+    prompt_tokens: int | None = None
 
 
 def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[LoadPrompt]:
@@ -37,13 +47,15 @@ def synthetic_prompts(words: int, *, count: int = 32, seed: int = 0) -> list[Loa
         raise ValueError(f"a prompt of {words} words is empty: ask for at least 1")
     rng = random.Random(f"prompts:{seed}")
     return [
-        LoadPrompt(id=f"synthetic-{i}", text=" ".join(rng.choices(_WORDS, k=words)))
+        LoadPrompt(id=f"synthetic-{i}", text=" ".join(rng.choices(COMMON_WORDS, k=words)))
         for i in range(count)
     ]
 
 
 def load_prompts(path: Path) -> list[LoadPrompt]:
-    """Prompts of a file: `*.jsonl` with a `prompt` (and maybe `id`) per line, else a line each.
+    """Prompts of a text file, a line each, or of `*.jsonl`, an object each.
+
+    An object has a `prompt`, and maybe an `id`, and `max_tokens` if it has a length of its own.
 
     Raises:
         ValueError: no prompt in it, or a line that is not what its name promises.
@@ -60,19 +72,19 @@ def load_prompts(path: Path) -> list[LoadPrompt]:
     return prompts
 
 
-def salted(prompt: LoadPrompt, seed: int, index: int) -> str:
+def salted(prompt: LoadPrompt, seed: int, index: int) -> LoadPrompt:
     """The prompt behind words that no other request of the run starts with.
 
     A prefix cache that has seen the prompt before can then reuse nothing of it. Words, not hex
     digits, so that every salt costs nearly the same number of tokens.
     """
-    return f"{salt(seed, index)} {prompt.text}"
+    return dataclasses.replace(prompt, text=f"{salt(seed, index)} {prompt.text}")
 
 
 def salt(seed: int, index: int) -> str:
     """The salt of request `index` of a run with `seed`: the same in every arm that is compared."""
     rng = random.Random(f"salt:{seed}:{index}")
-    return " ".join(rng.choices(_WORDS, k=_SALT_WORDS))
+    return " ".join(rng.choices(COMMON_WORDS, k=_SALT_WORDS))
 
 
 def _from_json(line: str, where: str) -> LoadPrompt:
@@ -83,4 +95,7 @@ def _from_json(line: str, where: str) -> LoadPrompt:
     text = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text:
         raise ValueError(f'{where}: expected an object with a non-empty text "prompt"')
-    return LoadPrompt(id=str(row.get("id", where)), text=text)
+    max_tokens = row.get("max_tokens")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise ValueError(f"{where}: max_tokens is {max_tokens!r}, expected a number from 1")
+    return LoadPrompt(id=str(row.get("id", where)), text=text, max_tokens=max_tokens)

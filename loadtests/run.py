@@ -1,58 +1,91 @@
-"""The state that all users of one run share."""
+"""The state that all users of one process share, and what becomes of their samples."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
-
-import requests
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from loadtests.budget import RequestBudget
 from loadtests.gate import violations
+from loadtests.lag import LagWatch
+from loadtests.open_loop import Share
 from loadtests.options import LoadSettings
+from loadtests.prompt_source import PromptSource
 from loadtests.samples import RequestSample, SampleWriter
-from loadtests.summary import Summary, summarise
+from loadtests.summary import Percentiles, Summary, summarise
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLoad:
+    """How busy one process of the load generator was.
+
+    Attributes:
+        cpu_share: CPU time / wall time; None without a measured request.
+        lag_ms: how late it woke up.
+    """
+
+    cpu_share: float | None
+    lag_ms: Percentiles
 
 
 class LoadRun:
-    """Numbers for requests, the samples so far, and the load generator's own CPU time.
+    """Numbers for requests, and the load generator's own CPU time and lag.
 
-    Raises:
-        FileExistsError: the samples file is there already.
+    Args:
+        settings: what to send.
+        source: what requests say.
+        base_model: `model` of requests, without a mask.
+        keep: gets every sample.
+        share: which requests of an open loop this process sends.
     """
 
-    def __init__(self, settings: LoadSettings, base_model: str) -> None:
+    def __init__(
+        self,
+        settings: LoadSettings,
+        source: PromptSource,
+        base_model: str,
+        keep: Callable[[RequestSample], None],
+        share: Share | None = None,
+    ) -> None:
         self.settings = settings
+        self.source = source
         self.base_model = base_model
+        self.share = share or Share()
         self.id = uuid.uuid4().hex[:12]
+        self.clock_shift_s = 0.0
         self.budget = RequestBudget(settings.warmup, settings.requests, settings.seconds)
-        self.samples: list[RequestSample] = []
-        self._writer = SampleWriter(settings.samples) if settings.samples else None
+        self._dispatched = False
+        self._keep = keep
         self._cpu_from: tuple[float, float] | None = None
         self._cpu_to: tuple[float, float] = (0.0, 0.0)
+        self._lag = LagWatch()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to send and every request has ended."""
+        return self.budget.finished if self.settings.open_loop is None else self._dispatched
+
+    def dispatched(self) -> None:
+        """The open loop of this process is over."""
+        self._dispatched = True
 
     def begin(self, index: int) -> None:
         """Request `index` is about to be sent."""
         if self._cpu_from is None and not self.budget.is_warmup(index):
             self._cpu_from = (time.process_time(), time.perf_counter())
+            self._lag.start()
 
     def record(self, sample: RequestSample) -> None:
         """Keep the sample of a request that has ended."""
-        self.samples.append(sample)
         self._cpu_to = (time.process_time(), time.perf_counter())
-        if self._writer is not None:
-            self._writer.write(sample)
+        self._keep(sample)
+        self.budget.end(sample.index)
 
-    def finish(self) -> tuple[Summary, list[str]]:
-        """Close the samples, write the summary, and say why the run must not pass, if so."""
-        if self._writer is not None:
-            self._writer.close()
-        summary = summarise(self.samples, client_cpu_share=self._cpu_share())
-        if self.settings.summary is not None:
-            summary.write(self.settings.summary)
-        share = self.settings.max_failure_share
-        return summary, violations(summary, max_failure_share=share, slos=self.settings.slos)
+    def client_load(self) -> ClientLoad:
+        """How busy this process was; ends the watch on its lag."""
+        return ClientLoad(self._cpu_share(), self._lag.stop())
 
     def _cpu_share(self) -> float | None:
         if self._cpu_from is None:
@@ -61,21 +94,44 @@ class LoadRun:
         return round((self._cpu_to[0] - self._cpu_from[0]) / wall, 4) if wall > 0 else None
 
 
-def find_base_model(host: str, api_key: str | None) -> str:
-    """The id of the server's base model: the first of /v1/models that has no parent.
+class SampleLog:
+    """All samples of a run, in one file and in order of their end.
 
     Raises:
-        ValueError: the server does not answer as OpenAI's API does.
+        FileExistsError: the samples file is there already.
     """
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    url = f"{host.rstrip('/')}/v1/models"
-    try:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy between the load and the server
-            response = session.get(url, headers=headers, timeout=10)
-        response.raise_for_status()
-        models: list[dict[str, Any]] = response.json()["data"]
-        return next(str(model["id"]) for model in models if not model.get("parent"))
-    except (requests.RequestException, ValueError, KeyError, TypeError, StopIteration) as error:
-        reason = "it lists no base model" if isinstance(error, StopIteration) else error
-        raise ValueError(f"cannot ask {url} for the model: {reason}") from error
+
+    def __init__(self, settings: LoadSettings) -> None:
+        self._settings = settings
+        self.samples: list[RequestSample] = []
+        self._writer = SampleWriter(settings.samples) if settings.samples else None
+
+    def keep(self, sample: RequestSample) -> None:
+        """Append one."""
+        self.samples.append(sample)
+        if self._writer is not None:
+            self._writer.write(sample)
+
+    def finish(self, clients: list[ClientLoad]) -> tuple[Summary, list[str]]:
+        """Close the file, write the summary, and say why the run must not pass, if so.
+
+        Args:
+            clients: how busy each process was; the busiest counts.
+        """
+        if self._writer is not None:
+            self._writer.close()
+        settings = self._settings
+        shares = [client.cpu_share for client in clients if client.cpu_share is not None]
+        summary = summarise(
+            self.samples,
+            client_cpu_share=max(shares, default=None),
+            client_lag_ms=max(
+                (client.lag_ms for client in clients),
+                key=lambda lag: lag.get("p90", 0.0),
+                default=None,
+            ),
+        )
+        if settings.summary is not None:
+            summary.write(settings.summary)
+        share = settings.max_failure_share
+        return summary, violations(summary, max_failure_share=share, slos=settings.slos)

@@ -112,11 +112,18 @@ def read_samples(path: Path) -> list[RequestSample]:
         ValueError: a line that is not a sample of this schema.
     """
     with path.open(encoding="utf-8") as lines:
-        return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+        return [sample_of(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def judge(sample: RequestSample) -> str | None:
-    """What is wrong with a stream that was whole: its length, or that it never said anything."""
+def judge(sample: RequestSample, prompt_tokens: int | None) -> str | None:
+    """What is wrong with a stream that was whole: a length, or that it never said anything.
+
+    Args:
+        sample: the request.
+        prompt_tokens: how long its prompt must be, None where any length will do.
+    """
+    if prompt_tokens is not None and sample.prompt_tokens != prompt_tokens:
+        return f"the prompt has {sample.prompt_tokens} tokens, not {prompt_tokens}"
     if sample.completion_tokens != sample.requested_tokens:
         return (
             f"generated {sample.completion_tokens} tokens, not {sample.requested_tokens} "
@@ -130,7 +137,12 @@ def judge(sample: RequestSample) -> str | None:
 _FIELDS = get_type_hints(RequestSample)
 
 
-def _parse(line: str, where: str) -> RequestSample:
+def sample_of(line: str, where: str) -> RequestSample:
+    """The sample of one line.
+
+    Raises:
+        ValueError: it is none of this schema; the message begins with `where`.
+    """
     try:
         row: Any = json.loads(line)
     except ValueError as error:

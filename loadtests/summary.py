@@ -6,15 +6,16 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loadtests.samples import RequestSample
+from loadtests.silence import last_offset, longest_silence
 
-PERCENTILES = (50, 90, 99)
+PERCENTILES = (50, 90, 95, 99)
 Percentiles = dict[str, float]
 
 
@@ -22,8 +23,8 @@ Percentiles = dict[str, float]
 class Summary:
     """Statistics of the measured (not warm-up) requests of one run.
 
-    Latencies are in milliseconds at the percentiles `p50`, `p90`, `p99`, interpolated linearly
-    over all successful requests (ITL: over all their gaps), and empty when there is none.
+    Latencies are in milliseconds at the percentiles `p50`, `p90`, `p95`, `p99`, interpolated
+    linearly over all successful requests (ITL: over all their gaps), and empty when there is none.
 
     Attributes:
         requests: measured requests.
@@ -32,6 +33,7 @@ class Summary:
         wall_s: first send to last chunk of the measured requests.
         output_tokens: tokens that successful requests generated, by the server's count.
         tokens_per_s: output_tokens / wall_s.
+        requests_per_s: successful requests / wall_s.
         prompt_tokens_p50: median prompt length, by the server's count.
         cached_prompt_tokens: prompt tokens that the server took from a prefix cache.
         ttft_ms: send to first text.
@@ -39,8 +41,12 @@ class Summary:
         itl_ms: gaps between consecutive chunks with text.
         e2e_ms: send to last chunk.
         late_ms: how long after it was due a request was sent.
+        longest_silence_ms: longest time without a token while a request was running.
         masks: mask -> measured requests; `-` is the server's default.
-        client_cpu_share: CPU time of the load generator / wall time; 1 is one whole core.
+        client_lag_ms: how late a greenlet of the load generator that sleeps wakes up; the largest
+            of its processes.
+        client_cpu_share: CPU time of the load generator / wall time, of its busiest process; 1 is
+            one whole core.
     """
 
     requests: int
@@ -49,6 +55,7 @@ class Summary:
     wall_s: float
     output_tokens: int
     tokens_per_s: float
+    requests_per_s: float
     prompt_tokens_p50: float | None
     cached_prompt_tokens: int
     ttft_ms: Percentiles
@@ -56,7 +63,9 @@ class Summary:
     itl_ms: Percentiles
     e2e_ms: Percentiles
     late_ms: Percentiles
+    longest_silence_ms: float
     masks: dict[str, int]
+    client_lag_ms: Percentiles = field(default_factory=dict)
     client_cpu_share: float | None = None
 
     def write(self, path: Path) -> None:
@@ -73,7 +82,10 @@ class Summary:
 
 
 def summarise(
-    samples: Iterable[RequestSample], *, client_cpu_share: float | None = None
+    samples: Iterable[RequestSample],
+    *,
+    client_cpu_share: float | None = None,
+    client_lag_ms: Percentiles | None = None,
 ) -> Summary:
     """Statistics of the measured samples; failed requests count, but give no latencies."""
     measured = [sample for sample in samples if not sample.warmup]
@@ -88,14 +100,17 @@ def summarise(
         wall_s=wall,
         output_tokens=tokens,
         tokens_per_s=tokens / wall if wall > 0 else 0.0,
+        requests_per_s=len(good) / wall if wall > 0 else 0.0,
         prompt_tokens_p50=float(np.median(prompt_tokens)) if prompt_tokens else None,
         cached_prompt_tokens=sum(sample.cached_tokens or 0 for sample in good),
-        ttft_ms=_percentiles([s.ttft_s for s in good if s.ttft_s is not None]),
-        tpot_ms=_percentiles([s.tpot_s for s in good if s.tpot_s is not None]),
-        itl_ms=_percentiles([gap for s in good for gap in s.gaps_s]),
-        e2e_ms=_percentiles([s.e2e_s for s in good if s.e2e_s is not None]),
-        late_ms=_percentiles([s.started_at - s.scheduled_at for s in measured]),
+        ttft_ms=percentiles_ms([s.ttft_s for s in good if s.ttft_s is not None]),
+        tpot_ms=percentiles_ms([s.tpot_s for s in good if s.tpot_s is not None]),
+        itl_ms=percentiles_ms([gap for s in good for gap in s.gaps_s]),
+        e2e_ms=percentiles_ms([s.e2e_s for s in good if s.e2e_s is not None]),
+        late_ms=percentiles_ms([s.started_at - s.scheduled_at for s in measured]),
+        longest_silence_ms=round(longest_silence(measured) * 1e3, 4),
         masks=dict(Counter(s.mask or "-" for s in measured)),
+        client_lag_ms=client_lag_ms or {},
         client_cpu_share=client_cpu_share,
     )
 
@@ -105,14 +120,11 @@ def _wall(samples: Sequence[RequestSample]) -> float:
     if not samples:
         return 0.0
     first = min(sample.started_at for sample in samples)
-    return max(sample.started_at + _last_offset(sample) for sample in samples) - first
+    return max(sample.started_at + last_offset(sample) for sample in samples) - first
 
 
-def _last_offset(sample: RequestSample) -> float:
-    return max([sample.e2e_s or 0.0, *sample.token_times_s[-1:]])
-
-
-def _percentiles(seconds: Sequence[float]) -> Percentiles:
+def percentiles_ms(seconds: Sequence[float]) -> Percentiles:
+    """Milliseconds at `PERCENTILES`; empty of nothing."""
     if not seconds:
         return {}
     values = np.percentile(np.asarray(seconds) * 1e3, PERCENTILES)

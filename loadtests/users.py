@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
@@ -12,8 +13,8 @@ from gevent.pool import Group
 from locust import User, constant
 from locust.exception import StopUser
 
-from loadtests.arrivals import poisson_arrivals
 from loadtests.connection import Connection, lines
+from loadtests.open_loop import OpenLoop
 from loadtests.request import CHAT, COMPLETIONS, PreparedRequest, prepare
 from loadtests.run import LoadRun
 from loadtests.samples import RequestSample, judge
@@ -23,10 +24,10 @@ _PAUSE_AFTER_FAILURE_S = 0.1  # a dead server must not become a busy loop
 
 
 class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
-    """Sends one streamed request after another (closed loop), or dispatches Poisson arrivals.
+    """Sends one streamed request after another (closed loop), or dispatches them when due (open).
 
-    In an open loop there is one user: it starts every request when it is due, in a greenlet of its
-    own, however many are still running.
+    In an open loop there is one user in a process: it starts every request of the process's share
+    when it is due, in a greenlet of its own, however many are still running.
     """
 
     abstract = True
@@ -40,10 +41,11 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
     def turn(self) -> None:
         """What a user does over and over."""
         run: LoadRun = self.environment.load_run
-        if run.settings.rate is None:
+        loop = run.settings.open_loop
+        if loop is None:
             self._next_request(run)
         else:
-            self._dispatch(run, run.settings.rate)
+            self._dispatch(run, loop)
 
     tasks = [turn]  # noqa: RUF012  # how locust declares tasks
 
@@ -55,27 +57,25 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
         if not sample.ok:
             gevent.sleep(_PAUSE_AFTER_FAILURE_S)
 
-    def _dispatch(self, run: LoadRun, rate: float) -> None:
-        for _ in range(run.settings.warmup):
-            self._next_request(run)
+    def _dispatch(self, run: LoadRun, loop: OpenLoop) -> None:
+        for index in loop.warmups(run.share):
+            self._send(run, index, time.perf_counter())
+        start = self.environment.load_start()
         running = Group()
-        start = time.perf_counter()
         try:
-            for offset in poisson_arrivals(rate, run.settings.seed):
+            for index, offset in loop.arrivals(run.share):
                 due = start + offset
                 gevent.sleep(max(0.0, due - time.perf_counter()))
-                index = run.budget.take()
-                if index is None:
-                    break
                 running.spawn(self._send, run, index, due)
             running.join()
         finally:
             running.kill()
+        run.dispatched()
         raise StopUser
 
     def _send(self, run: LoadRun, index: int, due: float) -> RequestSample:
         """Send request `index`, read its stream, keep its sample."""
-        request = prepare(run.settings, run.base_model, self.endpoint, index, run.id)
+        request = prepare(run.settings, run.source, run.base_model, self.endpoint, index, run.id)
         record = StreamRecord()
         connection = self._connection(run)
         run.begin(index)
@@ -87,10 +87,9 @@ class StreamingUser(User):  # type: ignore[misc]  # locust is not typed here
             # Also when the greenlet is killed: a request that was sent leaves a sample.
             sample = _sample(run, request, index, record, (due, started, started_unix))
             sample = dataclasses.replace(
-                sample, status=status, error=error or judge(sample) or None
+                sample, status=status, error=error or judge(sample, request.prompt_tokens) or None
             )
             run.record(sample)
-            run.budget.end(index)
         self._idle.append(connection)
         self._fire(sample)
         return sample
@@ -127,9 +126,9 @@ class ChatUser(StreamingUser):
     endpoint = CHAT
 
 
-def fire_gaps(environment: Any, run: LoadRun) -> None:
+def fire_gaps(environment: Any, samples: Iterable[RequestSample]) -> None:
     """Tell locust every inter-token latency of a run that has ended."""
-    for sample in run.samples:
+    for sample in samples:
         if sample.ok and not sample.warmup:
             for gap in sample.gaps_s:
                 fire_row(environment, "ITL", sample.endpoint, gap)
@@ -203,7 +202,7 @@ def _sample(
         started_unix=started_unix,
         ttft_s=times[0] if times else None,
         e2e_s=record.end_time - started if record.end_time is not None else None,
-        requested_tokens=run.settings.max_tokens,
+        requested_tokens=request.max_tokens,
         token_times_s=times,
         prompt_tokens=record.prompt_tokens,
         completion_tokens=record.completion_tokens,

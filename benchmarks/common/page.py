@@ -98,6 +98,12 @@ def bullets(items: Iterable[str]) -> str:
     )
 
 
+def shortened(items: Sequence[str], most: int = 5) -> list[str]:
+    """The first items of a long list, and how many more there are."""
+    rest = len(items) - most
+    return [*items[:most], *([f"and {rest} more"] if rest > 0 else [])]
+
+
 def markdown_table(
     headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, text: int = 1
 ) -> str:

@@ -29,6 +29,7 @@ def write_result(
     *,
     command: str,
     data_digests: Mapping[str, str] | None = None,
+    folder: Path = RESULTS,
     **extra: Any,
 ) -> Path:
     """Write `docs/results/<name>.json` and the page beside it, each whole or not at all.
@@ -39,6 +40,7 @@ def write_result(
         rows: the figures.
         command: what to run to get it again (`this_command`).
         data_digests: name of the data -> its digest.
+        folder: where to, if not to `docs/results`.
         extra: more fields, such as `other_cpu_share`.
 
     Returns:
@@ -54,8 +56,8 @@ def write_result(
         "rows": list(rows),
         **extra,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     write_json(path, result, indent=1)
     write_page(path, page)
     return path

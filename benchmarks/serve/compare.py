@@ -1,97 +1,30 @@
-"""Measures a dense and a sparse server over HTTP, in turns: what a user gets from sparsity."""
+"""Measures servers over HTTP in turns: what a user gets from sparsity."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.common.arm_process import ArmError
 from benchmarks.common.machine import BUSY_SHARE, OtherCpu, machine_seconds, require_quiet
+from benchmarks.serve.arms import REFERENCE, Arm, ComparisonError, check_names, check_reports
+from benchmarks.serve.plan import LoadPlan
+from benchmarks.serve.running_server import RunningServer, RunningServerReport
 from benchmarks.serve.server_process import Server, ServerReport
-from loadtests.calibration import Bias, calibrate
-from loadtests.client import Load, run_load
-from loadtests.comparison import Block, ComparisonRow, problems, rows, turns
+from loadtests.blocks import Block, LoadPoint, doubts, problems, turns
+from loadtests.calibration import Bias, CalibrationError, calibrate
+from loadtests.client import run_load
+from loadtests.comparison import ComparisonRow, rows
+from loadtests.samples import read_samples
 
-BASELINE = "dense"
 _ATTEMPTS = 3
 
 Say = Callable[[str], None]
-
-
-class ComparisonError(RuntimeError):
-    """The comparison would not mean what it says."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
-    """How to compare.
-
-    Attributes:
-        concurrencies: users of the closed loop, one after another.
-        requests: measured requests of a block; None is two per user, at least four.
-        seconds: length of a block instead, when given.
-        repeats: blocks of every arm at every concurrency.
-        max_tokens: tokens that every request generates.
-        prompt_words: length of the synthetic prompts.
-        prompts: file of prompts instead of them.
-        endpoint: `completions` or `chat`.
-        mask_mix: masks that the sparse arm's requests ask for; None is its default mask.
-        threads: OpenMP threads of each server; None leaves it to the machine.
-        force: measure although other processes are busy or the load generator distorts; the
-            comparison says by how much.
-    """
-
-    concurrencies: tuple[int, ...] = (1, 8)
-    requests: int | None = None
-    seconds: float | None = None
-    repeats: int = 3
-    max_tokens: int = 128
-    prompt_words: int = 100
-    prompts: Path | None = None
-    endpoint: str = "completions"
-    mask_mix: str | None = None
-    threads: int | None = None
-    force: bool = False
-
-    def check(self) -> None:
-        """Refuse numbers that make no comparison.
-
-        Raises:
-            ValueError: naming the number and its limit.
-        """
-        if not self.concurrencies or min(self.concurrencies) < 1:
-            raise ValueError(f"concurrencies {self.concurrencies}: each must be at least 1")
-        if len(set(self.concurrencies)) != len(self.concurrencies):
-            raise ValueError(f"concurrencies {self.concurrencies}: name each once")
-        for name in ("repeats", "max_tokens", "prompt_words", "requests", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ValueError(f"seconds = {self.seconds}: must be positive")
-        if self.seconds is not None and self.requests is not None:
-            raise ValueError("a block ends after requests or seconds: give one of them")
-
-    def load(self, arm: str, url: str, concurrency: int, repeat: int) -> Load:
-        """The load of one block; both arms get the same prompts and salts in a repeat."""
-        requests = self.requests
-        if requests is None and self.seconds is None:
-            requests = max(4, 2 * concurrency)
-        return Load(
-            host=url,
-            concurrency=concurrency,
-            requests=requests,
-            seconds=self.seconds,
-            warmup=concurrency,
-            max_tokens=self.max_tokens,
-            prompt_words=self.prompt_words,
-            prompts=self.prompts.resolve() if self.prompts else None,
-            endpoint=self.endpoint,
-            mask_mix=None if arm == BASELINE else self.mask_mix,
-            seed=repeat,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,150 +32,250 @@ class ServeComparison:
     """The outcome.
 
     Attributes:
-        rows: a row per arm and concurrency, the dense arm's first.
-        servers: by arm, what each server ran and its memory.
+        rows: a row per arm and load, the reference's first; none of a load that is incomplete.
+        reference: the arm that ratios are taken against.
+        servers: by arm, what each server started here ran, and its memory.
+        others: by arm, what is known of each server that ran already.
         calibration: what the load generator itself added.
         blocks: every single measurement.
         folder: raw samples and logs.
         other_cpu_share: the busiest block's share of CPU that went to unrelated processes.
+        problems: what makes it void; measuring ended at the first.
+        doubts: signs of a disturbed measurement that was forced.
     """
 
     rows: list[ComparisonRow]
+    reference: str
     servers: dict[str, ServerReport]
+    others: dict[str, RunningServerReport]
     calibration: Bias
     blocks: list[Block] = field(repr=False)
     folder: Path
     other_cpu_share: float
+    problems: list[str]
+    doubts: list[str]
+
+    def require_valid(self) -> None:
+        """Refuse to be quoted when void.
+
+        Raises:
+            ComparisonError: with the problems.
+        """
+        if self.problems:
+            raise ComparisonError("; ".join(self.problems))
 
 
 def compare_arms(
-    dense: Path,
-    sparse: Path,
+    arms: Sequence[Arm],
     plan: LoadPlan,
     folder: Path,
     on_progress: Say = lambda line: None,
-    further: Mapping[str, Path] | None = None,
+    reference: str = REFERENCE,
 ) -> ServeComparison:
-    """Serve engine directories at once and measure them in turns (dense, sparse, sparse, ...).
+    """Serve engine directories at once and measure all arms in turns (a b c, c b a, a b c, ...).
 
-    Arms that are not measured are idle. Blocks that other processes disturbed are measured again.
+    Arms that are not measured are idle. Arms of one directory share its server. Blocks that other
+    processes disturbed are measured again. The first failed request, stall or dead server ends the
+    measuring, and is in the outcome's `problems`.
 
     Args:
-        dense, sparse: engine directories.
+        arms: what to measure, in order.
         plan: how to compare.
         folder: new or empty; gets raw samples, summaries and logs.
         on_progress: told what happens, a line at a time.
-        further: more sparse arms, of other types of values.
+        reference: the arm that ratios are taken against.
 
     Raises:
-        ValueError: the plan or the folder is unusable.
-        ArmError: a server did not start or died.
+        ValueError: the arms, the plan or the folder are unusable.
+        ArmError: a server did not start.
         CalibrationError, LoadError: the load generator distorts or does not run.
-        BusyMachineError, ComparisonError: no layer is sparse, a request failed, or the machine is
-            busy.
+        BusyMachineError, ComparisonError: no layer is sparse, or the machine is busy.
     """
     plan.check()
+    check_names(arms, reference)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: raw samples go to a folder of their own")
     require_quiet(plan.force)
     on_progress("calibrating the load generator")
-    calibration = calibrate(folder, max(plan.concurrencies))
+    calibration = calibrate(folder, plan.streams)
     if not plan.force:
         calibration.check()
     with ExitStack() as stack:
-        servers = {}
-        for arm, directory in {BASELINE: dense, "sparse": sparse, **(further or {})}.items():
-            on_progress(f"starting the {arm} server on {directory}")
-            log = folder / f"server-{arm}.log"
-            server = Server(arm, directory, log, threads=plan.threads)
-            servers[arm] = stack.enter_context(server)
-        for server in servers.values():
-            server.wait_until_healthy()
-        for arm in servers.keys() - {BASELINE}:
-            _check_arms(servers[BASELINE].report(), servers[arm].report())
-        blocks = [
-            _measure(plan, servers, arm, level, repeat, folder, on_progress)
-            for level in plan.concurrencies
-            for repeat, arm in turns(list(servers), plan.repeats)
-        ]
-        reports = {arm: server.report() for arm, server in servers.items()}
-    _check_counts(blocks, reports)
+        run = _Run(arms, plan, folder, on_progress, stack)
+        run.measure_all()
+        reports = run.reports()
+    found = run.blocks
+    samples = {block.samples_file: read_samples(folder / block.samples_file) for block in found}
     return ServeComparison(
-        rows=rows(blocks, BASELINE),
+        rows=rows(found, reference, samples),
+        reference=reference,
         servers=reports,
+        others=run.others,
         calibration=calibration,
-        blocks=blocks,
+        blocks=found,
         folder=folder,
-        other_cpu_share=max(block.other_cpu_share for block in blocks),
+        other_cpu_share=max((block.other_cpu_share for block in found), default=0.0),
+        problems=run.problems,
+        doubts=[*_bias_doubts(calibration), *run.doubts],
     )
 
 
-def _measure(
-    plan: LoadPlan,
-    servers: dict[str, Server],
-    arm: str,
-    level: int,
-    repeat: int,
-    folder: Path,
-    on_progress: Say,
-) -> Block:
-    """One block; again, up to three times in all, while other processes disturb it."""
-    for attempt in range(_ATTEMPTS):
-        name = f"{arm}-c{level}-r{repeat}" + (f"-again{attempt}" if attempt else "")
-        on_progress(f"{arm}, {level} at a time, repeat {repeat + 1} of {plan.repeats}")
-        idle = [server for other, server in servers.items() if other != arm]
-        idle_from, start = sum(server.cpu_seconds() for server in idle), time.perf_counter()
+class _Run:
+    """Servers that are up, and the blocks measured on them so far."""
+
+    def __init__(
+        self, arms: Sequence[Arm], plan: LoadPlan, folder: Path, say: Say, stack: ExitStack
+    ) -> None:
+        self._arms = {arm.name: arm for arm in arms}
+        self._plan = plan
+        self._folder = folder
+        self._say = say
+        self._servers = _start(arms, plan, folder, say, stack)
+        self._masked: set[str] = set()
+        self.others: dict[str, RunningServerReport] = {}
+        self.blocks: list[Block] = []
+        self.problems: list[str] = []
+        self.doubts: list[str] = []
+        for name, server in self._servers.items():
+            if isinstance(server, RunningServer):
+                self.others[name] = server.report()
+        reports = self.reports()
+        check_reports(arms, reports)
+        self._masked = {name for name, report in reports.items() if report.sparse_layers}
+
+    def measure_all(self) -> None:
+        """Every block, until one is void."""
+        for point in self._plan.points():
+            for repeat, arm in turns(list(self._arms), self._plan.repeats):
+                block = self._measure(arm, point, repeat)
+                self.blocks.append(block)
+                self.problems = problems([block])
+                if self.problems:
+                    return
+                self.doubts += self._doubts(block)
+
+    def reports(self) -> dict[str, ServerReport]:
+        """What each server started here says; one that is gone or counts otherwise is a problem."""
+        found = {}
+        for name, server in self._servers.items():
+            if not isinstance(server, Server):
+                continue
+            try:
+                report = dataclasses.replace(server.report(), arm=name)
+            except ArmError as error:
+                if not self.blocks:
+                    raise
+                self.problems.append(str(error))
+                continue
+            found[name] = report
+            told = sum(
+                block.summary.output_tokens
+                for block in self.blocks
+                if self._servers[block.arm] is server
+            )
+            self.problems += count_problems(report, told)
+        return found
+
+    def _measure(self, name: str, point: LoadPoint, repeat: int) -> Block:
+        """One block; again, up to three times in all, while something disturbs it."""
+        for attempt in range(_ATTEMPTS):
+            self._say(f"{name}, {point}, repeat {repeat + 1} of {self._plan.repeats}")
+            file = f"{name}-{_slug(point)}-r{repeat}" + (f"-again{attempt}" if attempt else "")
+            block = self._measure_once(name, point, repeat, file)
+            if self._plan.force or problems([block]) or not (found := self._doubts(block)):
+                return block
+            self._say(f"{found[0]}: measuring this block again")
+        raise ComparisonError(
+            f"{_ATTEMPTS} times in a row: {found[0]}: end what disturbs, or measure anyway with "
+            "--force"
+        )
+
+    def _measure_once(self, name: str, point: LoadPoint, repeat: int, file: str) -> Block:
+        arm, server = self._arms[name], self._servers[name]
+        every = {id(s): s for s in self._servers.values()}.values()
+        idle = [s for s in every if s is not server]
+        # Servers that run already are no children of this process: `OtherCpu` counts them.
+        strangers = [s for s in every if isinstance(s, RunningServer)]
+        mix = arm.mask_mix or (self._plan.mask_mix if name in self._masked else None)
+        load = self._plan.load(server.url, point, repeat, mix, arm.model)
+        idle_from, strange_from = _total_cpu(idle), _total_cpu(strangers)
+        start = time.perf_counter()
         with OtherCpu() as other:
-            load = plan.load(arm, servers[arm].url, level, repeat)
-            result = run_load(load, folder, name)
-        idle_s = sum(server.cpu_seconds() for server in idle) - idle_from
-        block = Block(
-            arm=arm,
-            concurrency=level,
+            result = run_load(load, self._folder, file)
+        machine_s = machine_seconds(start)
+        idle_s, strange_s = _total_cpu(idle) - idle_from, _total_cpu(strangers) - strange_from
+        return Block(
+            arm=name,
+            point=point,
             repeat=repeat,
             summary=result.summary,
             samples_file=result.samples_path.name,
-            other_cpu_share=round(other.share, 4),
-            idle_cpu_share=round(idle_s / machine_seconds(start), 4),
+            other_cpu_share=round(max(other.share - strange_s / machine_s, 0.0), 4),
+            idle_cpu_share=round(max(idle_s, 0.0) / machine_s, 4),
         )
-        if found := problems([block]):
-            raise ComparisonError("; ".join(found))
-        disturbance = max(block.other_cpu_share, block.idle_cpu_share)
-        if plan.force or disturbance <= BUSY_SHARE:
-            return block
-        on_progress(f"{disturbance:.0%} of the CPU went elsewhere: measuring this block again")
-    raise ComparisonError(
-        f"{_ATTEMPTS} times in a row more than {BUSY_SHARE:.0%} of the CPU went to processes that "
-        "were not measured: end them, or measure anyway with --force"
-    )
+
+    def _doubts(self, block: Block) -> list[str]:
+        share = max(block.other_cpu_share, block.idle_cpu_share)
+        busy = [
+            f"{block}: {share:.0%} of the CPU went to processes that were not measured (limit "
+            f"{BUSY_SHARE:.0%})"
+        ]
+        return [*(busy if share > BUSY_SHARE else []), *doubts([block])]
 
 
-def _check_arms(dense: ServerReport, sparse: ServerReport) -> None:
-    if sparse.sparse_layers == 0:
-        raise ComparisonError(
-            f"no layer of {sparse.directory} runs a sparse kernel "
-            f"({sparse.eligible_layers} are eligible): there is nothing to compare"
-        )
-    if dense.sparse_layers != 0:
-        raise ComparisonError(
-            f"{dense.sparse_layers} layers of {dense.directory} run a sparse kernel: "
-            "it is no dense baseline"
-        )
-    if dense.base_digest != sparse.base_digest:
-        raise ComparisonError(
-            f"the arms are unlike models: base digests {dense.base_digest[:12]}... and "
-            f"{sparse.base_digest[:12]}..."
-        )
-    if dense.isa != sparse.isa:
-        raise ComparisonError(f"the arms run unlike kernels: {dense.isa} and {sparse.isa}")
-
-
-def _check_counts(blocks: Sequence[Block], reports: dict[str, ServerReport]) -> None:
+def count_problems(report: ServerReport, told: int) -> list[str]:
     """The engine's own counter must cover what the load generator was told."""
-    for arm, report in reports.items():
-        told = sum(block.summary.output_tokens for block in blocks if block.arm == arm)
-        if report.generated_tokens < told:
-            raise ComparisonError(
-                f"the {arm} server says {told} tokens, its engine counted {report.generated_tokens}"
-            )
+    if report.generated_tokens >= told:
+        return []
+    return [
+        f"the {report.arm} server says {told} tokens, its engine counted {report.generated_tokens}"
+    ]
+
+
+def _start(
+    arms: Sequence[Arm], plan: LoadPlan, folder: Path, say: Say, stack: ExitStack
+) -> dict[str, Server | RunningServer]:
+    """A server for every arm; arms of one directory, or one address, share it."""
+    servers: dict[str, Server | RunningServer] = {}
+    known: dict[Path | str, Server | RunningServer] = {}
+    for arm in arms:
+        if arm.directory is None:
+            where: Path | str = str(arm.url)
+            if where not in known:
+                known[where] = RunningServer(arm.name, str(arm.url))
+        else:
+            where = arm.directory.resolve()
+            if where not in known:
+                say(f"starting the {arm.name} server on {arm.directory}")
+                log = folder / f"server-{arm.name}.log"
+                server = Server(arm.name, arm.directory, log, threads=plan.threads)
+                known[where] = stack.enter_context(server)
+        servers[arm.name] = known[where]
+    for started in known.values():
+        if isinstance(started, Server):
+            started.wait_until_healthy()
+    return servers
+
+
+def _total_cpu(servers: Sequence[Server | RunningServer]) -> float:
+    """CPU time so far, seconds; a server that is gone, which its report tells, has none."""
+    total = 0.0
+    for server in servers:
+        with suppress(ArmError):
+            total += server.cpu_seconds()
+    return total
+
+
+def _bias_doubts(calibration: Bias) -> list[str]:
+    try:
+        calibration.check()
+    except CalibrationError as error:
+        return [str(error)]
+    return []
+
+
+def _slug(point: LoadPoint) -> str:
+    """A load in the names of files."""
+    load = f"r{point.rate:g}" if point.rate is not None else f"c{point.concurrency or 'trace'}"
+    return re.sub(r"[^\w.-]+", "-", f"{point.lengths}-{load}")

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.page import (
+    bullets,
+    markdown_table,
+    number,
+    page,
+    paragraph,
+    percent,
+    shortened,
+)
 from benchmarks.common.result_file import ResultData, ResultRow
+from benchmarks.serve.paper_table import PAPER_NOTE, paper_table
 
 _ABOUT = """
-A dense and a sparse server of the same model, measured in turns over HTTP by locust. Times are
-taken by the client, tokens counted by the server. *Times dense* is the geometric mean of the
-paired blocks' ratios, with its 95 % interval.
+Servers of one model, measured in turns over HTTP by locust. Times are taken by the client, tokens
+counted by the server. The ratio is the geometric mean of the paired blocks' ratios of tokens/s,
+with its 95 % interval.
 """
 
 
 def serve_page(result: ResultData) -> str:
-    """Throughput, latency and ratio by arm and users; what ran; the load generator's own part."""
+    """Throughput, latency and ratio by arm and load; what ran; the load generator's own part."""
     bias = result["calibration"]
     return page(
         "Dense and sparse over HTTP",
         _ABOUT,
         result,
+        _verdict(result),
         serve_table(result["rows"]),
+        *_paper(result),
         "## What ran",
         _servers(result),
         paragraph(
@@ -32,26 +43,50 @@ def serve_page(result: ResultData) -> str:
 
 
 def serve_table(rows: Sequence[ResultRow]) -> str:
-    """Throughput, latency and ratio by arm and users."""
-    return markdown_table(
-        ["arm", "users", "tokens/s", "TTFT p50, ms", "TPOT p50, ms", "times dense", "95 %"],
+    """Throughput, latency and ratio by arm and load; lengths where there are several."""
+    lengths = {row.get("lengths") for row in rows}
+    load = "requests/s" if any(row.get("rate") for row in rows) else "users"
+    headings = ["arm", load, "tokens/s", "TTFT p50, ms", "TPOT p50, ms", "ratio", "95 %"]
+    lines = [
         [
-            [
-                row["arm"],
-                row["concurrency"],
-                number(row["tokens_per_s"]),
-                number(row["ttft_p50_ms"]),
-                number(row["tpot_p50_ms"]),
-                f"{row['ratio']:.2f}",
-                _interval(row),
-            ]
-            for row in rows
-        ],
-    )
+            row["arm"],
+            row.get("rate") or row["concurrency"],
+            number(row["tokens_per_s"]),
+            number(row["ttft_p50_ms"]),
+            number(row["tpot_p50_ms"]),
+            f"{row['ratio']:.2f}",
+            _interval(row),
+        ]
+        for row in rows
+    ]
+    if len(lengths) > 1:
+        headings.insert(1, "in / out")
+        for line, row in zip(lines, rows, strict=True):
+            line.insert(1, row["lengths"])
+    return markdown_table(headings, lines)
+
+
+def _paper(result: ResultData) -> list[str]:
+    found = paper_table(result)
+    if found is None:
+        return []
+    return ["## As in MaskLLM's table", paragraph(PAPER_NOTE), markdown_table(*found)]
+
+
+def _verdict(result: ResultData) -> str:
+    """What speaks against the numbers, if anything does."""
+    problems, doubts = result.get("problems"), result.get("doubts")
+    if problems:
+        return paragraph("**Void**, measuring ended here:") + "\n\n" + bullets(shortened(problems))
+    if doubts:
+        return (
+            paragraph("**Disturbed** and measured by force:") + "\n\n" + bullets(shortened(doubts))
+        )
+    return ""
 
 
 def _interval(row: ResultRow) -> str:
-    if row["arm"] == "dense" or row["ratio_low"] is None or row["ratio_high"] is None:
+    if row["ratio_low"] is None or row["ratio_low"] == row["ratio_high"]:
         return ""
     return f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
 

@@ -1,72 +1,74 @@
-"""Shows a comparison of servers as a table, and as the object that programs read."""
+"""Shows a comparison of servers as a table."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from rich.table import Table
 
-from benchmarks.serve.compare import BASELINE, LoadPlan, ServeComparison
+from benchmarks.common.page import shortened
+from benchmarks.common.result_file import ResultData
+from benchmarks.serve.compare import ServeComparison
+from benchmarks.serve.paper_table import paper_table
 from benchmarks.serve.server_process import ServerReport
 from loadtests.comparison import ComparisonRow
 
 
 def table(comparison: ServeComparison) -> Table:
     """Throughput, latency and ratio of every arm."""
-    shown = Table(title="dense and sparse server, measured in turns over HTTP")
+    shown = Table(title="servers, measured in turns over HTTP")
     shown.add_column("arm")
     for heading in (
-        "users",
+        "tokens in / out",
+        "load",
         "tokens/s",
         "TTFT p50 ms",
         "TPOT p50 ms",
-        "times dense",
+        f"times {comparison.reference}",
         "95 % from - to",
     ):
         shown.add_column(heading, justify="right")
     for row in comparison.rows:
         shown.add_row(
             row.arm,
-            str(row.concurrency),
+            row.lengths,
+            f"{row.rate:g}/s" if row.rate is not None else str(row.concurrency or "trace"),
             f"{row.tokens_per_s:.1f}",
-            f"{row.ttft_p50_ms:.1f}",
-            f"{row.tpot_p50_ms:.2f}",
+            _milliseconds(row.ttft_p50_ms, 1),
+            _milliseconds(row.tpot_p50_ms, 2),
             f"{row.ratio:.2f}",
-            _interval(row),
+            _interval(row, comparison.reference),
         )
+    return shown
+
+
+def paper_lines(result: ResultData) -> Table | None:
+    """MaskLLM's table beside what was measured; None when the result is not of the preset."""
+    found = paper_table(result)
+    if found is None:
+        return None
+    headings, lines = found
+    shown = Table(title="generated tokens/s, as in MaskLLM's table (the paper's: A6000)")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading == headings[0] else "right")
+    for line in lines:
+        shown.add_row(*line)
     return shown
 
 
 def notes(comparison: ServeComparison) -> list[str]:
     """What the numbers rest on: kernels, memory, bias of the load generator, raw samples."""
     bias = comparison.calibration
+    busiest = max((row.client_cpu_share for row in comparison.rows), default=0.0)
     return [
         *(_describe(report) for report in comparison.servers.values()),
+        *(f"{r.arm}: {r.url}, models {', '.join(r.models)}" for r in comparison.others.values()),
         f"load generator: adds {bias.ttft_ms:.1f} ms to TTFT, "
         f"{bias.token_p90_ms:.1f} ms to 90 % of the tokens (limit 5); "
-        f"takes {max(row.client_cpu_share for row in comparison.rows):.0%} of a core",
+        f"takes {busiest:.0%} of a core",
         f"other processes: at most {comparison.other_cpu_share:.1%} of the CPU",
+        *(f"void: {problem}" for problem in shortened(comparison.problems)),
+        *(f"forced: {doubt}" for doubt in shortened(comparison.doubts)),
         f"raw samples: {comparison.folder}",
     ]
-
-
-def result_fields(comparison: ServeComparison, plan: LoadPlan) -> dict[str, Any]:
-    """Fields of the result file beside its rows."""
-    return {
-        "other_cpu_share": comparison.other_cpu_share,
-        "plan": {
-            key: str(value) if key == "prompts" and value else value
-            for key, value in dataclasses.asdict(plan).items()
-        },
-        "servers": {
-            # The folder of an engine says nothing on another machine.
-            arm: {k: v for k, v in dataclasses.asdict(report).items() if k != "directory"}
-            | {"sparse_share": report.sparse_share}
-            for arm, report in comparison.servers.items()
-        },
-        "calibration": dataclasses.asdict(comparison.calibration),
-    }
 
 
 def _describe(report: ServerReport) -> str:
@@ -82,7 +84,11 @@ def _describe(report: ServerReport) -> str:
     )
 
 
-def _interval(row: ComparisonRow) -> str:
-    if row.arm == BASELINE or row.ratio_low is None or row.ratio_high is None:
+def _milliseconds(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(row: ComparisonRow, reference: str) -> str:
+    if row.arm == reference or row.ratio_low is None or row.ratio_high is None:
         return "-"
     return f"{row.ratio_low:.2f} - {row.ratio_high:.2f}"

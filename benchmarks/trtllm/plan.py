@@ -16,13 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common.maskllm_grid import GRID
 from benchmarks.trtllm.report import GRID_ARMS, dataset_name, report_name
 from engines.directory.decoder_config import read_decoder_config
 from engines.tensorrt_llm.record import BASE
 from engines.tensorrt_llm.version import TARGET_VERSION
-
-GRID = ((128, 128), (128, 2048), (2048, 128), (2048, 2048))
-"""Prompt and generated tokens, as in the paper."""
 
 SCRIPT = "run.sh"
 

@@ -21,7 +21,7 @@ from loadtests.budget import RequestBudget
 from loadtests.mask_mix import MaskMix
 from loadtests.options import LoadSettings, settings_from
 from loadtests.prompts import load_prompts, salted, synthetic_prompts
-from loadtests.request import CHAT, COMPLETIONS, prepare
+from loadtests.request import CHAT, COMPLETIONS, PreparedRequest, prepare
 
 
 def test_arrivals_are_poisson_and_follow_from_the_seed() -> None:
@@ -71,7 +71,7 @@ def test_synthetic_prompts_have_their_length_and_seed(words: int, seed: int) -> 
 
 def test_salts_differ_by_request_and_not_by_arm() -> None:
     (prompt,) = synthetic_prompts(5, count=1)
-    texts = {salted(prompt, 1, i) for i in range(500)}
+    texts = {salted(prompt, 1, i).text for i in range(500)}
     assert len(texts) == 500
     assert len({text.split()[0] for text in texts}) > 50
     assert salted(prompt, 1, 3) == salted(prompt, 1, 3)
@@ -84,7 +84,9 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     jsonl = tmp_path / "p.jsonl"
     jsonl.write_text('{"prompt": "x", "id": 5}\n')
     assert [(p.id, p.text) for p in load_prompts(jsonl)] == [("5", "x")]
-    for bad in ("", "7\n", '{"prompt": ""}\n', "{\n"):
+    jsonl.write_text('{"prompt": "x", "max_tokens": 9}\n')
+    assert load_prompts(jsonl)[0].max_tokens == 9
+    for bad in ("", "7\n", '{"prompt": ""}\n', "{\n", '{"prompt": "x", "max_tokens": 0}\n'):
         jsonl.write_text(bad)
         with pytest.raises(ValueError, match=r"p\.jsonl"):
             load_prompts(jsonl)
@@ -136,7 +138,12 @@ def test_a_budget_of_seconds_stops_handing_out(monkeypatch: pytest.MonkeyPatch) 
 def _options(**changed: Any) -> Namespace:
     fields: dict[str, Any] = {
         "prompts": None,
+        "mask_prompts": [],
         "prompt_words": 4,
+        "prompt_tokens": None,
+        "trace": None,
+        "trace_speed": 1.0,
+        "trace_lengths": 1.0,
         "base_model": "m",
         "mask_mix": None,
         "api_key": None,
@@ -154,6 +161,7 @@ def _options(**changed: Any) -> Namespace:
         "max_failure_share": 0.0,
         "slo": [],
         "num_users": None,
+        "expect_workers": 1,
     }
     return Namespace(**(fields | changed))
 
@@ -165,7 +173,12 @@ def _options(**changed: Any) -> Namespace:
         ({"warmup": -1}, "--warmup -1"),
         ({"requests": 0}, "--requests 0"),
         ({"rate": -2.0}, "--rate -2"),
-        ({"rate": 1.0, "num_users": 3}, "use -u 1"),
+        ({"rate": 1.0, "num_users": 3}, "instead of -u 3"),
+        ({"rate": 1.0, "trace": "t.csv"}, "both say when"),
+        ({"prompt_tokens": 0}, "--prompt-tokens 0"),
+        ({"prompt_tokens": 9, "prompts": "p.txt"}, "no file of prompts besides"),
+        ({"trace": "t.csv", "prompts": "p.txt"}, "give no other"),
+        ({"mask_prompts": ["python"]}, "give MASK=FILE"),
         ({"rate": 1.0, "requests": None}, "needs an end"),
         ({"max_failure_share": 2.0}, "--max-failure-share 2"),
         ({"mask_mix": "all"}, "mask mix"),
@@ -178,8 +191,12 @@ def test_bad_options_are_refused(changed: dict[str, Any], message: str) -> None:
         settings_from(_options(**changed))
 
 
+def _prepare(settings: LoadSettings, endpoint: str, index: int) -> PreparedRequest:
+    return prepare(settings, settings.source(None), "m", endpoint, index, "run")
+
+
 def _body(settings: LoadSettings, endpoint: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(prepare(settings, "m", endpoint, 3, "run").body)
+    body: dict[str, Any] = json.loads(_prepare(settings, endpoint, 3).body)
     return body
 
 
@@ -195,7 +212,7 @@ def test_requests_fix_their_output_length() -> None:
 
 def test_masks_are_asked_for_by_model_name() -> None:
     settings = settings_from(_options(mask_mix="one:french"))
-    request = prepare(settings, "m", COMPLETIONS, 0, "run")
+    request = _prepare(settings, COMPLETIONS, 0)
     assert request.model == json.loads(request.body)["model"] == "m:french"
     assert request.mask == "french"
 
@@ -212,6 +229,29 @@ def test_salts_go_where_they_were_asked_for(salt: str, field: bool, words: int) 
 
 def test_api_keys_are_sent_as_bearer_token() -> None:
     settings = settings_from(_options(api_key="secret"))
-    headers = prepare(settings, "m", COMPLETIONS, 0, "run").headers
+    headers = _prepare(settings, COMPLETIONS, 0).headers
     assert headers["Authorization"] == "Bearer secret"
     assert headers["X-Request-Id"] == "run-0"
+
+
+def test_prompts_of_a_mask_go_to_its_requests(tmp_path: Path) -> None:
+    (tmp_path / "code.txt").write_text("def f():\n")
+    (tmp_path / "other.txt").write_text("some words\n")
+    options = _options(
+        prompts=str(tmp_path / "other.txt"),
+        mask_prompts=[f"code={tmp_path / 'code.txt'}"],
+        mask_mix="uniform:code,text",
+        salt="none",
+    )
+    settings = settings_from(options)
+    asked = [_prepare(settings, COMPLETIONS, index) for index in range(30)]
+    texts = {request.mask: json.loads(request.body)["prompt"] for request in asked}
+    assert texts == {"code": "def f():", "text": "some words"}
+
+
+def test_a_prompt_may_have_a_length_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "x", "max_tokens": 3}\n{"prompt": "y"}\n')
+    settings = settings_from(_options(prompts=str(path)))
+    assert [_prepare(settings, COMPLETIONS, i).max_tokens for i in (0, 1)] == [3, 8]
+    assert _body(settings, COMPLETIONS)["max_tokens"] == 8

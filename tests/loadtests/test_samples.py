@@ -29,10 +29,11 @@ def test_no_tpot_without_two_tokens(make_sample: Make, changed: dict[str, object
 
 
 def test_wrong_token_count_is_an_error(make_sample: Make) -> None:
-    assert judge(make_sample()) is None
-    message = judge(make_sample(completion_tokens=3, finish_reason="stop"))
+    assert judge(make_sample(), None) is None
+    message = judge(make_sample(completion_tokens=3, finish_reason="stop"), None)
     assert message == "generated 3 tokens, not 5 (finish reason stop)"
-    assert judge(make_sample(e2e_s=None)) == "the stream held no choice"
+    assert judge(make_sample(), 8) == "the prompt has 7 tokens, not 8"
+    assert judge(make_sample(e2e_s=None), 7) == "the stream held no choice"
 
 
 def test_samples_round_trip(make_sample: Make, tmp_path: Path) -> None:

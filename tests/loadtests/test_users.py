@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtests.arrivals import poisson_arrivals
@@ -19,26 +23,24 @@ from loadtests.summary import Summary
 ROOT = Path(__file__).parents[2]
 
 
-def _locust(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    locustfile = ROOT / "loadtests" / "locustfile.py"
-    command = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        str(locustfile),
-        "--headless",
-        "--only-summary",
-    ]
-    return subprocess.run(
+def _start_locust(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    locustfile = str(ROOT / "loadtests" / "locustfile.py")
+    command = [sys.executable, "-m", "locust", "-f", locustfile, "--headless", "--only-summary"]
+    return subprocess.Popen(
         [*command, *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
+
+
+def _locust(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with _start_locust(folder, *arguments) as process:
+        output, errors = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
@@ -71,6 +73,61 @@ def test_open_loop_does_not_wait_for_answers(server: str, tmp_path: Path) -> Non
     assert all(s.started_at >= s.scheduled_at for s in samples)
     ends = [s.started_at + (s.e2e_s or 0) for s in samples]
     assert any(later.started_at < end for end, later in zip(ends, samples[1:], strict=False))
+
+
+def test_workers_send_the_requests_of_one_run(server: str, tmp_path: Path) -> None:
+    load = Load(
+        host=server, rate=40.0, requests=12, warmup=3, max_tokens=6, seed=3, prompt_tokens=9
+    )
+    alone = run_load(load, tmp_path, "alone")
+    many = run_load(dataclasses.replace(load, workers=2), tmp_path, "many")
+    runs = [sorted(run.samples, key=lambda s: s.index) for run in (alone, many)]
+    for samples in runs:
+        assert [s.index for s in samples] == list(range(15))
+        assert all(s.ok and s.prompt_tokens == 9 for s in samples), [s.error for s in samples]
+        warm = [s.started_at + (s.e2e_s or 0) for s in samples if s.warmup]
+        assert max(warm) <= min(s.started_at for s in samples if not s.warmup)
+    first, second = ([s.prompt_id for s in samples] for samples in runs)
+    assert first == second
+    # The even ones come from one process, the odd ones from another; all are due as in one.
+    senders = [s.request_id.partition("-")[0] for s in runs[1]]
+    assert len(set(senders)) == 2
+    assert len(set(senders[::2])) == len(set(senders[1::2])) == 1
+    due = [[s.scheduled_at - samples[3].scheduled_at for s in samples[3:]] for samples in runs]
+    assert due[0] == pytest.approx(due[1], abs=2e-3)
+    assert many.summary.requests == 12
+    assert many.summary.client_lag_ms
+
+
+def test_a_worker_that_is_lost_fails_the_run(server: str, tmp_path: Path) -> None:
+    arguments = ["CompletionUser", "-H", server, "--processes", "2", "--max-tokens", "400"]
+    samples = tmp_path / "s.jsonl"
+    rate = ("--rate", "4", "--requests", "60", "--samples", str(samples))
+    with _start_locust(tmp_path, *arguments, *rate) as process:
+        while not samples.is_file() or not samples.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        psutil.Process(process.pid).children()[0].kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "only 1 of 2 workers are left" in errors
+
+
+def test_traces_are_sent_as_they_came(server: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    rows = [(0, 30, 5), (100, 8, 9), (300, 12, 3)]
+    trace.write_text(
+        "".join(
+            json.dumps({"timestamp": t, "input_length": i, "output_length": o}) + "\n"
+            for t, i, o in rows
+        )
+    )
+    samples = run_load(Load(host=server, trace=trace, trace_speed=2.0), tmp_path, "run").samples
+    samples.sort(key=lambda s: s.index)
+    assert [(s.prompt_tokens, s.completion_tokens) for s in samples] == [(30, 5), (8, 9), (12, 3)]
+    due = [s.scheduled_at - samples[0].scheduled_at for s in samples]
+    assert due == pytest.approx([0.0, 0.05, 0.15], abs=1e-6)
+    assert [s.prompt_id for s in samples] == ["trace-0", "trace-1", "trace-2"]
 
 
 def test_every_fault_is_a_failed_sample_with_its_reason(faulty: str, tmp_path: Path) -> None:
@@ -129,7 +186,7 @@ def test_a_missed_objective_is_exit_code_1(server: str, tmp_path: Path) -> None:
     [
         (["--mask-mix", "some"], "mask mix"),
         (["--prompts", "missing.txt"], "missing.txt"),
-        (["--processes", "2"], "one run is one process"),
+        (["--processes", "2"], "a closed loop is one process"),
     ],
 )
 def test_what_cannot_run_is_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:

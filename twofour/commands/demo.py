@@ -259,21 +259,21 @@ def _served_masks(run: DemoRun) -> dict[str, Path]:
 
 
 def _serve(run: DemoRun) -> None:
-    from benchmarks.serve.compare import LoadPlan, compare_arms
+    from benchmarks.serve.arms import Arm
+    from benchmarks.serve.compare import compare_arms
+    from benchmarks.serve.plan import LoadPlan
     from benchmarks.serve.report import notes
 
     # A demo also runs on a machine with other work on it, and then says so; `bench serve` refuses.
     plan = LoadPlan(concurrencies=(1, 8), requests=8, repeats=3, max_tokens=64, force=True)
     folder = run.out / "load" / time.strftime("%Y%m%d-%H%M%S")
     with run.console.status("starting") as status:
-        run.comparison = compare_arms(
-            run.engine("dense"),
-            run.engine("sparse"),
-            plan,
-            folder,
-            status.update,
-            {arm: run.engine(arm) for arm in LOWBIT_ARMS},
-        )
+        arms = [
+            Arm("dense", run.engine("dense"), kind="dense"),
+            *(Arm(arm, run.engine(arm), kind="sparse") for arm in ("sparse", *LOWBIT_ARMS)),
+        ]
+        run.comparison = compare_arms(arms, plan, folder, status.update)
+    run.comparison.require_valid()
     for note in notes(run.comparison):
         run.console.print(note, highlight=False, soft_wrap=True)
 
@@ -312,13 +312,14 @@ def _print_results(run: DemoRun) -> None:
     mib = 2**20
     table.add_row("weights, MiB", *_compared([s.weight_bytes / mib for s in servers], "{:.0f}"))
     table.add_row("server memory, MiB", *_compared([s.rss_bytes / mib for s in servers], "{:.0f}"))
-    for level in sorted({row.concurrency for row in comparison.rows}):
-        found = {row.arm: row for row in comparison.rows if row.concurrency == level}
+    for level in dict.fromkeys(row.point for row in comparison.rows):
+        found = {row.arm: row for row in comparison.rows if row.point == level}
         rows = [found[arm] for arm in arms]
-        at_a_time = f"{level} request{'s' if level > 1 else ''} at a time"
+        users = level.concurrency or 1
+        at_a_time = f"{users} request{'s' if users > 1 else ''} at a time"
         speeds = [row.tokens_per_s for row in rows]
         table.add_row(f"tokens/s, {at_a_time}", *_compared(speeds, "{:.0f}"))
-        waits = [row.ttft_p50_ms for row in rows]
+        waits = [row.ttft_p50_ms or 0.0 for row in rows]
         table.add_row(f"time to first token, ms, {at_a_time}", *_compared(waits, "{:.1f}"))
     run.console.print(table)
     if comparison.other_cpu_share > BUSY_SHARE:
