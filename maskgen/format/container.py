@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -94,26 +94,54 @@ def write_container(
     path: Path, metadata: Mapping[str, str], tensors: Mapping[str, npt.NDArray[Any]]
 ) -> None:
     """Write metadata and tensors of `_DTYPE_NAMES` atomically, sorted by name."""
+    entries = {
+        name: (_DTYPE_NAMES[array.dtype.newbyteorder("<").str], array.shape)
+        for name, array in tensors.items()
+    }
+
+    def whole(name: str) -> Iterator[memoryview]:
+        array = tensors[name]
+        yield np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data
+
+    stream_container(path, metadata, entries, whole)
+
+
+def stream_container(
+    path: Path,
+    metadata: Mapping[str, str],
+    entries: Mapping[str, tuple[str, tuple[int, ...]]],
+    chunks: Callable[[str], Iterable[memoryview]],
+) -> None:
+    """Write metadata and tensors atomically, sorted by name, that need not fit into memory.
+
+    Args:
+        path: of the file.
+        metadata: strings.
+        entries: name -> safetensors' name of the type, and shape.
+        chunks: gives a tensor's bytes, little-endian, in order.
+
+    Raises:
+        ValueError: the bytes of a tensor are not as many as its entry says.
+    """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     # Alignment of what follows: wide types first, as the safetensors package orders them.
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    order = sorted(entries, key=lambda name: (-_DTYPE_BITS[entries[name][0]], name))
     offset = 0
     for name in order:
-        array = tensors[name]
-        header[name] = {
-            "dtype": _DTYPE_NAMES[array.dtype.newbyteorder("<").str],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
+        dtype, shape = entries[name]
+        end = offset + _DTYPE_BITS[dtype] * math.prod(shape) // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with atomic_writer(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            array = tensors[name]
-            file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+            for chunk in chunks(name):
+                file.write(chunk)
+            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                raise ValueError(f"{path.name}: {name} has another size than was announced")
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:
