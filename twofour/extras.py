@@ -6,7 +6,6 @@ EXTRA_OF = {
     "torch": "train",
     "transformers": "train",
     "accelerate": "train",
-    "gguf": "train",
     "scipy": "train",
     "locust": "load",
     "matplotlib": "load",

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from maskgen import models
+from maskgen.format.digests import base_digest
+from maskgen.gguf_model.header import GgufError
 from maskgen.models import ModelNotFoundError, model_name, resolve_model
 from maskgen.torch_model import resolve_dtype
+from tests.maskgen.gguf_model.tiny_gguf import make_tiny, write_tiny_gguf
 
 
 def test_a_local_directory_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_killed_dequantisation_leaves_no_model(
         (directory / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_dequantise", die_half_way)
+    monkeypatch.setattr(models, "write_model_directory", die_half_way)
     with pytest.raises(KeyboardInterrupt):
         resolve_model("smollm2-135m")
     assert not list(tmp_path.glob("models/*"))
@@ -54,10 +57,30 @@ def test_killed_dequantisation_leaves_no_model(
         directory.mkdir(parents=True)
         (directory / "config.json").write_text("{}")
 
-    monkeypatch.setattr(models, "_dequantise", finish)
+    monkeypatch.setattr(models, "write_model_directory", finish)
     directory = resolve_model("smollm2-135m")
     assert (directory / "config.json").is_file()
     assert resolve_model("smollm2-135m") == directory
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOFOUR_CACHE", str(tmp_path / "cache"))
+    model = make_tiny("llama", tmp_path / "model")
+    file = write_tiny_gguf(model, tmp_path / "some.gguf")
+    directory = resolve_model(str(file))
+    assert directory.is_relative_to(tmp_path / "cache")
+    assert model_name(str(file)) == "some"
+    assert resolve_model(str(file)) == directory
+    file.rename(tmp_path / "other")  # known by its content
+    write_tiny_gguf(make_tiny("llama", tmp_path / "new", seed=1), file)
+    assert base_digest(resolve_model(str(tmp_path / "other"))) == base_digest(directory)
+    assert base_digest(resolve_model(str(file))) != base_digest(directory)
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04")
+    with pytest.raises(GgufError, match=r"x\.gguf is not a GGUF file"):
+        resolve_model(str(tmp_path / "x.gguf"))
 
 
 @pytest.mark.parametrize(

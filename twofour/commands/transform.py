@@ -20,7 +20,7 @@ app = typer.Typer(
 
 app.command("learn")(transform_learn.learn)
 
-Model = Annotated[str, typer.Option(help="Alias, directory or Hugging Face id.")]
+Model = Annotated[str, typer.Option(help="Alias, directory, GGUF file or Hugging Face id.")]
 
 
 @app.callback()

@@ -20,7 +20,7 @@ _CHECKED_TOKENS = 256
 
 
 def learn(
-    model: Annotated[str, _Option(help="Alias, directory or Hugging Face id.")],
+    model: Annotated[str, _Option(help="Alias, directory, GGUF file or Hugging Face id.")],
     out: Annotated[Path, _Option(help="The transform file to write.")],
     data: Annotated[
         str | None,
