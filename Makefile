@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-emulated soak sanitize lint type stubs check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-emulated soak sanitize lint type stubs check bench bench-vllm gpu serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,7 +57,7 @@ $(TRTLLM)/.ready: pyproject.toml
 
 VLLM := .venv-vllm
 test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference engine
-	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract
+	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract tests/benchmarks/gpu
 
 bench-vllm: $(VLLM)/.ready ## through vLLM: speed of sparse and dense, agreement with the reference (half an hour)
 	$(VLLM)/bin/twofour bench vllm speed --mask masks/smollm2-135m/general.safetensors
@@ -76,6 +76,19 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 test-browser: setup ## the server's page in headless Chromium (apt-get install chromium)
 	$(BIN)/python -m pip install --quiet "playwright>=1.50,<2"
 	$(BIN)/python -m pytest -m browser tests/serving/test_page_in_browser.py
+
+# On a machine with a GPU and a torch of its own: make gpu GPU_PYTHON=python3
+GPU := .venv-gpu
+GPU_PYTHON ?= $(GPU)/bin/python
+gpu: $(if $(filter $(GPU)/bin/python,$(GPU_PYTHON)),$(GPU)/.ready) ## what wants a GPU; without one, compile and interpret its kernels
+	@$(GPU_PYTHON) -m benchmarks.gpu || { code=$$?; [ $$code = 3 ] || exit $$code; \
+	    echo "make gpu: no CUDA GPU here; kernels compiled and interpreted, nothing was run on a GPU"; }
+
+$(GPU)/.ready:
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(GPU)/bin/python -m pip install --quiet $(TORCH) numpy triton==3.9.0
+	touch $@
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute
 	tests/engines/sanitize.sh $(BIN)/python 30

@@ -9,6 +9,7 @@ from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import lowbit_speed_page, quality_page, speed_page, split_page
+from benchmarks.gpu.page import compiled_page, gpu_page
 from benchmarks.kernels.lowbit_page import lowbit_page
 from benchmarks.kernels.page import kernels_page
 from benchmarks.masks.pages import (
@@ -30,7 +31,8 @@ from maskgen.format.atomic_file import write_text
 _ABOUT = """
 Everything that was measured. Each page is written by the command at its end, from the JSON file of
 the same name, which has every row. `make bench` runs all of the commands but those that need a GPU;
-the texts that they read are listed in [evaluation](../evaluation.md#texts).
+`make gpu` runs the kernels of such. The texts that they read are listed in
+[evaluation](../evaluation.md#texts).
 """
 
 PAGES: Mapping[str, Page] = {
@@ -54,6 +56,8 @@ PAGES: Mapping[str, Page] = {
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,
     "trtllm": trtllm_page,
+    "gpu": gpu_page,
+    "gpu-compile": compiled_page,
 }
 """Name of a result -> what renders it."""
 

@@ -1,22 +1,18 @@
-"""What a number was measured on, and how much of the machine other processes took meanwhile."""
+"""How much of the machine other processes took while something was measured."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
 BUSY_SHARE = 0.10
 """More of the CPU than this may not go to other processes while times are taken."""
-
-_PACKAGES = ("twofour", "numpy", "torch", "transformers", "locust", "uvicorn", "fastapi")
 
 
 class BusyMachineError(ValueError):
@@ -88,34 +84,6 @@ def rss_mib() -> float:
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
-def machine_class() -> str:
-    """`avx512`, `avx2` or `portable`: which results compare in speed."""
-    from engines.native.kernels import supported_isas
-
-    return supported_isas()[-1].partition("_")[0]
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory and system."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _busy_seconds() -> float:
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
@@ -131,12 +99,3 @@ def _own_seconds() -> float:
         with contextlib.suppress(psutil.Error):
             total += process_seconds(child)
     return total
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

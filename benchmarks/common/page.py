@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from benchmarks.common.result_file import ResultData
+if TYPE_CHECKING:
+    from benchmarks.common.result_file import ResultData
 
 WIDTH = 100
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine import describe_machine, machine_class, versions
+from benchmarks.common.machine_facts import describe_machine, machine_class, versions
 from maskgen.format.atomic_file import write_text
 from maskgen.format.json_file import read_json, write_json
 
@@ -30,6 +30,8 @@ def write_result(
     command: str,
     data_digests: Mapping[str, str] | None = None,
     folder: Path = RESULTS,
+    on: str | None = None,
+    packages: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> Path:
     """Write `docs/results/<name>.json` and the page beside it, each whole or not at all.
@@ -41,6 +43,8 @@ def write_result(
         command: what to run to get it again (`this_command`).
         data_digests: name of the data -> its digest.
         folder: where to, if not to `docs/results`.
+        on: class of the machine; None for that of the CPU.
+        packages: versions of what the numbers depend on; None for those of what is installed.
         extra: more fields, such as `other_cpu_share`.
 
     Returns:
@@ -50,8 +54,8 @@ def write_result(
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
-        "machine_class": machine_class(),
-        "versions": versions(),
+        "machine_class": machine_class() if on is None else on,
+        "versions": versions() if packages is None else dict(packages),
         "data_digests": dict(data_digests or {}),
         "rows": list(rows),
         **extra,

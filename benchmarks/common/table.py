@@ -8,7 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine import OtherCpu, machine_class
+from benchmarks.common.machine import OtherCpu
+from benchmarks.common.machine_facts import machine_class
 from benchmarks.common.result_file import (
     RESULTS,
     Page,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from engines.native.layout import Layout
+if TYPE_CHECKING:
+    from engines.native.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,12 @@ class Backend(Protocol):
 
     def kernels(self, kind: Layout) -> DeviceKernels:
         """What runs sparse layers of such values and patterns on this device."""
+
+
+def copy_into(to: Any, tensor: Any) -> None:
+    """Copy a packed tensor over another in place; of a tensor that wraps others, each of those."""
+    if type(tensor) is torch.Tensor:
+        to.copy_(tensor)
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        copy_into(getattr(to, inner), getattr(tensor, inner))

@@ -1,48 +1,29 @@
-"""Products on CUDA: 2:4 tensor cores for many tokens, a kernel that unpacks for few.
+"""Products on CUDA: sparse tensor cores for many tokens, a kernel that unpacks for few.
 
 Nothing here has run on a GPU (docs/vllm.md, "CUDA"). For many tokens it is PyTorch's documented
 semi-structured path (`torch.sparse.to_sparse_semi_structured`: cuSPARSELt where PyTorch has it,
-else CUTLASS). Few tokens do not pay for the tensor cores; reading fewer bytes does, so there
-`engines.vllm_plugin.triton_kernel` multiplies kept values as it unpacks them. The two read
-different layouts, so a sparse layer is held twice: 1.125 times the dense layer's memory.
+else CUTLASS). Few tokens are a matter of bytes, and there `engines.vllm_plugin.triton_kernel`
+multiplies kept values as it unpacks them. The two read different layouts, so a sparse layer is held
+twice: 1.125 times the dense layer's memory. `benchmarks.gpu` runs this on machines that have torch
+and Triton and nothing else, so nothing else is imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.sparse import to_sparse_semi_structured
 
-from engines.errors import EngineDirectoryError
-from engines.native.layout import Layout
 from engines.vllm_plugin.backend import DeviceKernels, PackedRows
-from engines.vllm_plugin.format import COLUMN_STEP
+from engines.vllm_plugin.few_token_layout import FewTokenWeight, pack_few_token, unpack_kept
+
+if TYPE_CHECKING:
+    from engines.native.layout import Layout
 
 FEW_TOKENS = 16
 """Up to here the unpacking kernel runs; a guess until somebody measures it."""
-
-_PAIRS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-
-
-def unpack_kept(kept: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """(n, k/2) kept values and (n, k/8) bytes of codes -> (n, k), on any device.
-
-    Raises:
-        EngineDirectoryError: a code is no placement.
-    """
-    n = len(codes)
-    nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).reshape(n, -1)
-    if bool((nibbles > 5).any()):
-        raise EngineDirectoryError(
-            f"a placement code is {int(nibbles.max())}, expected 0 to 5: the checkpoint is damaged"
-        )
-    places = torch.tensor(_PAIRS, device=codes.device)[nibbles.long()]
-    dense = kept.new_zeros(n, nibbles.shape[1], 4)
-    dense.scatter_(-1, places, kept.reshape(n, -1, 2))
-    return dense.reshape(n, -1)
-
 
 # vLLM compiles once for all numbers of tokens, so the choice between the two kernels must be made
 # inside an operator; and that cannot take a semi-structured tensor, so it takes a place in a list.
@@ -55,7 +36,8 @@ def _linear(x: torch.Tensor, handle: int, n: int, bias: torch.Tensor | None) -> 
     if len(rows) <= FEW_TOKENS:
         from engines.vllm_plugin.triton_kernel import few_tokens
 
-        out = few_tokens(rows, run.tensors["kept"], run.tensors["codes"])
+        weight = FewTokenWeight(run.tensors["pairs"], run.tensors["shifts"], run.n, run.k)
+        out = few_tokens(rows, weight)
         out = out if bias is None else out + bias
     else:
         out = torch.nn.functional.linear(rows, run.tensors["many"], bias)
@@ -78,14 +60,10 @@ class CudaBackend:
     """See `engines.vllm_plugin.backend.Backend`."""
 
     def pack_sparse(self, kept: torch.Tensor, codes: torch.Tensor) -> PackedRows:
-        dense = unpack_kept(kept, codes)
-        many = to_sparse_semi_structured(dense)
-        return PackedRows(
-            n=len(codes),
-            k=codes.shape[1] * COLUMN_STEP,
-            sparse=True,
-            tensors={"kept": kept.clone(), "codes": codes.clone(), "many": many},
-        )
+        few = pack_few_token(kept, codes)
+        many = to_sparse_semi_structured(unpack_kept(kept, codes))
+        tensors = {"pairs": few.pairs, "shifts": few.shifts, "many": many}
+        return PackedRows(n=few.n, k=few.k, sparse=True, tensors=tensors)
 
     def pack_dense(self, weight: torch.Tensor) -> PackedRows:
         n, k = weight.shape
@@ -108,7 +86,7 @@ class CudaBackend:
         return f"{name} {run.n}x{run.k} runs 2:4 on {self._device()} ({_KERNELS})"
 
     def kernels(self, kind: Layout) -> DeviceKernels:
-        return DeviceKernels(isa=self._device(), layout="kept_codes v1", sparse=_KERNELS)
+        return DeviceKernels(isa=self._device(), layout="pairs_shifts v1", sparse=_KERNELS)
 
     @staticmethod
     def _device() -> Any:

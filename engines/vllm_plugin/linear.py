@@ -19,7 +19,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.parameter import ModelWeightParameter
 
 from engines.errors import EngineDirectoryError
-from engines.vllm_plugin.backend import PackedRows
+from engines.vllm_plugin.backend import PackedRows, copy_into
 from engines.vllm_plugin.device import select_backend
 from engines.vllm_plugin.stored_form import StoredForm
 
@@ -150,7 +150,7 @@ class TwofourLinearMethod(LinearMethodBase):
             if sparse:
                 fresh = self._pack(layer, sparse, begin, end)
                 for name, tensor in fresh.tensors.items():
-                    _copy(run.tensors[name], tensor)
+                    copy_into(run.tensors[name], tensor)
         self._drop_parameters(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -204,15 +204,6 @@ def _load_part(layer: Any, parameter: Any, tensor: torch.Tensor, index: int) -> 
         layer.weight_loader_v2(parameter, tensor, index)
     else:
         parameter.weight_loader(parameter, tensor)
-
-
-def _copy(to: Any, tensor: Any) -> None:
-    """Copy in place; of a tensor that wraps others, each of those."""
-    if type(tensor) is torch.Tensor:
-        to.copy_(tensor)
-        return
-    for inner in tensor.__tensor_flatten__()[0]:
-        _copy(getattr(to, inner), getattr(tensor, inner))
 
 
 def _short(names: list[str]) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgen.format.placements import Codes
-from maskgen.learning.batches import Batches
 from maskgen.learning.codes import codes_array, codes_tensor
-from maskgen.learning.config import GradientConfig
 from maskgen.learning.distributed import (
     World,
     adamw_state,
@@ -101,6 +101,42 @@ class Schedule:
     initial_logits: Callable[[str, Tensor], Tensor]  # (layer name, prior codes) -> logits
 
 
+TokenBatches = Callable[[int], npt.NDArray[np.int64]]
+"""Token ids of a micro-batch by its number, (sequences, length): `maskgen.learning.batches`."""
+
+
+class GradientSettings(Protocol):
+    """What the learner reads of `maskgen.learning.config.GradientConfig`.
+
+    The learner needs torch and numpy alone, so it takes settings from elsewhere, too.
+    """
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def micro_batches(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def final_learning_rate(self) -> float: ...
+    @property
+    def beta1(self) -> float: ...
+    @property
+    def beta2(self) -> float: ...
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def distillation(self) -> float: ...
+    @property
+    def activation_checkpointing(self) -> bool: ...
+
+
 def prepare_model(model: nn.Module, activation_checkpointing: bool) -> None:
     """Freeze everything and switch dropout off; optionally recompute decoder layers backwards."""
     model.requires_grad_(False)
@@ -130,8 +166,8 @@ class GradientLearner:
         prior: Mapping[str, Codes],
         relaxation: Relaxation,
         schedule: Schedule,
-        config: GradientConfig,
-        batches: Batches,
+        config: GradientSettings,
+        batches: TokenBatches,
         world: World,
     ) -> None:
         self._model = model

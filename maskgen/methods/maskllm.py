@@ -19,20 +19,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
-from maskgen.learning.learner import GradientLearner, Schedule
+from maskgen.learning.learner import GradientLearner
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
-from maskgen.learning.noise import layer_number
-from maskgen.learning.prior import add_placement_prior, gaussian
-from maskgen.learning.relaxation import GumbelPlacements, Softness
-from maskgen.learning.schedules import linear
+from maskgen.learning.placement_schedule import Hardening, LogitStart, placement_schedule
+from maskgen.learning.relaxation import GumbelPlacements
 
 MOST_PLACEMENTS = 70
 """Those of 4:8, with 35 bytes of logits a weight; the next ones in use, of 8:16, are 12,870."""
@@ -81,21 +79,7 @@ class MaskLLM(LearnMethod[MaskLLMConfig]):
         native = choose_kernels(config.kernels, first.device, first.dtype, pattern)
         relaxation = GumbelPlacements(native, pattern)
 
-        def softness(step: int) -> Softness:
-            progress = step / config.steps
-            return Softness(
-                linear(*config.kappa, progress),
-                linear(*config.tau, progress),
-                config.regularisation * (1.0 - progress),
-            )
-
-        def initial_logits(name: str, codes: Tensor) -> Tensor:
-            rows, groups = codes.shape
-            shape = (rows, relaxation.planes, groups)
-            logits = gaussian(shape, config.sigma, config.seed, layer_number(name))
-            add_placement_prior(logits, codes.cpu(), config.alpha, pattern)
-            return logits
-
-        return GradientLearner(
-            model, prior, relaxation, Schedule(softness, initial_logits), config, batches, world
-        )
+        hardening = Hardening(config.kappa, config.tau, config.regularisation, config.steps)
+        start = LogitStart(config.sigma, config.alpha, config.seed)
+        schedule = placement_schedule(relaxation, hardening, start)
+        return GradientLearner(model, prior, relaxation, schedule, config, batches, world)

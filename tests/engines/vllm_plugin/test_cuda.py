@@ -16,21 +16,26 @@ import torch
 
 from engines.errors import EngineDirectoryError
 from engines.native.layout import BF16
-from engines.vllm_plugin.cuda import unpack_kept
+from engines.vllm_plugin.few_token_layout import GROUPS, WORDS, pack_few_token, unpack_kept
 from engines.vllm_plugin.format import dense_values, kept_values, pack_nibbles
 
 CHECK = """
 import numpy as np, torch
-from engines.vllm_plugin.cuda import unpack_kept
-from engines.vllm_plugin.triton_kernel import few_tokens
+from engines.vllm_plugin.few_token_layout import pack_few_token, unpack_kept
+from engines.vllm_plugin.triton_kernel import Launch, few_tokens
 rng = np.random.default_rng(0)
-for n, k, tokens in [(16, 256, 1), (20, 264, 3), (1, 8, 2)]:
+shapes = [(16, 256), (20, 264), (1, 8), (40, 1032)]
+cases = [(*shape, tokens, None) for shape in shapes for tokens in (1, 2, 17)]
+cases += [(33, 520, 1, Launch(32, 4, 1)), (33, 520, 3, Launch(16, 2, 2))]
+for n, k, tokens, launch in cases:
     codes = torch.from_numpy(
         (rng.integers(0, 6, (n, k // 8)) | rng.integers(0, 6, (n, k // 8)) << 4).astype(np.uint8))
     kept = torch.from_numpy(rng.standard_normal((n, k // 2)).astype(np.float32)).bfloat16()
     x = torch.from_numpy(rng.standard_normal((tokens, k)).astype(np.float32)).bfloat16()
     exact = x.double() @ unpack_kept(kept, codes).double().T
-    torch.testing.assert_close(few_tokens(x, kept, codes).double(), exact, atol=1e-2, rtol=1e-2)
+    x = torch.nn.functional.pad(x.flatten(), (1, 0))[1:].view(tokens, k)  # not aligned
+    found = few_tokens(x, pack_few_token(kept, codes), launch)
+    torch.testing.assert_close(found.double(), exact, atol=1e-2, rtol=1e-2)
 print("agreed")
 """
 
@@ -53,6 +58,38 @@ def test_unpack() -> None:
     codes[3, 2] = 0x60
     with pytest.raises(EngineDirectoryError, match="6, expected 0 to 5"):
         unpack_kept(kept, codes)
+
+
+@pytest.mark.parametrize(("n", "k"), [(24, 64), (33, 520), (1, 8)])
+def test_few_token_layout(n: int, k: int) -> None:
+    """Read back word by word, as the module describes it."""
+    dense, kept, codes = layer(n, k)
+    weight = pack_few_token(kept, codes)
+    assert (weight.n, weight.k) == (n, k)
+    rows, groups = weight.pairs.shape
+    assert (rows % 32, groups % GROUPS, weight.shifts.shape) == (0, 0, (rows, groups // 8))
+    found = np.zeros((rows, groups, 4), np.uint16)
+    pairs = weight.pairs.numpy().view(np.uint32)
+    shifts = weight.shifts.numpy().view(np.uint32)
+    for group in range(groups):
+        step, within = divmod(group, GROUPS)
+        nibble, word = divmod(within, WORDS)
+        move = shifts[:, step * WORDS + word] >> (4 * nibble) & 15
+        at = np.arange(rows)
+        found[at, group, 3 - (move >> 2)] = pairs[:, group] >> 16
+        found[at, group, move & 3] |= (pairs[:, group] & 0xFFFF).astype(np.uint16)
+    found = found.reshape(rows, -1)
+    assert np.array_equal(found[:n, :k], dense.view(np.uint16))
+    assert not found[n:].any()
+    assert not found[:, k:].any()
+
+
+def test_few_token_layout_is_nine_sixteenths() -> None:
+    _, kept, codes = layer(64, 1024)
+    assert pack_few_token(kept, codes).nbytes * 16 == 64 * 1024 * 2 * 9
+    codes[0, 0] = 7
+    with pytest.raises(EngineDirectoryError, match="7, expected 0 to 5"):
+        pack_few_token(kept, codes)
 
 
 @pytest.mark.vllm
