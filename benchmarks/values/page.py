@@ -11,7 +11,9 @@ _ABOUT = """
 Perplexity by type of values and pattern: the first windows of 2,048 tokens of each text, scored by
 the CPU engine itself, so that rounding activations to 8 bits is in it. In brackets, the change
 against bf16 with the same mask. Bytes are those of the file of weights, norms, head and embedding
-included. Speeds are of one request, 128 tokens in and 128 out, where they were measured.
+included. Speeds are of one request, 128 tokens in and 128 out, where they were measured. Rows of
+GGUF types have the bytes of the file and the speed of ik_llama.cpp; their perplexity is that of the
+file's weights, dequantised to bf16, in our engine, without what that program rounds at run time.
 """
 
 
@@ -29,7 +31,7 @@ def values_table(rows: Sequence[ResultRow]) -> str:
             [
                 row["pattern"],
                 _values(row),
-                row["head"],
+                "" if row.get("file") else row["head"],
                 *(
                     _perplexity(row, plain.get(row["pattern"]), name)
                     for name in ("wikitext2", "c4")
@@ -46,6 +48,8 @@ def values_table(rows: Sequence[ResultRow]) -> str:
 def _values(row: ResultRow) -> str:
     if row["values"] == "bf16":
         return "bf16"
+    if row.get("file"):
+        return f"GGUF {row['values'].upper()}"
     minima = ", minima" if row["minima"] else ""
     return f"{row['values']}, blocks of {row['block']}{minima}"
 

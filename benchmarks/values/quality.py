@@ -76,6 +76,36 @@ def run_values(
                 )
 
 
+def run_gguf(
+    files: Mapping[str, Path],
+    texts: Mapping[str, TextSet],
+    windows: int,
+    work: Path,
+    table: Table,
+    say: Callable[[str], None],
+) -> None:
+    """A row for every GGUF file: what its weights are worth, dequantised to bf16, in our engine.
+
+    Args:
+        files: type, such as `q4_0` -> file.
+        texts, windows, work, table, say: as of `run_values`.
+    """
+    for kind, file in files.items():
+
+        def measured(kind: str = kind, file: Path = file) -> ResultRow:
+            row = _measure(str(file), None, "dense", ValueOptions(), texts, windows, work)
+            return {
+                **row,
+                "file": file.name,
+                "weights_mib": round(file.stat().st_size / 2**20, 1),
+                "tokens_per_s": _measured_speed(f"ik-{kind}"),
+            }
+
+        key = (kind, "dense", 0, False, "gguf")
+        if table.measure(key, measured):
+            say(f"{kind}: wikitext2 {table[key]['wikitext2']}, c4 {table[key]['c4']}")
+
+
 def _measure(
     model: str,
     mask: Path | None,
@@ -119,17 +149,18 @@ def arm_name(pattern: str, values: str) -> str:
 
 def _speed(pattern: str, chosen: ValueOptions) -> float | None:
     """Tokens per second of one request, 128/128, if a directory made by default was measured."""
-    path = RESULTS / f"{SPEED_RESULT}.json"
     plain = ValueOptions(values=chosen.values)
     same = (chosen.block_inputs, chosen.has_minima, chosen.head_values) == (
         plain.block_inputs,
         plain.has_minima,
         plain.head_values,
     )
-    if not same or not path.is_file():
-        return None
-    arm = arm_name(pattern, chosen.values)
-    for row in read_result(path)["rows"]:
+    return _measured_speed(arm_name(pattern, chosen.values)) if same else None
+
+
+def _measured_speed(arm: str) -> float | None:
+    path = RESULTS / f"{SPEED_RESULT}.json"
+    for row in read_result(path)["rows"] if path.is_file() else ():
         cell = (row["arm"], row["prompt_tokens"], row["output_tokens"], row["concurrency"])
         if cell == (arm, 128, 128, 1):
             return float(row["tokens_per_s"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from twofour.commands.bench_options import say
-from twofour.commands.option_values import number_pairs
 
 
 def pages() -> None:
@@ -26,12 +24,9 @@ def pages() -> None:
         typer.echo(path)
 
 
-def picture(
-    cell: Annotated[str, typer.Option(help="PROMPT/OUTPUT tokens of the speeds.")] = "128/128",
-    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 1,
-) -> None:
-    """Draw quality against speed and size, from quality.json and bench-engine.json."""
-    from benchmarks.engine.picture import draw_results
+def picture() -> None:
+    """Draw quality against speed and bytes, from lowbit-quality.json."""
+    from benchmarks.values.picture import draw_results
 
-    for line in draw_results((*number_pairs(cell, "--cell", "/")[0], concurrency)):
+    for line in draw_results():
         say(line)

@@ -34,6 +34,10 @@ def values(
             help="Types of values as VALUES[,OPTION=VALUE...], options as `twofour build` has."
         ),
     ] = None,
+    gguf: Annotated[
+        list[str] | None,
+        _Option(help="TYPE=FILE: a GGUF file of the same model, as q4_0=F.gguf (repeat)."),
+    ] = None,
     windows: Annotated[int, _Option(help="Of 2,048 tokens, of each text.", min=1)] = 4,
     redo: RedoRows = False,
     json_: JsonLine = False,
@@ -44,7 +48,7 @@ def values(
     """
     from benchmarks.common.table import Earlier, Table, TableSpec
     from benchmarks.values.page import values_page
-    from benchmarks.values.quality import KEY, run_values
+    from benchmarks.values.quality import KEY, run_gguf, run_values
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.digests import base_digest
@@ -62,7 +66,18 @@ def values(
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
         run_values(model, mask or [], chosen, texts, windows, Path(work), table, say)
+        run_gguf(_files(gguf or []), texts, windows, Path(work), table, say)
     finish(table.path, json_)
+
+
+def _files(pairs: list[str]) -> dict[str, Path]:
+    files = {}
+    for pair in pairs:
+        kind, equals, file = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--gguf {pair!r} is not TYPE=FILE")
+        files[kind.lower()] = Path(file)
+    return files
 
 
 def _fields(text: str) -> dict[str, str]:
