@@ -18,7 +18,7 @@ from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.format.values_file import LayerValues, ValuesHeader, write_values
 from maskgen.methods.sparsegpt import Hessian, inverse_factor
 from maskgen.recovery.gptq import gptq
-from maskgen.recovery.quantiser import Grid, Quantised
+from maskgen.recovery.quantiser import Quantised, WeightGrid
 from maskgen.selection import select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import draw_windows, token_windows
@@ -37,7 +37,7 @@ class QuantiseSettings:
         dtype: that the model runs in; errors are fed back in fp32.
     """
 
-    grid: Grid
+    grid: WeightGrid
     windows: int = 64
     length: int = 1024
     seed: int = 0

@@ -29,7 +29,7 @@ from maskgen.learning.loop import RunOptions, run
 from maskgen.recovery.config import GROUPS, RecoverConfig
 from maskgen.recovery.low_rank import add_low_rank, low_rank_parameters
 from maskgen.recovery.parameters import drop, keep_tensors, tuned_parameters
-from maskgen.recovery.quantiser import Grid, fake_quantise
+from maskgen.recovery.quantiser import WeightGrid, fake_quantise
 from maskgen.recovery.reconstruction import Reconstruction
 from maskgen.recovery.tuning import Tuning
 from maskgen.selection import LayerChoice, select_layers
@@ -127,7 +127,7 @@ def recover(
     keep = {} if mask is None else keep_tensors(mask, model)
     drop(model, keep)
     if config.values != "bf16":
-        fake_quantise(model, keep, Grid(config.values, config.block, config.minima))
+        fake_quantise(model, keep, WeightGrid(config.values, config.block, config.minima))
     linears = keep.keys() if mask else select_layers(model, LayerChoice()).layers.keys()
     tuned = tuned_parameters(model, linears, keep, config.groups())
     dense = load_model(request.teacher or model_dir, dtype, request.device)

@@ -22,7 +22,7 @@ Prepared = Callable[[Tensor], Product]
 
 
 @dataclass(frozen=True)
-class Arm:
+class GpuArm:
     """A way to multiply.
 
     Attributes:
@@ -120,13 +120,13 @@ DENSE = {"bf16": "cuBLAS", "fp8": "cuBLAS FP8", "int8": "cuBLAS int8"}
 """What the sparse arms of each type are compared with."""
 
 ARMS = (
-    Arm(DENSE["bf16"], "bf16", 2.0, _dense_bf16),
-    Arm("ours, few tokens", "bf16", 2.0 * 9 / 16, _plugin_few, most_tokens=64),
-    Arm("torch 2:4", "bf16", 2.0 * 9 / 16, _plugin_many),
-    Arm("CUTLASS 2:4", "bf16", 2.0 * 9 / 16, _cutlass),
-    Arm("cuSPARSELt 2:4", "bf16", 2.0 * 9 / 16, _cusparselt(torch.bfloat16)),
-    Arm(DENSE["fp8"], "fp8", 1.0, _dense_fp8),
-    Arm("cuSPARSELt FP8 2:4", "fp8", 0.625, _cusparselt(torch.float8_e4m3fn)),
-    Arm(DENSE["int8"], "int8", 1.0, _dense_int8),
-    Arm("cuSPARSELt int8 2:4", "int8", 0.625, _cusparselt(torch.int8)),
+    GpuArm(DENSE["bf16"], "bf16", 2.0, _dense_bf16),
+    GpuArm("ours, few tokens", "bf16", 2.0 * 9 / 16, _plugin_few, most_tokens=64),
+    GpuArm("torch 2:4", "bf16", 2.0 * 9 / 16, _plugin_many),
+    GpuArm("CUTLASS 2:4", "bf16", 2.0 * 9 / 16, _cutlass),
+    GpuArm("cuSPARSELt 2:4", "bf16", 2.0 * 9 / 16, _cusparselt(torch.bfloat16)),
+    GpuArm(DENSE["fp8"], "fp8", 1.0, _dense_fp8),
+    GpuArm("cuSPARSELt FP8 2:4", "fp8", 0.625, _cusparselt(torch.float8_e4m3fn)),
+    GpuArm(DENSE["int8"], "int8", 1.0, _dense_int8),
+    GpuArm("cuSPARSELt int8 2:4", "int8", 0.625, _cusparselt(torch.int8)),
 )

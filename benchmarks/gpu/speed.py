@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.arms import ARMS, Arm, Prepared, Product
+from benchmarks.gpu.arms import ARMS, GpuArm, Prepared, Product
 from benchmarks.gpu.masks import random_codes
 from benchmarks.gpu.timing import Call, Timer, first_line
 
@@ -62,7 +62,7 @@ def measure_speed(
     read_at_once: int,
     deadline: float,
     say: Say,
-    arms: Sequence[Arm] = ARMS,
+    arms: Sequence[GpuArm] = ARMS,
 ) -> SpeedTable:
     """All rows, shape by shape.
 
@@ -104,7 +104,7 @@ def _prepare(
     k: int,
     device: torch.device,
     read_at_once: int,
-    arms: Sequence[Arm],
+    arms: Sequence[GpuArm],
     missing: dict[str, str],
 ) -> Layers:
     generator = torch.Generator(device).manual_seed(n + k)
@@ -134,7 +134,7 @@ def _measure_tokens(
     tokens: int,
     device: torch.device,
     timer: Timer,
-    arms: Sequence[Arm],
+    arms: Sequence[GpuArm],
 ) -> None:
     generator = torch.Generator(device).manual_seed(tokens)
     x = torch.randn(tokens, layers.k, device=device, generator=generator).to(torch.bfloat16)

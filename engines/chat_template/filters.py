@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.filters import make_attrgetter
 from jinja2.utils import generate_lorem_ipsum
 
-from engines.chat_template.budget import (
+from engines.chat_template.render_budget import (
     MAX_INTEGER_BITS,
     RenderingBudget,
     TemplateLimitError,

@@ -3,8 +3,8 @@
 jinja2's own sandbox keeps a template from reaching outside, and leaves its cost to the caller. This
 one puts counters where work can grow. The parsed template is rewritten, so that turns of loops,
 literal text, comparisons and concatenations are counted; operators, calls, filters and tests pass
-through hooks that count what they are about to do (`engines.chat_template.budget`). Nothing is
-folded when the template is compiled.
+through hooks that count what they are about to do (`engines.chat_template.render_budget`). Nothing
+is folded when the template is compiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 from markupsafe import EscapeFormatter, Markup
 
-from engines.chat_template.budget import (
+from engines.chat_template.filters import counted_filter, counted_lipsum, counted_test
+from engines.chat_template.render_budget import (
     STEPS_PER_CALL,
     RenderingBudget,
     charge_method,
@@ -30,7 +31,6 @@ from engines.chat_template.budget import (
     charge_widths,
     running_budget,
 )
-from engines.chat_template.filters import counted_filter, counted_lipsum, counted_test
 
 # Filters that the rewriting adds. No template can write these names.
 _STEP, _WRITE, _READ, _SHOW, _MADE, _SEARCH = (
@@ -39,7 +39,7 @@ _STEP, _WRITE, _READ, _SHOW, _MADE, _SEARCH = (
 
 
 class CountingSandbox(ImmutableSandboxedEnvironment):
-    """An environment whose templates render on `engines.chat_template.budget.with_budget` only.
+    """An environment whose templates render on `render_budget.with_budget` only.
 
     Args:
         filters: more filters, or others of the same name.

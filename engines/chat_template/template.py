@@ -3,7 +3,7 @@
 It means what transformers 5 makes of it (`_cached_compile_jinja_template` and
 `render_jinja_template` in `utils/chat_template_utils.py`, `_from_pretrained` and
 `get_chat_template` in `tokenization_utils_base.py`), without documents. What it may cost is
-bounded, see `engines.chat_template.budget`.
+bounded, see `engines.chat_template.render_budget`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
-from engines.chat_template.budget import RenderingBudget, TemplateLimitError, with_budget
+from engines.chat_template.render_budget import RenderingBudget, TemplateLimitError, with_budget
 from engines.chat_template.sandbox import CountingSandbox
 from engines.errors import EngineDirectoryError, InvalidRequestError
 from maskgen.format.special_tokens import TOKENIZER_CONFIG_FILE

@@ -17,13 +17,13 @@ from engines.base import (
     MaskInfo,
 )
 from engines.cpu.describe import kernels_of
+from engines.cpu.kv_pages import PagePool, prefix_root
 from engines.cpu.loop import EngineLoop
 from engines.cpu.mask_store import MaskStore
 from engines.cpu.masks import LoadedMask, Variant
 from engines.cpu.model import CpuModel
 from engines.cpu.opening import open_cpu_directory
 from engines.cpu.options import PROMPT_ROWS, CpuOptions, limits_of
-from engines.cpu.pages import PagePool, prefix_root
 from engines.cpu.runner import Runner
 from engines.cpu.scheduler import Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence

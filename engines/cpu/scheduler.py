@@ -12,8 +12,8 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass
 
+from engines.cpu.kv_pages import PagePool
 from engines.cpu.model import PAGE_POSITIONS
-from engines.cpu.pages import PagePool
 from engines.cpu.sequence import Sequence
 from engines.cpu.waiting import WaitingCounter
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.base import GenerationChunk, TokenLogprobs
+from engines.cpu.kv_pages import extend_chain
 from engines.cpu.masks import Variant
 from engines.cpu.model import PAGE_POSITIONS
-from engines.cpu.pages import extend_chain
 from engines.decoding.output_text import ChoiceText
 from engines.decoding.sampler import SequenceSampler
 

@@ -41,7 +41,7 @@ from engines.typed_options import read_options
 from engines.version import own_version
 from engines.vllm_plugin.catalog import MaskCatalog
 from engines.vllm_plugin.errors import as_engine_error
-from engines.vllm_plugin.gate import MaskGate
+from engines.vllm_plugin.mask_turns import MaskGate
 from engines.vllm_plugin.options import VllmOptions
 from engines.vllm_plugin.version import check_version, vllm_version
 
@@ -53,7 +53,7 @@ class VllmEngine(Engine):
     """See `engines.base.Engine`.
 
     vLLM runs one mask at a time: requests for another one wait until those running have ended
-    (`engines.vllm_plugin.gate`).
+    (`engines.vllm_plugin.mask_turns`).
 
     Args:
         directory: what `twofour build --target vllm` wrote.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes, code_dtype, codes_from_keep, keep_from_codes
-from maskgen.learning.sampling import keep_from_planes, pair_codes
+from maskgen.learning.mask_sampling import keep_from_planes, pair_codes
 
 
 def codes_tensor(codes: Codes, pattern: Pattern) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import Codes
-from maskgen.learning import sampling
+from maskgen.learning import mask_sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.codes import codes_array, codes_tensor, keep_tensor
 from maskgen.learning.learner import Movement, StepReport, prepare_model
@@ -54,7 +54,7 @@ class SampledLayer:
             )  # fmt: skip
             return
         scores = self.logits + self._noise(key)
-        keep = sampling.keep_from_planes(sampling.top_n(scores, self.pattern.n))
+        keep = mask_sampling.keep_from_planes(mask_sampling.top_n(scores, self.pattern.n))
         self.linear.weight.copy_(self.weight * keep)
 
     def update(self, key: NoiseKey, rate: float, native: ModuleType | None) -> None:
@@ -64,10 +64,10 @@ class SampledLayer:
             return
         noise = self._noise(key)
         if self.pattern == TWO_FOUR:
-            drawn = sampling.top_n(self.logits + noise, self.pattern.n)
-            self.logits += rate * sampling.log_probability_gradient(self.logits, drawn)
+            drawn = mask_sampling.top_n(self.logits + noise, self.pattern.n)
+            self.logits += rate * mask_sampling.log_probability_gradient(self.logits, drawn)
             return
-        self.logits += rate * sampling.order_gradient(self.logits, noise, self.pattern.n)
+        self.logits += rate * mask_sampling.order_gradient(self.logits, noise, self.pattern.n)
 
     def use(self, codes: Tensor) -> None:
         """Put weight * (a given mask) into the linear."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.learning import gumbel, relaxed_topk
 from maskgen.learning.codes import codes_from_planes
+from maskgen.learning.mask_sampling import top_n
 from maskgen.learning.noise import NoiseKey, gumbels
-from maskgen.learning.sampling import top_n
 
 
 @dataclass(frozen=True, slots=True)

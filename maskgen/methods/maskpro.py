@@ -2,7 +2,7 @@
 
 A mask is sampled from the logits without replacement, its loss is compared with the initial mask's
 on the same text, and the logits follow the gradient of the sample's log-probability (exactly the
-set's for 2:4, else that of the order it was drawn in; `maskgen.learning.sampling`), weighted by
+set's for 2:4, else that of the order it was drawn in; `mask_sampling`), weighted by
 that residual less a moving average of it (the tracker). Plain SGD; four bytes of state a weight.
 Defaults are those of the released code: learning rate 50, C = 10, 512 samples of 128 tokens, 32 a
 step, about 10,000 steps; `debias_tracker`, `clip` and `refresh_every` are not in it.

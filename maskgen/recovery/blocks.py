@@ -22,7 +22,7 @@ from maskgen.selection import SelectionError, decoder_layers
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class DecoderBlock:
     """One block.
 
     Attributes:
@@ -53,7 +53,7 @@ class BlockData:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
 
-def blocks_of(model: nn.Module, linears: Iterable[str]) -> list[Block]:
+def blocks_of(model: nn.Module, linears: Iterable[str]) -> list[DecoderBlock]:
     """The blocks that hold `linears`, in the order of the model; others are left out."""
     prefix, stack = decoder_layers(model)
     names = list(linears)
@@ -63,7 +63,7 @@ def blocks_of(model: nn.Module, linears: Iterable[str]) -> list[Block]:
             name = f"{prefix}.{index}.{child}"
             inside = tuple(n for n in names if n == name or n.startswith(f"{name}."))
             if inside:
-                found.append(Block(index, name, inside))
+                found.append(DecoderBlock(index, name, inside))
     return found
 
 
@@ -75,7 +75,7 @@ def call_block(module: nn.Module, states: Tensor, arguments: Mapping[str, Any]) 
 
 
 @contextmanager
-def recording(model: nn.Module, blocks: Sequence[Block]) -> Iterator[dict[str, BlockData]]:
+def recording(model: nn.Module, blocks: Sequence[DecoderBlock]) -> Iterator[dict[str, BlockData]]:
     """Record the blocks while their decoder layer runs; block name -> what was seen."""
     found = {block.name: BlockData() for block in blocks}
     linears: dict[str, Any] = {n: model.get_submodule(n) for b in blocks for n in b.linears}

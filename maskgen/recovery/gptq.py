@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from maskgen.methods.sparsegpt import BLOCK_COLUMNS
-from maskgen.recovery.quantiser import STEP, Grid, Quantised, quantise
+from maskgen.recovery.quantiser import STEP, Quantised, WeightGrid, quantise
 
 
-def gptq(weight: Tensor, keep: Tensor | None, factor: Tensor, grid: Grid) -> Quantised:
+def gptq(weight: Tensor, keep: Tensor | None, factor: Tensor, grid: WeightGrid) -> Quantised:
     """Algorithm 1 of the paper.
 
     Args:

@@ -28,7 +28,7 @@ _SMALLEST = 2.0**-24  # of fp16: a block of zeros has a scale all the same
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class WeightGrid:
     """How weights are quantised.
 
     Attributes:
@@ -63,7 +63,7 @@ class Quantised:
         return (values * self.scales).flatten(1)[:, :columns]
 
 
-def quantise(weight: Tensor, keep: Tensor, grid: Grid) -> Quantised:
+def quantise(weight: Tensor, keep: Tensor, grid: WeightGrid) -> Quantised:
     """Fit a grid to the kept weights of every block and round them to it, to the nearest value.
 
     Args:
@@ -88,7 +88,7 @@ def quantise(weight: Tensor, keep: Tensor, grid: Grid) -> Quantised:
     return Quantised(levels, scales, minima)
 
 
-def fake_quantise(model: nn.Module, keep: dict[str, Tensor], grid: Grid) -> None:
+def fake_quantise(model: nn.Module, keep: dict[str, Tensor], grid: WeightGrid) -> None:
     """Let the masked linears multiply by their quantised weights; what is tuned stays as it was."""
     for name, kept in keep.items():
         module = model.get_submodule(name)
@@ -100,7 +100,7 @@ class _OnGrid(nn.Module):
 
     keep: Tensor
 
-    def __init__(self, keep: Tensor, grid: Grid) -> None:
+    def __init__(self, keep: Tensor, grid: WeightGrid) -> None:
         super().__init__()
         self.register_buffer("keep", keep, persistent=False)
         self._grid = grid
@@ -113,7 +113,7 @@ class _OnGrid(nn.Module):
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, keep: Tensor, grid: WeightGrid) -> Tensor:
         return quantise(weight, keep, grid).weight(weight.shape[1]).masked_fill_(~keep, 0)
 
     @staticmethod

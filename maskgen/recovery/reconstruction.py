@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskgen.calibration import embed, run_layer
 from maskgen.learning.learner import StepReport
 from maskgen.least_squares import damped, kept_weights_update
-from maskgen.recovery.blocks import Block, BlockData, blocks_of, call_block, recording
+from maskgen.recovery.blocks import BlockData, DecoderBlock, blocks_of, call_block, recording
 from maskgen.recovery.config import RecoverConfig
 from maskgen.recovery.parameters import Tuned
 from maskgen.selection import decoder_layers
@@ -119,7 +119,7 @@ class Reconstruction:
             return [run_layer(layer, states.to(first.dtype), arguments) for states in hidden]
 
     @torch.no_grad()
-    def _least_squares(self, block: Block, data: BlockData) -> None:
+    def _least_squares(self, block: DecoderBlock, data: BlockData) -> None:
         if not self._config.least_squares:
             return
         for name in block.linears:
@@ -128,7 +128,7 @@ class Reconstruction:
             weight = self._tuned[f"{name}.weight"].parameter
             weight.add_(update.to(weight.dtype), alpha=self._config.least_squares)
 
-    def _descend(self, step: int, module: nn.Module, block: Block, data: BlockData) -> None:
+    def _descend(self, step: int, module: nn.Module, block: DecoderBlock, data: BlockData) -> None:
         config = self._config
         inside = [t for n, t in self._tuned.items() if n.startswith(f"{block.name}.")]
         if not config.block_steps or not inside:

@@ -12,7 +12,7 @@ import torch
 
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import codes_from_keep
-from maskgen.learning import gumbel, sampling
+from maskgen.learning import gumbel, mask_sampling
 from maskgen.learning.native import choose_kernels, native_module
 from maskgen.learning.noise import NoiseKey, four_gumbels, philox, six_gumbels
 from maskgen.learning.relaxation import GumbelPlacements, RelaxedTopN, Softness
@@ -131,12 +131,12 @@ def test_native_sampling_equals_torch():
     weight, logits, _ = random_layer(4, torch.bfloat16, rows=9, groups=50)
     masked = torch.empty_like(weight)
     native.sample_forward(weight, logits, masked, KEY.seed, KEY.step, KEY.micro_batch, KEY.layer)
-    kept = sampling.top_n(logits + four_gumbels(9, 50, KEY, CPU), 2)
-    assert torch.equal(masked, weight * sampling.keep_from_planes(kept))
+    kept = mask_sampling.top_n(logits + four_gumbels(9, 50, KEY, CPU), 2)
+    assert torch.equal(masked, weight * mask_sampling.keep_from_planes(kept))
 
     updated = logits.clone()
     native.sample_update(updated, 0.25, KEY.seed, KEY.step, KEY.micro_batch, KEY.layer)
-    expected = logits + 0.25 * sampling.log_probability_gradient(logits, kept)
+    expected = logits + 0.25 * mask_sampling.log_probability_gradient(logits, kept)
     torch.testing.assert_close(updated, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -199,23 +199,23 @@ def test_relaxation_gradients_equal_finite_differences(name):
 def test_log_probability_gradient_equals_finite_differences():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
-    kept = sampling.top_n(logits + four_gumbels(3, 2, KEY, CPU).double(), 2)
+    kept = mask_sampling.top_n(logits + four_gumbels(3, 2, KEY, CPU).double(), 2)
     expected = finite_difference(
-        lambda moved: float(sampling.log_probability(moved, kept).sum()), logits, 1e-6
+        lambda moved: float(mask_sampling.log_probability(moved, kept).sum()), logits, 1e-6
     )
-    gradient = sampling.log_probability_gradient(logits, kept)
+    gradient = mask_sampling.log_probability_gradient(logits, kept)
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_log_probabilities_of_all_pairs_sum_to_one_and_match_the_sampler():
     logits = torch.tensor([1.3, -0.4, 0.2, 0.9]).view(1, 4, 1).expand(1, 4, 40000).contiguous()
-    kept = sampling.top_n(logits + four_gumbels(1, 40000, KEY, CPU), 2)
-    seen = np.bincount(sampling.pair_codes(kept).numpy().ravel(), minlength=6) / 40000
+    kept = mask_sampling.top_n(logits + four_gumbels(1, 40000, KEY, CPU), 2)
+    seen = np.bincount(mask_sampling.pair_codes(kept).numpy().ravel(), minlength=6) / 40000
     one = logits[:, :, :1].double()
     probabilities = []
     for placement in gumbel.placements_like(one):
         probabilities.append(
-            float(sampling.log_probability(one, placement.bool().view(1, 4, 1)).exp())
+            float(mask_sampling.log_probability(one, placement.bool().view(1, 4, 1)).exp())
         )
     assert sum(probabilities) == pytest.approx(1.0)
     np.testing.assert_allclose(seen, probabilities, atol=0.01)
@@ -223,9 +223,9 @@ def test_log_probabilities_of_all_pairs_sum_to_one_and_match_the_sampler():
 
 def test_pair_codes_are_the_placements_of_maskgen():
     generator = torch.Generator().manual_seed(4)
-    kept = sampling.top_n(torch.randn(7, 4, 30, generator=generator), 2)
-    keep = sampling.keep_from_planes(kept).numpy()
-    assert np.array_equal(sampling.pair_codes(kept).numpy(), codes_from_keep(keep, TWO_FOUR))
+    kept = mask_sampling.top_n(torch.randn(7, 4, 30, generator=generator), 2)
+    keep = mask_sampling.keep_from_planes(kept).numpy()
+    assert np.array_equal(mask_sampling.pair_codes(kept).numpy(), codes_from_keep(keep, TWO_FOUR))
 
 
 @pytest.mark.parametrize("name", RELAXATIONS)

@@ -12,7 +12,7 @@ import torch
 from maskgen.format.mask import Mask
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.placements import keep_from_codes
-from maskgen.learning import codes, sampling
+from maskgen.learning import codes, mask_sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
 from maskgen.learning.native import choose_kernels
@@ -79,10 +79,12 @@ def test_a_soft_mask_keeps_n_of_m_in_expectation(pattern: Pattern) -> None:
 def test_codes_as_tensors_are_those_of_the_mask(pattern: Pattern) -> None:
     scores = torch.randn(5, pattern.m, 6, generator=torch.Generator().manual_seed(2))
     scores[0, :, 0] = 1.0  # all tied: the lowest are kept
-    kept = sampling.top_n(scores, pattern.n)
+    kept = mask_sampling.top_n(scores, pattern.n)
     tensor = codes.codes_from_planes(kept, pattern)
     array = codes.codes_array(tensor, pattern)
-    assert np.array_equal(keep_from_codes(array, pattern), sampling.keep_from_planes(kept).numpy())
+    assert np.array_equal(
+        keep_from_codes(array, pattern), mask_sampling.keep_from_planes(kept).numpy()
+    )
     assert torch.equal(codes.planes_from_codes(codes.codes_tensor(array, pattern), pattern), kept)
     assert array[0, 0] == 0
 
@@ -105,14 +107,14 @@ def test_the_order_gradient_is_the_derivative_of_its_log_probability(pattern: Pa
     order = (logits + noise).view(-1).argsort(descending=True).tolist()[: pattern.n]
     variable = logits.view(-1).clone().requires_grad_()
     log_order(variable, order).backward()
-    found = sampling.order_gradient(logits, noise, pattern.n).view(-1)
+    found = mask_sampling.order_gradient(logits, noise, pattern.n).view(-1)
     torch.testing.assert_close(found, variable.grad, rtol=1e-9, atol=1e-11)
 
 
 def test_the_mean_order_gradient_is_that_of_the_set() -> None:
     logits = torch.tensor([1.3, -0.4, 0.2, 0.9], dtype=torch.float64)
     kept = torch.tensor([True, False, False, True]).view(1, 4, 1)
-    exact = sampling.log_probability_gradient(logits.view(1, 4, 1), kept).view(-1)
+    exact = mask_sampling.log_probability_gradient(logits.view(1, 4, 1), kept).view(-1)
     mean, total = torch.zeros(4, dtype=torch.float64), 0.0
     for order in ([0, 3], [3, 0]):
         variable = logits.clone().requires_grad_()

@@ -16,25 +16,25 @@ from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError
-from engines.quantisation.grid import Grid as EngineGrid
+from engines.quantisation.grid import WeightGrid as EngineGrid
 from engines.quantisation.grid import round_to_nearest
 from engines.quantisation.options import ValueOptions
 from engines.registry import run_builder
 from maskgen.format.values_file import ValuesFileError, read_values_header
 from maskgen.methods.sparsegpt import Hessian, inverse_factor
 from maskgen.recovery.gptq import gptq
-from maskgen.recovery.quantiser import Grid, quantise
+from maskgen.recovery.quantiser import WeightGrid, quantise
 from tests.engines.conftest import random_mask
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 
-GRIDS = [Grid("int8", 32), Grid("int4", 32), Grid("int4", 64, minima=True)]
+GRIDS = [WeightGrid("int8", 32), WeightGrid("int4", 32), WeightGrid("int4", 64, minima=True)]
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_errors_in_the_outputs_are_smaller_than_by_rounding_to_nearest(
-    grid: Grid, masked: bool
+    grid: WeightGrid, masked: bool
 ) -> None:
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 144, generator=random)

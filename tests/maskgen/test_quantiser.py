@@ -8,14 +8,14 @@ from torch import nn
 
 from engines.native.layout import Layout
 from engines.native.lowbit import QuantisedWeights, dequantise, kept_words, pack, unpack
-from engines.quantisation.grid import Grid as BuildGrid
+from engines.quantisation.grid import WeightGrid as BuildGrid
 from engines.quantisation.grid import round_to_nearest
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
-from maskgen.recovery.quantiser import Grid, fake_quantise, quantise
+from maskgen.recovery.quantiser import WeightGrid, fake_quantise, quantise
 
 GRIDS = [
-    Grid(values, block, minima)
+    WeightGrid(values, block, minima)
     for values, minima in (("int8", False), ("int4", False), ("int4", True))
     for block in (32, 64)
 ]
@@ -57,7 +57,9 @@ def test_a_minimum_of_its_own_follows_weights_that_lie_to_one_side():
     weight = torch.linspace(0.0, 1.0, 32)[None]
     keep = torch.ones_like(weight, dtype=torch.bool)
     errors = [
-        float((quantise(weight, keep, Grid("int4", 32, m)).weight(32) - weight).square().mean())
+        float(
+            (quantise(weight, keep, WeightGrid("int4", 32, m)).weight(32) - weight).square().mean()
+        )
         for m in (False, True)
     ]
     assert errors[1] < 0.4 * errors[0]
@@ -67,14 +69,16 @@ def test_gradients_pass_straight_through_and_dropped_weights_are_zero():
     weight, keep = masked_weight()
     model = nn.Sequential(nn.Linear(80, 6, bias=False))
     model[0].weight = nn.Parameter(weight.clone())
-    fake_quantise(model, {"0": keep}, Grid("int4"))
+    fake_quantise(model, {"0": keep}, WeightGrid("int4"))
     inputs = torch.randn(10, 80, generator=torch.Generator().manual_seed(1))
     model(inputs).sum().backward()
     original = model[0].parametrizations.weight.original
     assert torch.equal(original, weight)
     torch.testing.assert_close(original.grad, inputs.sum(dim=0).expand(6, 80))
     assert not model[0].weight[~keep].any()
-    assert torch.equal(model[0].weight[keep], quantise(weight, keep, Grid("int4")).weight(80)[keep])
+    assert torch.equal(
+        model[0].weight[keep], quantise(weight, keep, WeightGrid("int4")).weight(80)[keep]
+    )
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -24,7 +24,7 @@ from maskgen.format.pattern import Pattern
 from maskgen.learning import loop
 from maskgen.least_squares import damped, kept_weights_update
 from maskgen.prune import PruneSettings, prune
-from maskgen.recovery.quantiser import Grid, quantise
+from maskgen.recovery.quantiser import WeightGrid, quantise
 from maskgen.structure.removal import apply_structure
 from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior
@@ -281,7 +281,7 @@ def test_quantised_recovery_writes_weights_that_lie_on_their_grid(model_dir, mas
         assert not weight[~keep].any()
         levels = {len(block.unique()) for block in weight.reshape(-1, 32)}
         assert max(levels) <= 16
-        rounded = quantise(weight, keep, Grid("int4")).weight(weight.shape[1])
+        rounded = quantise(weight, keep, WeightGrid("int4")).weight(weight.shape[1])
         torch.testing.assert_close(rounded[keep], weight[keep], rtol=0.01, atol=0)
 
 

@@ -41,7 +41,7 @@ def quantise(
     from maskgen.format.mask_file import read_mask
     from maskgen.models import resolve_model
     from maskgen.quantise import QuantiseSettings, quantise_model
-    from maskgen.recovery.quantiser import Grid, Values
+    from maskgen.recovery.quantiser import Values, WeightGrid
     from maskgen.texts.text_sets import load_texts
 
     if values == "bf16":
@@ -51,7 +51,7 @@ def quantise(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
     kind: Values = "int8" if options.values == "int8" else "int4"
-    grid = Grid(kind, options.block_inputs, options.has_minima)
+    grid = WeightGrid(kind, options.block_inputs, options.has_minima)
     settings = QuantiseSettings(grid, windows, length, seed, dtype)
     with Progress(transient=True) as bar:
         task = bar.add_task("layer by layer", total=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import engines.chat_template.template
-from engines.chat_template.budget import MAX_CHARACTERS, MAX_STEPS, RenderingBudget
+from engines.chat_template.render_budget import MAX_CHARACTERS, MAX_STEPS, RenderingBudget
 from engines.chat_template.template import ChatTemplate
 from engines.errors import EngineDirectoryError, InvalidRequestError
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from engines.cpu.kv_pages import PagePool, extend_chain, prefix_root
 from engines.cpu.masks import DenseModel
-from engines.cpu.pages import PagePool, extend_chain, prefix_root
 from engines.cpu.scheduler import Scheduled, Scheduler, SchedulerLimits
 from engines.cpu.sequence import Sequence
 from engines.cpu.waiting import WaitingCounter

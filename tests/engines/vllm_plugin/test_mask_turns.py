@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from engines.vllm_plugin.gate import MaskGate
+from engines.vllm_plugin.mask_turns import MaskGate
 
 
 class Recorder:
