@@ -15,7 +15,9 @@ _Option = typer.Option
 
 
 def trtllm(
-    model: Annotated[str | None, _Option(help="Alias, directory, GGUF file or Hugging Face id.")] = None,
+    model: Annotated[
+        str | None, _Option(help="Alias, directory, GGUF file or Hugging Face id.")
+    ] = None,
     mask: Annotated[Path | None, _Option(help="Mask file of the sparse arm.")] = None,
     out: Annotated[Path, _Option(help="Folder for engines, script and reports.")] = Path(
         "results/trtllm"

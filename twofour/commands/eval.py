@@ -44,7 +44,9 @@ def evaluate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Alias, directory, GGUF file or Hugging Face id; with a URL, the served name."),
+        typer.Option(
+            help="Alias, directory, GGUF file or Hugging Face id; with a URL, the served name."
+        ),
     ] = None,
     transform: Transform = None,
     mask: Annotated[
