@@ -77,18 +77,23 @@ def build(request: BuildRequest) -> Manifest:
     inputs = open_inputs(request, "cpu")
     check_made_for(header, inputs)
     config = decoder_config(inputs.checkpoint.config)
-    linears = config.linear_shapes()
     for rope in config.ropes:
         rope.frequencies()  # refused here, and not when the engine starts
+        if rope.reach < rope.context:
+            request.note(
+                f"sequences of up to {rope.reach} of {rope.context} positions: beyond it the"
+                " longrope has other frequencies"
+            )
     default = None if inputs.default_mask is None else inputs.masks[inputs.default_mask]
     sparse = {} if default is None else default.codes
-    if foreign := sorted(sparse.keys() - linears.keys()):
+    if foreign := sorted(sparse.keys() - config.linear_shapes().keys()):
         raise MaskError(
             f"the mask lists {foreign[0]}, which the cpu engine keeps dense;"
             " make a mask of the decoder's linear layers"
         )
     inputs.checkpoint.check(config.tensor_shapes())
-    plan = _Plan(config, request.values, default, source)
+    codes = {} if default is None else config.codes_of_parts(default)
+    plan = _Plan(config, request.values, default, codes, source)
     with atomic_directory(request.out, overwrite=request.overwrite) as directory:
         metadata = {"format": "twofour-cpu-weights"}
         dropped = {} if request.sealed else plan.complement_specs()
@@ -120,12 +125,8 @@ class _Plan:
     config: DecoderConfig
     options: ValueOptions
     mask: Mask | None
+    codes: Mapping[str, Codes]  # of the linear layers that are sparse
     source: ValuesSource
-
-    @property
-    def codes(self) -> Mapping[str, Codes]:
-        """Of the layers that are sparse."""
-        return {} if self.mask is None else self.mask.codes
 
     @property
     def _sparse_layout(self) -> Layout:
@@ -134,9 +135,9 @@ class _Plan:
 
     def kept(self, name: str) -> Kept | None:
         """What the default mask keeps of a linear layer; None where it does not list it."""
-        if self.mask is None or name not in self.mask.codes:
+        if self.mask is None or name not in self.codes:
             return None
-        return kept_of(self.mask.codes[name], self.mask.pattern, self._sparse_layout)
+        return kept_of(self.codes[name], self.mask.pattern, self._sparse_layout)
 
     def layout(self, name: str) -> Layout:
         """Of a linear layer."""
@@ -149,11 +150,11 @@ class _Plan:
         """Of the head, and of an embedding of its own that is not bf16."""
         return dense_layout(self.options.head_values)
 
-    def matrix(self, name: str, weights: npt.NDArray[Any]) -> Matrix:
-        """A linear layer's weights as values."""
+    def matrix(self, name: str, weights: npt.NDArray[Any], rows: slice) -> Matrix:
+        """Some rows of a matrix of the checkpoint as values: a linear layer."""
         if self.options.values == "bf16":
-            return Bf16Matrix(as_bf16(weights))
-        return LowbitMatrix(self._sparse_layout, self.source.layer(name, weights))
+            return Bf16Matrix(as_bf16(weights[rows]))
+        return LowbitMatrix(self._sparse_layout, self.source.layer(name, weights, rows))
 
     def table(self, weights: npt.NDArray[Any]) -> PackedWeights:
         """The packed head or embedding."""
@@ -165,7 +166,7 @@ class _Plan:
     def weight_specs(self) -> dict[str, TensorSpec]:
         """What the file of weights holds."""
         config, specs = self.config, {}
-        for name, shape in config.linear_shapes().items():
+        for name, shape in config.part_shapes().items():
             layout = self.layout(name)
             specs[f"{name}.{layout.name.lower()}"] = self._packed_spec(layout, shape)
         table = self.table_layout
@@ -181,7 +182,7 @@ class _Plan:
         """What the complement holds."""
         return {
             f"{name}.dropped": TensorSpec(*dropped_shape(*shape, self.options.values))
-            for name, shape in self.config.linear_shapes().items()
+            for name, shape in self.config.part_shapes().items()
             if name in self.codes
         }
 
@@ -190,7 +191,7 @@ class _Plan:
         layout = dense_layout(self.options.values)
         return {
             f"{name}.{layout.name.lower()}": self._packed_spec(layout, shape)
-            for name, shape in self.config.linear_shapes().items()
+            for name, shape in self.config.part_shapes().items()
             if name in self.codes
         }
 
@@ -256,7 +257,8 @@ def _write_layers(
         request.progress("packing layers", layer, config.layers)
         for linear in LINEARS:
             name = config.module(layer, linear)
-            matrix = plan.matrix(name, inputs.checkpoint.tensor(f"{name}.weight"))
+            stored, rows = config.place(layer, linear)
+            matrix = plan.matrix(stored, inputs.checkpoint.tensor(f"{stored}.weight"), rows)
             layout, kept = plan.layout(name), plan.kept(name)
             if kept is not None and complement is not None:
                 complement.write(f"{name}.dropped", matrix.dropped(kept))
@@ -264,5 +266,5 @@ def _write_layers(
                 packed = matrix.pack(None)
                 dense.write(f"{name}.{packed.layout.name.lower()}", packed.data)
             weights.write(f"{name}.{layout.name.lower()}", matrix.pack(kept).data)
-            inputs.checkpoint.release(f"{name}.weight")
+            inputs.checkpoint.release(f"{stored}.weight")
     request.progress("packing layers", config.layers, config.layers)

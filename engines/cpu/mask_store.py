@@ -251,13 +251,14 @@ class MaskStore:
         info = MaskInfo(name, mask.digest, mask.domain, "base")
         model = self._model
         sparse = {
-            model.config.module(layer, linear): (weights.n, weights.k)
+            model.config.module(layer, linear): (weights.n, weights.k // mask.pattern.m)
             for layer, row in enumerate(model.base)
             for linear, weights in zip(LINEARS, row, strict=True)
             if weights.layout.sparse
         }
-        if mask.shapes != sparse:
-            odd = min(mask.shapes.items() ^ sparse.items())[0]
+        listed = {name: codes.shape for name, codes in model.config.codes_of_parts(mask).items()}
+        if listed != sparse:
+            odd = min(listed.items() ^ sparse.items())[0]
             raise EngineDirectoryError(
                 f"the default mask and the packed weights disagree about {odd}: build the directory"
                 " again"

@@ -52,13 +52,14 @@ class DenseSource:
         take another 44 % of the memory of sparse layers of bf16.
         """
         changed, weights = 0, 0
+        codes = self.config.codes_of_parts(mask)
         for layer, row in enumerate(self.base):
             for linear, packed in zip(LINEARS, row, strict=True):
                 name = self.config.module(layer, linear)
-                if name in mask.codes:
+                if name in codes:
                     kept = unpack_matrix(packed)[1]
                     assert kept is not None
-                    new = kept_of(mask.codes[name], mask.pattern, packed.layout)
+                    new = kept_of(codes[name], mask.pattern, packed.layout)
                     changed += changed_groups(kept, new, mask.pattern.m)
                     weights += packed.n * packed.k
         return changed / (weights // mask.pattern.m)
@@ -72,16 +73,17 @@ class DenseSource:
             EngineDirectoryError: the complement is missing, of another shape, or no longer that of
                 the base; what was yielded before must not be used then.
         """
+        codes = self.config.codes_of_parts(mask)
         with self.complement.reading() as complement:
             for layer, number in itertools.product(range(self.config.layers), range(len(LINEARS))):
                 name = self.config.module(layer, LINEARS[number])
-                if name not in mask.codes:
+                if name not in codes:
                     continue
                 packed = self.base[layer][number]
                 matrix, kept = unpack_matrix(packed)
                 if kept is None:
                     raise EngineDirectoryError(f"{name} is dense in this engine")
-                new = kept_of(mask.codes[name], mask.pattern, packed.layout)
+                new = kept_of(codes[name], mask.pattern, packed.layout)
                 if np.array_equal(kept, new):
                     continue
                 home = kept

@@ -20,7 +20,9 @@ from engines.directory.layer_types import layer_types, rope_of_layer, windows
 from engines.directory.rope import Rope, read_rope, rope_fields
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
+from maskgen.format.mask import Mask
 from maskgen.format.model_directory import CONFIG_FILE, ModelDirectoryError
+from maskgen.format.placements import Codes
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
 FINAL_NORM = "model.norm"
@@ -56,7 +58,7 @@ class DecoderConfig:
 
     Attributes:
         model_type: one of `MODEL_TYPES`.
-        context: most positions of a sequence.
+        context: most positions of a sequence; with longrope those that its short factors are for.
         windows: per layer, how many positions attention sees (0: all).
         biases: linear layers that have a bias, of those in `LINEARS`.
         tied: the output head is the embedding.
@@ -108,16 +110,50 @@ class DecoderConfig:
         }[linear]
 
     def module(self, layer: int, linear: str) -> str:
-        """Hugging Face's name of a linear layer."""
-        block = "self_attn" if linear in LINEARS[:4] else "mlp"
+        """Hugging Face's name of a linear layer, or of one that a fused matrix is a part of."""
+        attention = (*LINEARS[:4], "qkv_proj")
+        block = "self_attn" if linear in attention else "mlp"
         return f"model.layers.{layer}.{block}.{linear}"
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of every linear layer, by Hugging Face's name."""
+    def part_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every linear layer; a fused matrix is the layers that it holds."""
         return {
             self.module(layer, linear): self.shape(linear)
             for layer in range(self.layers)
             for linear in LINEARS
+        }
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every matrix of the decoder layers, by the checkpoint's name."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for layer in range(self.layers):
+            for linear in LINEARS:
+                name, rows = self.place(layer, linear)
+                shapes[name] = (rows.stop, self.shape(linear)[1])
+        return shapes
+
+    def place(self, layer: int, linear: str) -> tuple[str, slice]:
+        """The matrix of the checkpoint that holds a linear layer, and which of its rows."""
+        for fused, parts in self.family.fused.items():
+            if linear in parts:
+                before = parts[: parts.index(linear)]
+                first = sum(self.shape(part)[0] for part in before)
+                return self.module(layer, fused), slice(first, first + self.shape(linear)[0])
+        return self.module(layer, linear), slice(0, self.shape(linear)[0])
+
+    def codes_of_parts(self, mask: Mask) -> dict[str, Codes]:
+        """Codes by linear layer; those of a fused matrix are cut into the layers that it holds."""
+        places = {
+            self.module(layer, linear): self.place(layer, linear)
+            for layer in range(self.layers)
+            for linear in LINEARS
+        }
+        fused = {name for name, _ in places.values()}
+        codes = {name: codes for name, codes in mask.codes.items() if name not in fused}
+        return codes | {
+            part: mask.codes[name][rows]
+            for part, (name, rows) in places.items()
+            if name in mask.codes
         }
 
     def vector_sizes(self) -> dict[str, int]:
@@ -174,7 +210,8 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     kv_heads = read_count(config, "num_key_value_heads", heads)
     head_dim = _head_dim(config, family, hidden, heads)
     layers = read_count(config, "num_hidden_layers", most=_MOST_LAYERS)
-    context = read_count(config, "max_position_embeddings")
+    ropes = _ropes(config, family, head_dim, read_count(config, "max_position_embeddings"))
+    context = min(rope.reach for rope in ropes)
     if heads % kv_heads:
         raise EngineDirectoryError(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
@@ -194,7 +231,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         windows=windows(config, types, context),
         biases=_biases(config, family),
         tied=read_flag(config, "tie_word_embeddings"),
-        ropes=_ropes(config, family, head_dim, context),
+        ropes=ropes,
         rope_of_layer=rope_of_layer(config, family, types),
         gate=_gate(config, family),
         scales=_scales(config, hidden, head_dim),
@@ -284,7 +321,21 @@ def _ropes(
     theta = read_number(config, "rope_theta")
     if family.ropes == "one":
         share = read_field(config, "partial_rotary_factor") if family.partial else None
-        return (read_rope(config, head_dim, context, theta=theta, share=share),)
+        rope = read_rope(
+            config,
+            head_dim,
+            context,
+            theta=theta,
+            share=share,
+            renamed=family.rope_renamed,
+            pretrained=family.defaults.get("original_max_position_embeddings"),
+        )
+        if family.rope_types and rope.kind not in family.rope_types:
+            raise EngineDirectoryError(
+                f"rope_type {rope.kind!r} is not supported for {config['model_type']}, only"
+                f" {', '.join(family.rope_types)}"
+            )
+        return (rope,)
     local = family.defaults["rope_theta"]
     if family.local_theta is not None:
         local = read_number(config, family.local_theta)

@@ -30,6 +30,12 @@ _AROUND: Norms = {
     "mlp_input": "pre_feedforward_layernorm",
     "mlp_output": "post_feedforward_layernorm",
 }
+_GLM: Norms = {
+    "attention_input": "input_layernorm",
+    "attention_output": "post_self_attn_layernorm",
+    "mlp_input": "post_attention_layernorm",
+    "mlp_output": "post_mlp_layernorm",
+}
 _SHARED: Norms = {"attention_input": "input_layernorm", "mlp_input": "input_layernorm"}
 
 _GELU = (1.5957691216057308, 0.07135481282652125)
@@ -68,7 +74,11 @@ class Family:
             which is what transformers 5 makes of OLMo 3's `rope_theta`.
         partial: `partial_rotary_factor` counts.
         interleaved: rotary pairs are neighbours, not half a head apart.
+        rope_renamed: `rope_type` -> the one that is run under this name.
+        rope_types: the only ones that are run; empty: all that engines know.
         any_head_dim: `head_dim` counts.
+        fused: name of a matrix in the checkpoint -> the linear layers whose rows it holds, in
+            order. Masks and values name the matrix; the native decoder has the layers.
         activation: field of the activation.
         renamed: activation -> the one that is really run under this name.
         refused: field -> the only value that is run; null counts as that.
@@ -90,7 +100,10 @@ class Family:
     local_theta: str | None = None
     partial: bool = False
     interleaved: bool = False
+    rope_renamed: Mapping[str, str] = field(default_factory=dict)
+    rope_types: tuple[str, ...] = ()
     any_head_dim: bool = True
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     activation: str = "hidden_act"
     renamed: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
@@ -133,6 +146,8 @@ def _gemma(**others: Any) -> dict[str, Any]:
     )
 
 
+_FUSED_MLP = {"gate_up_proj": ("gate_proj", "up_proj")}
+_FUSED = {"qkv_proj": _QKV} | _FUSED_MLP
 _LLAMA_BIASES = {"attention_bias": _ATTENTION, "mlp_bias": _MLP}
 _CAUSAL = {"use_bidirectional_attention": False}
 _COHERE = Family(
@@ -146,6 +161,17 @@ _COHERE = Family(
     interleaved=True,
     biases={"attention_bias": _ATTENTION},
     refused={"use_qk_norm": False},
+)
+
+_GLM4 = Family(
+    "GLM-4 (0414)",
+    _defaults(151552, 13696, 2, 131072, head_dim=128, rms_norm_eps=1.5625e-07)
+    | {"num_hidden_layers": 40, "partial_rotary_factor": 0.5, "attention_bias": True},
+    norms=_GLM,
+    biases={"attention_bias": _QKV},
+    partial=True,
+    interleaved=True,
+    fused=_FUSED_MLP,
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -253,5 +279,18 @@ FAMILIES: Mapping[str, Family] = {
         any_head_dim=False,
         refused={"qk_layernorm": False, "use_parallel_residual": False},
     ),
+    "phi3": Family(
+        "Phi-3, Phi-3.5, Phi-4",
+        _defaults(32064, 8192, None, 4096, rms_norm_eps=1e-5)
+        | {"hidden_size": 3072, "partial_rotary_factor": 1.0, "sliding_window": None}
+        | {"original_max_position_embeddings": 4096},
+        windows="all",
+        partial=True,
+        rope_renamed={"su": "longrope", "yarn": "longrope"},
+        rope_types=("default", "longrope"),
+        fused=_FUSED,
+    ),
+    "glm": replace(_GLM4, models="GLM-4 (9B)", norms=_BEFORE),
+    "glm4": _GLM4,
 }
 """What is understood, by `model_type`."""

@@ -33,7 +33,7 @@ class Rope:
         theta: wavelength base.
         fields: what else belongs to the kind, as config.json names it.
         dim: dimensions of a head that turn, the first ones.
-        context: most positions of a sequence.
+        context: most positions that config.json states.
     """
 
     kind: str
@@ -56,6 +56,20 @@ class Rope:
     def scale(self) -> float:
         """`factor`, or where it is null the growth of the context since pretraining."""
         return self.number("factor", self.context / self.number(_PRETRAINED_CONTEXT))
+
+    @property
+    def reach(self) -> int:
+        """Most positions of a sequence that the frequencies are for.
+
+        Beyond the context of its pretraining a longrope has other ones, for all positions at once:
+        what is cached of shorter sequences would not fit.
+
+        Raises:
+            EngineDirectoryError: the context of its pretraining is no positive number.
+        """
+        if self.kind != "longrope":
+            return self.context
+        return max(1, min(self.context, int(min(self.number(_PRETRAINED_CONTEXT), 1 << 62))))
 
     def inverse_wavelengths(self, theta: float | None = None) -> npt.NDArray[np.float32]:
         """(dim / 2,) unscaled frequencies."""
@@ -121,6 +135,8 @@ def read_rope(
     *,
     theta: float = 10000.0,
     share: float | None = None,
+    renamed: Mapping[str, str] = {},
+    pretrained: int | None = None,
 ) -> Rope:
     """The rotary embedding that a config.json describes.
 
@@ -132,6 +148,9 @@ def read_rope(
         context: most positions of a sequence.
         theta: where the fields name none.
         share: the same for `partial_rotary_factor`; None where the family does not know the field.
+        renamed: `rope_type` -> what it is called here.
+        pretrained: the context of the pretraining where none stands beside the rope; None: what
+            stands inside, or `context`.
 
     Raises:
         EngineDirectoryError: a field is malformed, or asks for what no engine does.
@@ -146,6 +165,7 @@ def read_rope(
     rope = beside | given
     kind = str(rope.pop("rope_type", None) or rope.pop("type", None) or "default")
     rope.pop("type", None)
+    kind = renamed.get(kind, kind)
     own_theta, own_share = rope.pop("rope_theta", None), rope.pop("partial_rotary_factor", None)
     theta = theta if own_theta is None else _positive(own_theta, "rope_theta")
     if share is None and own_share not in (None, 1):
@@ -157,7 +177,7 @@ def read_rope(
             " pairs"
         )
     if kind in _NEEDS_PRETRAINED_CONTEXT:
-        outside = config.get(_PRETRAINED_CONTEXT)
+        outside = config.get(_PRETRAINED_CONTEXT, pretrained)
         rope = {_PRETRAINED_CONTEXT: context} | rope
         rope |= {} if outside is None else {_PRETRAINED_CONTEXT: outside}
     return Rope(kind, theta, rope, dim, context)
@@ -246,12 +266,6 @@ def _yarn_factor(rope: Rope, scale: float) -> float:
 def _longrope(rope: Rope) -> tuple[Frequencies, float]:
     """Ding et al., "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", 2024."""
     old, factor = rope.number(_PRETRAINED_CONTEXT), rope.scale()
-    if rope.context > old:
-        raise EngineDirectoryError(
-            f"rope_type 'longrope' has other frequencies beyond {old:.0f} positions, which is not"
-            f" supported; lower max_position_embeddings ({rope.context}) to {old:.0f} for short"
-            " contexts"
-        )
     short = rope.fields.get("short_factor")
     if not isinstance(short, list) or len(short) != rope.dim // 2:
         raise EngineDirectoryError(

@@ -23,8 +23,8 @@ from maskgen.format.values_file import ValuesFileError, ValuesHeader, read_value
 class ValuesSource(Protocol):
     """Gives layers as values."""
 
-    def layer(self, name: str, weights: npt.NDArray[Any]) -> QuantisedWeights:
-        """The values of a layer whose dense weights are (n, k).
+    def layer(self, name: str, weights: npt.NDArray[Any], rows: slice) -> QuantisedWeights:
+        """The values of some rows of a matrix whose dense weights are (n, k).
 
         Raises:
             EngineDirectoryError: there are none.
@@ -37,8 +37,8 @@ class Nearest:
 
     grid: Grid
 
-    def layer(self, name: str, weights: npt.NDArray[Any]) -> QuantisedWeights:
-        return round_to_nearest(weights, self.grid)
+    def layer(self, name: str, weights: npt.NDArray[Any], rows: slice) -> QuantisedWeights:
+        return round_to_nearest(weights[rows], self.grid)
 
 
 class ValuesFile:
@@ -53,13 +53,18 @@ class ValuesFile:
         self._file = TensorFile(path)
         self._header = header
 
-    def layer(self, name: str, weights: npt.NDArray[Any]) -> QuantisedWeights:
+    def layer(self, name: str, weights: npt.NDArray[Any], rows: slice) -> QuantisedWeights:
         n, k = weights.shape
         blocks = (n, block_count(k, self._header.block))
         values = self._tensor(f"{name}.values", np.int8, (n, k))
         scales = self._tensor(f"{name}.scales", np.float16, blocks)
         minima = self._tensor(f"{name}.minima", np.int8, blocks) if self._header.minima else None
-        return QuantisedWeights(values, scales, self._header.block, minima)
+        return QuantisedWeights(
+            values[rows],
+            scales[rows],
+            self._header.block,
+            None if minima is None else minima[rows],
+        )
 
     def _tensor(self, name: str, dtype: Any, shape: tuple[int, int]) -> npt.NDArray[Any]:
         found = self._file.tensor(name)

@@ -246,7 +246,7 @@ class _Plan:
     def _quantised(self, name: str, tensor: Array) -> QuantisedWeights:
         if name in (EMBEDDING, HEAD):
             return round_to_nearest(tensor, Grid("int8", self.spec.head_block))
-        return self.source.layer(name.removesuffix(".weight"), tensor)
+        return self.source.layer(name.removesuffix(".weight"), tensor, slice(None))
 
     def _keep(self, listed: str | None) -> Bools | None:
         if listed is None or self.mask is None:

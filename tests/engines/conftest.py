@@ -34,6 +34,7 @@ FORMS = {name: (values, "2:4") for name, values in VALUES.items()} | {
 """The same with patterns of masks."""
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED = ("qkv_proj", "gate_up_proj")
 
 
 def random_mask(
@@ -51,7 +52,7 @@ def random_mask(
     codes = {}
     for name in checkpoint:
         layer = name.removesuffix(".weight")
-        if not layer.endswith(LINEARS) or (leave_out and layer.endswith(leave_out)):
+        if not layer.endswith(LINEARS + FUSED) or (leave_out and layer.endswith(leave_out)):
             continue
         codes[layer] = project(rng.random(checkpoint.spec(name).shape), Pattern.parse(pattern))
     write_mask(

@@ -72,7 +72,9 @@ def quantised(model: Path, out: Path, *more: str) -> Path:
     return out
 
 
-async def test_values_of_the_dense_matrices_serve_every_mask(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama", "phi3"])
+async def test_values_of_the_dense_matrices_serve_every_mask(kind: str, tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", architecture=kind)
     file = quantised(model, tmp_path / "values.safetensors", "--block", "64")
     masks = {
         name: random_mask(model, tmp_path / f"{name}.mask", seed=seed)
@@ -94,7 +96,7 @@ async def test_values_of_the_dense_matrices_serve_every_mask(model: Path, tmp_pa
     await engine.close()
     await other.close()
     # They are other values than the nearest ones, of the same grid.
-    name = "model.layers.0.mlp.up_proj"
+    name = "model.layers.0.mlp.down_proj"
     weight = load_file(model / "model.safetensors")[f"{name}.weight"].astype(np.float32)
     nearest = round_to_nearest(weight, EngineGrid("int4", 64, minima=True))
     stored = load_file(file)

@@ -80,6 +80,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo3-window": {"architecture": "olmo3", "sliding_window": 40},
     "cohere2": {"architecture": "cohere2", "sliding_window": 40, "logit_scale": 0.8},
     "stablelm": {"architecture": "stablelm", "use_qkv_bias": True},
+    "phi3": {"architecture": "phi3", "partial_rotary_factor": 0.5, "sliding_window": 40},
+    "glm4": {"architecture": "glm4", "head_dim": 32},
 }
 
 

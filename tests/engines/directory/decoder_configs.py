@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
 EPS = st.sampled_from([1e-5, 0.5])
-FIXED_HEADS = ("cohere2", "stablelm")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+PARTIAL = {"stablelm": 0.25, "phi3": 1.0, "glm": 0.5, "glm4": 0.5}
+"""Families whose rope may turn a part of a head -> the part that it turns if nothing is said."""
+FIXED_HEADS = ("cohere2", "stablelm", "phi3")
 """Families whose head_dim is hidden_size over the number of heads."""
-COUNTED_HEADS = ("mistral", "gemma", "gemma2", "gemma3_text", "stablelm")
+COUNTED_HEADS = ("mistral", "gemma", "gemma2", "gemma3_text", "stablelm", "glm", "glm4")
 """Families whose `num_key_value_heads` is no null."""
 TYPED = ("gemma2", "gemma3_text", "olmo3", "cohere2")
 """Families whose `layer_types` alone say which layers have windows."""
@@ -31,12 +35,13 @@ def decoder_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
         "max_position_embeddings": context,
         "initializer_range": 0.15,
     }
-    if kind == "smollm3":
+    if kind in ("smollm3", "phi3", "glm", "glm4"):
         config["pad_token_id"] = None  # its own is beyond a small vocabulary
     if head_dim is not None:
         config["head_dim"] = head_dim
     key_value_heads = [1, 2, heads] + ([None] if kind not in COUNTED_HEADS else [])
-    if (kind, heads) != ("mistral", 8) or draw(st.booleans()):
+    may_be_silent = kind in ("glm", "glm4") or (kind, heads) == ("mistral", 8)
+    if not may_be_silent or draw(st.booleans()):
         config["num_key_value_heads"] = draw(st.sampled_from(key_value_heads))
     optional = {
         "rms_norm_eps": EPS,
@@ -50,6 +55,7 @@ def decoder_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     config |= draw(windows(kind, context, layers))
     config |= draw(own_fields(kind, layers))
     silent = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+    silent |= {"glm": 128, "glm4": 128}
     return config | draw(ropes(kind, context, head_dim or silent.get(kind, hidden // heads)))
 
 
@@ -119,12 +125,13 @@ def windows(draw: st.DrawFn, kind: str, context: int, layers: int) -> dict[str, 
 @st.composite
 def ropes(draw: st.DrawFn, kind: str, context: int, head_dim: int) -> dict[str, Any]:
     """Fields of a rotary embedding, or of one per type of layers."""
-    if kind == "stablelm":
+    if kind in PARTIAL:
         share = draw(st.sampled_from([None, 0.25, 0.5, 1.0]))
-        turned = int(head_dim * (0.25 if share is None else share))
+        turned = int(head_dim * (PARTIAL[kind] if share is None else share))
         if turned % 2 or turned < 4:
             share, turned = 1.0, head_dim
-        one = draw(one_rope(context, turned))
+        kinds = ("default", "longrope") if kind == "phi3" else ROPE_KINDS
+        one = draw(one_rope(context, turned, kinds))
         place = one.get("rope_parameters", one) if draw(st.booleans()) else one
         if share is not None:
             place["partial_rotary_factor"] = share
@@ -145,10 +152,12 @@ def ropes(draw: st.DrawFn, kind: str, context: int, head_dim: int) -> dict[str, 
 
 
 @st.composite
-def one_rope(draw: st.DrawFn, context: int, head_dim: int) -> dict[str, Any]:
+def one_rope(
+    draw: st.DrawFn, context: int, head_dim: int, kinds: Sequence[str] = ROPE_KINDS
+) -> dict[str, Any]:
     """Fields of a rotary embedding."""
     number = st.sampled_from([1.0, 2.0, 4, 7.5])
-    kind = draw(st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope"]))
+    kind = draw(st.sampled_from(kinds))
     rope: dict[str, Any] = {} if kind in ("default", "longrope") else {"factor": draw(number)}
     pretrained = draw(st.sampled_from([16, 32]))
     if kind == "llama3":
@@ -168,7 +177,7 @@ def one_rope(draw: st.DrawFn, context: int, head_dim: int) -> dict[str, Any]:
             )
         )
     if kind == "longrope":
-        pretrained = 2 * context
+        pretrained = draw(st.sampled_from([context // 2, context, 2 * context]))
         half = head_dim // 2
         factors = st.lists(st.sampled_from([1.0, 1.5, 3.0]), min_size=half, max_size=half)
         rope |= {"short_factor": draw(factors), "long_factor": draw(factors)}
