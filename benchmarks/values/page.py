@@ -14,6 +14,7 @@ against bf16 with the same mask. Bytes are those of the file of weights, norms, 
 included. Speeds are of one request, 128 tokens in and 128 out, where they were measured. Rows of
 GGUF types have the bytes of the file and the speed of ik_llama.cpp; their perplexity is that of the
 file's weights, dequantised to bf16, in our engine, without what that program rounds at run time.
+*Recovered* models have changed weights for their one mask, and speeds of masks of their pattern.
 """
 
 

@@ -76,6 +76,40 @@ def run_values(
                 )
 
 
+def run_recovered(
+    models: Sequence[tuple[Path, Path]],
+    options: Sequence[ValueOptions],
+    texts: Mapping[str, TextSet],
+    windows: int,
+    work: Path,
+    table: Table,
+    say: Callable[[str], None],
+) -> None:
+    """A row for every recovered model with each of the types of values.
+
+    Args:
+        models: directories that `twofour recover` wrote, each with the mask for it; one of each
+            pattern.
+        options, texts, windows, work, table, say: as of `run_values`.
+    """
+    for directory, mask in models:
+        pattern = str(read_mask(mask).pattern)
+        for chosen in options:
+            minima, head = chosen.has_minima, chosen.head_values
+            key = (chosen.values, f"{pattern} recovered", chosen.block_inputs, minima, head)
+
+            def measured(
+                directory: Path = directory,
+                mask: Path = mask,
+                pattern: str = pattern,
+                chosen: ValueOptions = chosen,
+            ) -> ResultRow:
+                return _measure(str(directory), mask, pattern, chosen, texts, windows, work)
+
+            if table.measure(key, measured):
+                say(f"{key}: wikitext2 {table[key]['wikitext2']}, c4 {table[key]['c4']}")
+
+
 def run_gguf(
     files: Mapping[str, Path],
     texts: Mapping[str, TextSet],

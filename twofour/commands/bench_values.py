@@ -34,6 +34,10 @@ def values(
             help="Types of values as VALUES[,OPTION=VALUE...], options as `twofour build` has."
         ),
     ] = None,
+    recovered: Annotated[
+        list[str] | None,
+        _Option(help="MODEL=MASK: what `twofour recover` wrote, and the mask for it (repeat)."),
+    ] = None,
     gguf: Annotated[
         list[str] | None,
         _Option(help="TYPE=FILE: a GGUF file of the same model, as q4_0=F.gguf (repeat)."),
@@ -48,7 +52,7 @@ def values(
     """
     from benchmarks.common.table import Earlier, Table, TableSpec
     from benchmarks.values.page import values_page
-    from benchmarks.values.quality import KEY, run_gguf, run_values
+    from benchmarks.values.quality import KEY, run_gguf, run_recovered, run_values
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.digests import base_digest
@@ -66,18 +70,21 @@ def values(
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
         run_values(model, mask or [], chosen, texts, windows, Path(work), table, say)
-        run_gguf(_files(gguf or []), texts, windows, Path(work), table, say)
+        singles = [(Path(name), Path(file)) for name, file in _pairs("--recovered", recovered)]
+        run_recovered(singles, chosen, texts, windows, Path(work), table, say)
+        files = {kind.lower(): Path(file) for kind, file in _pairs("--gguf", gguf)}
+        run_gguf(files, texts, windows, Path(work), table, say)
     finish(table.path, json_)
 
 
-def _files(pairs: list[str]) -> dict[str, Path]:
-    files = {}
-    for pair in pairs:
-        kind, equals, file = pair.partition("=")
+def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
+    found = []
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--gguf {pair!r} is not TYPE=FILE")
-        files[kind.lower()] = Path(file)
-    return files
+            raise ValueError(f"{option} {pair!r} is not NAME=FILE")
+        found.append((name, value))
+    return found
 
 
 def _fields(text: str) -> dict[str, str]:
