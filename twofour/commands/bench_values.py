@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from twofour.commands.bench_masks_inputs import parse_directory_and_mask
 from twofour.commands.bench_options import JsonLine, RedoRows, finish, say
 
 _Option = typer.Option
@@ -34,9 +35,9 @@ def values(
             help="Types of values as VALUES[,OPTION=VALUE...], options as `twofour build` has."
         ),
     ] = None,
-    recovered: Annotated[
+    single: Annotated[
         list[str] | None,
-        _Option(help="MODEL=MASK: what `twofour recover` wrote, and the mask for it (repeat)."),
+        _Option(help="DIR=FILE: a model that twofour recover made, and its mask (repeat)."),
     ] = None,
     gguf: Annotated[
         list[str] | None,
@@ -70,21 +71,18 @@ def values(
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
         run_values(model, mask or [], chosen, texts, windows, Path(work), table, say)
-        singles = [(Path(name), Path(file)) for name, file in _pairs("--recovered", recovered)]
+        singles = [parse_directory_and_mask(pair) for pair in single or ()]
         run_recovered(singles, chosen, texts, windows, Path(work), table, say)
-        files = {kind.lower(): Path(file) for kind, file in _pairs("--gguf", gguf)}
+        files = dict(_type_and_file(pair) for pair in gguf or ())
         run_gguf(files, texts, windows, Path(work), table, say)
     finish(table.path, json_)
 
 
-def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
-    found = []
-    for pair in given or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{option} {pair!r} is not NAME=FILE")
-        found.append((name, value))
-    return found
+def _type_and_file(pair: str) -> tuple[str, Path]:
+    kind, equals, file = pair.partition("=")
+    if not equals:
+        raise ValueError(f"--gguf {pair!r} is not TYPE=FILE")
+    return kind.lower(), Path(file)
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -48,11 +48,11 @@ def test_every_type_of_values_is_built_and_scored(
         assert int8["weights_mib"] <= plain["weights_mib"]
     assert "blocks of 32" in values_table(found)
     assert not list((tmp_path).glob("**/engine"))
-    words += ["--recovered", f"model={mask}"]  # of the same model: what counts is the label
+    words += ["--single", f"model={mask}"]  # of the same model: what counts is the label
     again = {(row["pattern"], row["values"]): row["wikitext2"] for row in rows("bf16")}
     assert again["2:4 recovered", "bf16"] == again["2:4", "bf16"]
     done = CliRunner().invoke(app, [*words, "--gguf", "x.gguf"])
-    assert "--gguf 'x.gguf' is not NAME=FILE" in str(done.exception)
+    assert "--gguf 'x.gguf' is not TYPE=FILE" in str(done.exception)
     done = CliRunner().invoke(app, [*words, "--spec", "int8,block"])
     assert "'block' is not OPTION=VALUE" in str(done.exception)
     done = CliRunner().invoke(app, [*words, "--spec", "int9"])
