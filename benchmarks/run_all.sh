@@ -79,7 +79,6 @@ twofour bench engine mix --sparse $runs/sparse
 twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
     ${gguf[@]+"${gguf[@]}"} --redo
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
-twofour bench picture
 twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4 --result serve
 
 texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
@@ -88,12 +87,18 @@ texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
 twofour bench masks league "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
     --set maskllm.steps=320 --set roi.steps=300 --set maskpro.steps=700 --plot --redo
 PATH=$bin:$PATH "$(dirname "$0")/../recipes/smollm2-single.sh" "$data" runs/single
+PATH=$bin:$PATH "$(dirname "$0")/../recipes/smollm2-single-16-32.sh" "$data" runs/wide
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --spec int8 --spec int4 \
+    --single runs/wide/model=runs/wide/single.safetensors
+twofour bench picture
+twofour bench masks structure "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks
 twofour bench masks patterns "${texts[@]}" --windows 16 --calibration-windows 48 --work runs/masks \
     --set maskpro.steps=200 --redo
 twofour bench masks permutation "${texts[@]}" --windows 16 --calibration-windows 48 \
     --work runs/permutation --seeds 3
 twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swappable $general \
-    --single runs/single/model=runs/single/single.safetensors --redo
+    --single runs/single/model=runs/single/single.safetensors \
+    --single runs/wide/model=runs/wide/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \
     --set maskllm.steps=30 --set maskllm.batch_size=2 --redo
 domains=()
