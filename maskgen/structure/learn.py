@@ -130,7 +130,9 @@ def learn_structure(
     table, shape = model_groups(model_dir), LayerShape.of(read_model_config(model_dir))
     groups = unit_groups(table.groups)
     shape.widest(request.ratio, request.key_value_heads, request.multiple)  # or refuse now
-    if texts is None and STRUCTURE_METHODS[request.method].uses_text:
+    if not STRUCTURE_METHODS[request.method].uses_text:
+        texts = None
+    elif texts is None:
         raise ValueError(f"{request.method} needs calibration text")
     model = load_model(model_dir, request.dtype, request.device)
     start = time.perf_counter()
