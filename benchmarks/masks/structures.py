@@ -1,8 +1,7 @@
 """`twofour bench masks structure`: smaller dense models of the same width, by method.
 
-MaskPrune chooses the number of heads at each ratio; every method then gets that width, and, where
-heads were lost, also the width that keeps all of them. Runs and structures are kept in the work
-folder, and an interrupted run goes on where it was.
+At a ratio and a number of heads all methods get the same width. Runs and structures are kept in the
+work folder, and an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ KEY = ("method", "ratio", "key_value_heads", "recovered")
 """What names a row; the dense model's ratio is 1."""
 
 METHODS = ("maskprune", "grasp", "flap", "magnitude")
-"""In the order of their rows: MaskPrune decides the width of all."""
+"""In the order of their rows."""
 RATIOS = (0.8, 0.65, 0.5)
 
 
@@ -36,26 +35,24 @@ def run_structures(
     texts: GeneralTexts,
     table: Table,
     ratios: Sequence[float],
+    heads: Sequence[int],
     methods: Collection[str],
     settings: Mapping[str, Any],
 ) -> None:
     """A row for every method, ratio and number of heads, after the dense model's.
 
     Args:
+        heads: key-value heads that every layer keeps; all of them, if empty.
         settings: of the methods that learn.
     """
     full = LayerShape.of(read_model_config(bench.directory)).full.key_value_heads
     _row(bench, texts, table, ("dense", 1.0, full, False), bench.dense)
     for ratio in ratios:
-        own = _chosen_heads(bench, texts, ratio, settings)
-        for heads in dict.fromkeys((own, full)):
+        for kept in heads or (full,):
             for method in METHODS:
-                if method not in methods:
-                    continue
-
-                asked = None if method == "maskprune" and heads == own else heads
-                make = partial(_made, bench, texts, method, ratio, asked, settings)
-                _row(bench, texts, table, (method, ratio, heads, False), make)
+                if method in methods:
+                    make = partial(_made, bench, texts, method, ratio, kept, settings)
+                    _row(bench, texts, table, (method, ratio, kept, False), make)
 
 
 def _row(
@@ -83,32 +80,24 @@ def _row(
         bench.console.print(f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
 
 
-def _chosen_heads(
-    bench: Workbench, texts: GeneralTexts, ratio: float, settings: Mapping[str, Any]
-) -> int:
-    """Key-value heads that MaskPrune leaves at a ratio."""
-    made = _made(bench, texts, "maskprune", ratio, None, settings)
-    return LayerShape.of(read_model_config(made.model)).full.key_value_heads
-
-
 def _made(
     bench: Workbench,
     texts: GeneralTexts,
     method: str,
     ratio: float,
-    heads: int | None,
+    heads: int,
     settings: Mapping[str, Any],
 ) -> Made:
     """A smaller model, kept in the work folder."""
-    label = f"{method}-{ratio}-{'own' if heads is None else heads}"
+    label = f"{method}-{ratio}-{heads}"
     path = bench.folder / f"{label}.safetensors"
     facts, model = path.with_suffix(".json"), path.with_suffix("")
     if not facts.is_file():
         bench.console.print(f"{label}: choosing units")
-        learned = isinstance(structure_config(method, {}), GateConfig)
+        own = settings if isinstance(structure_config(method, {}), GateConfig) else {}
         request = StructureRequest(
             method,
-            structure_config(method, settings if learned else {}),
+            structure_config(method, own),
             ratio,
             key_value_heads=heads,
             windows=bench.windows,
@@ -125,7 +114,7 @@ def _made(
             "tokens_seen": result.tokens,
             "seconds": round(result.seconds, 1),
             "structure_digest": result.structure.digest,
-            "settings": dict(settings) if learned else {},
+            "settings": dict(own),
         }
         write_json(facts, row)
     if not model.is_dir():

@@ -55,6 +55,9 @@ class MaskPruneConfig(GateConfig):
 
     spread: Share = 0.2
     """How much lower than the best unit's gate the worst one's starts."""
+    learn_heads: bool = False
+    """Learn how many key-value heads stay, too. In runs of some hundred steps heads go too fast:
+    what losing one costs shows only once it is gone."""
     rank: Annotated[int, Field(ge=0)] = 8
     """Of the low-rank difference that every linear learns meanwhile; 0 for none."""
     learning_rate: Positive = 1e-3

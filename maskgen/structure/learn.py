@@ -55,7 +55,8 @@ class StructureRequest:
         method: a name of `maskgen.structure.config.STRUCTURE_METHODS`.
         config: an instance of the method's settings.
         ratio: share of the decoder's linear weights that may be left.
-        key_value_heads: that every layer keeps; None for all, or, with `maskprune`, to learn it.
+        key_value_heads: that every layer keeps; None for all of them, or, where the settings say
+            so, to learn it.
         multiple: that the feed-forward width is one of.
         windows: calibration windows drawn from the text.
         length: tokens in a window.
@@ -245,6 +246,12 @@ def _learner(
 ) -> GateLearner:
     config, heads = request.config, request.key_value_heads
     if isinstance(config, MaskPruneConfig):
+        if not config.learn_heads:
+            heads = shape.full.key_value_heads if heads is None else heads
+        elif heads is not None:
+            raise ValueError(
+                f"{heads} heads are asked for, and learn_heads is on: give one of them"
+            )
         gated = GatedModel(model, groups, config.rank, config.seed)
         return MaskPrune(
             gated, groups, scores, shape, request.ratio, heads, request.multiple, config, batches

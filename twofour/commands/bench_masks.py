@@ -148,6 +148,9 @@ def structure(
     ratio: Annotated[
         list[float] | None, _Option(help="Share of weights left (repeat). [0.8, 0.65, 0.5]")
     ] = None,
+    heads: Annotated[
+        list[int] | None, _Option(help="Key-value heads that stay (repeat). [all]")
+    ] = None,
     only: Annotated[list[str] | None, _Option(help="Only this method (repeat).")] = None,
     settings: Annotated[
         list[str] | None,
@@ -175,7 +178,7 @@ def structure(
     texts = read_general_texts(learn, wikitext2, c4)
     table = open_table(TableSpec("structure", KEY, structures_page), bench, texts.digests(), redo)
     chosen = method_settings(settings or [])
-    run_structures(bench, texts, table, ratio or RATIOS, set(only or METHODS), chosen)
+    run_structures(bench, texts, table, ratio or RATIOS, heads or (), set(only or METHODS), chosen)
     finish_table(table, console, json_)
 
 

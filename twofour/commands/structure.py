@@ -41,7 +41,7 @@ def learn(
         int | None,
         _Option(
             help="Key-value heads that every layer keeps, with the query heads that read them"
-            " [default: all; maskprune learns it]."
+            " [default: all]."
         ),
     ] = None,
     multiple: Annotated[int, _Option(help="The new intermediate size is one of it.", min=1)] = 64,

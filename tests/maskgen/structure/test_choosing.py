@@ -126,7 +126,9 @@ def test_what_is_learned_beats_where_it_starts(trained: Path, tmp_path: Path, me
 
 
 def test_maskprune_meets_its_budget_and_lets_gates_vanish(llama: Path, tmp_path: Path) -> None:
-    result = choose(llama, tmp_path / "run", "maskprune", 0.6, None, calibration=0.2, steps=80)
+    result = choose(
+        llama, tmp_path / "run", "maskprune", 0.6, None, calibration=0.2, steps=80, learn_heads=True
+    )
     assert result.share <= 0.6
     rows = log(tmp_path / "run")
     deciding = [row for row in rows if "gap" in row]
