@@ -17,6 +17,7 @@ from loadtests.bootstrap import (
     median_ttft,
     requests_of,
     speed,
+    with_tpot,
 )
 from loadtests.samples import RequestSample
 from loadtests.summary import PERCENTILES, Percentiles, Summary
@@ -149,8 +150,13 @@ def _row(
     speeds = [summary.tokens_per_s for summary in summaries]
     ratio = paired_ratio([block.summary.tokens_per_s for block in reference], speeds)
     drawn = {
-        name: bootstrap_ratio(raw_reference, raw, statistic)
-        for name, statistic in (("speed", speed), ("ttft", median_ttft), ("tpot", median_tpot))
+        "speed": bootstrap_ratio(raw_reference, raw, speed),
+        "ttft": bootstrap_ratio(raw_reference, raw, median_ttft),
+        "tpot": bootstrap_ratio(
+            [with_tpot(block) for block in raw_reference],
+            [with_tpot(block) for block in raw],
+            median_tpot,
+        ),
     }
     if own:
         ratio = Ratio(1.0, 1.0, 1.0)
