@@ -56,8 +56,7 @@ def with_tpot(requests: Requests) -> Requests:
 
 def speed(requests: Requests) -> NDArray[np.float64]:
     """Tokens per second of one stream; with n always running, throughput is n times as much."""
-    total: NDArray[np.float64] = requests[..., 0].sum(axis=-1)
-    return total / requests[..., 1].sum(axis=-1)
+    return np.asarray(requests[..., 0].sum(axis=-1) / requests[..., 1].sum(axis=-1))
 
 
 def median_ttft(requests: Requests) -> NDArray[np.float64]:

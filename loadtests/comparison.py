@@ -107,7 +107,10 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def rows(
-    blocks: Sequence[Block], reference: str, samples: Mapping[str, Sequence[RequestSample]]
+    blocks: Sequence[Block],
+    reference: str,
+    samples: Mapping[str, Sequence[RequestSample]],
+    repeats: int,
 ) -> list[ComparisonRow]:
     """A row per arm and load, the reference's first, of the loads that every arm has in full.
 
@@ -117,9 +120,9 @@ def rows(
         blocks: what was measured.
         reference: the arm that ratios are taken against.
         samples: `samples_file` of every block -> its samples.
+        repeats: how many blocks make an arm at a load complete.
     """
     arms = sorted({block.arm for block in blocks}, key=lambda arm: (arm != reference, arm))
-    repeats = 1 + max((block.repeat for block in blocks), default=-1)
     found = []
     for point in dict.fromkeys(block.point for block in blocks):
         chosen = {arm: _select(blocks, arm, point) for arm in arms}

@@ -69,7 +69,7 @@ def make_folder(
                     writer.write(sample)
                 writer.close()
     comparison = ServeComparison(
-        rows=rows(blocks, arms[0], samples),
+        rows=rows(blocks, arms[0], samples, repeats),
         reference=arms[0],
         servers={},
         others={},
