@@ -33,7 +33,10 @@ class Ratio:
 Requests = NDArray[np.float64]
 """A row per successful request: tokens, E2E, TTFT, TPOT (seconds)."""
 
-Statistic = Callable[[Requests], float]
+Statistic = Callable[[Requests], NDArray[np.float64]]
+"""Reduces [..., requests, 4] to [...]."""
+
+_CHUNK = 1_000_000
 
 
 def requests_of(samples: Sequence[RequestSample]) -> Requests:
@@ -46,20 +49,24 @@ def requests_of(samples: Sequence[RequestSample]) -> Requests:
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
-def speed(requests: Requests) -> float:
+def with_tpot(requests: Requests) -> Requests:
+    """Those requests that have a TPOT."""
+    return requests[np.isfinite(requests[:, 3])]
+
+
+def speed(requests: Requests) -> NDArray[np.float64]:
     """Tokens per second of one stream; with n always running, throughput is n times as much."""
-    return float(requests[:, 0].sum() / requests[:, 1].sum())
+    return np.asarray(requests[..., 0].sum(axis=-1) / requests[..., 1].sum(axis=-1))
 
 
-def median_ttft(requests: Requests) -> float:
+def median_ttft(requests: Requests) -> NDArray[np.float64]:
     """Median time to first token, seconds."""
-    return float(np.median(requests[:, 2]))
+    return np.asarray(np.median(requests[..., 2], axis=-1))
 
 
-def median_tpot(requests: Requests) -> float:
+def median_tpot(requests: Requests) -> NDArray[np.float64]:
     """Median time per output token after the first, seconds."""
-    known = requests[np.isfinite(requests[:, 3]), 3]
-    return float(np.median(known)) if len(known) else math.nan
+    return np.asarray(np.median(requests[..., 3], axis=-1))
 
 
 def bootstrap_ratio(
@@ -68,42 +75,43 @@ def bootstrap_ratio(
     """Geometric mean over repeats of statistic(other) / statistic(baseline), and its interval.
 
     Percentiles of `DRAWS` draws, the same ones for the same seed. Without a second repeat there is
-    no interval, since nothing says how repeats differ; without the statistic the value is NaN.
+    no interval, since nothing says how repeats differ; with an empty block the value is NaN.
 
     Raises:
         ValueError: unlike or no repeats.
     """
     if len(baseline) != len(other) or not baseline:
         raise ValueError(f"cannot pair {len(baseline)} with {len(other)} repeats")
-    none = Ratio(math.nan, None, None)
     if not all(map(len, [*baseline, *other])):
-        return none
-    first, second = ([statistic(block) for block in arm] for arm in (baseline, other))
-    if not all(value > 0 for value in (*first, *second)):  # NaN is not
-        return none
+        return Ratio(math.nan, None, None)
+    first, second = ([float(statistic(block)) for block in arm] for arm in (baseline, other))
+    if not all(value > 0 for value in (*first, *second)):
+        return Ratio(math.nan, None, None)
     value = float(np.exp(np.mean(np.log(second) - np.log(first))))
     if len(baseline) < 2:
         return Ratio(value, None, None)
     rng = np.random.default_rng(seed)
-    means = [_draw(baseline, other, statistic, rng) for _ in range(DRAWS)]
+    drawn_first, drawn_second = (
+        np.stack([_resampled(block, statistic, rng) for block in arm]) for arm in (baseline, other)
+    )
+    logs = np.log(drawn_second) - np.log(drawn_first)
+    repeats = rng.integers(len(logs), size=(len(logs), DRAWS))
+    # A repeat that is drawn twice has its requests drawn twice, too.
+    draws = rng.integers(DRAWS, size=repeats.shape)
+    means = logs[repeats, draws].mean(axis=0)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.exp(np.nanquantile(means, [tail, 1 - tail]))
+    low, high = np.exp(np.quantile(means, [tail, 1 - tail]))
     return Ratio(value, float(low), float(high))
 
 
-def _draw(
-    baseline: Sequence[Requests],
-    other: Sequence[Requests],
-    statistic: Statistic,
-    rng: np.random.Generator,
-) -> float:
-    repeats = rng.integers(len(baseline), size=len(baseline))
-    logs = [
-        np.log(statistic(_resample(other[r], rng)) / statistic(_resample(baseline[r], rng)))
-        for r in repeats
+def _resampled(
+    requests: Requests, statistic: Statistic, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """The statistic of `DRAWS` samples of the requests, with replacement: [DRAWS]."""
+    size = len(requests)
+    rows = max(1, _CHUNK // size)
+    parts = [
+        statistic(requests[rng.integers(size, size=(min(rows, DRAWS - start), size))])
+        for start in range(0, DRAWS, rows)
     ]
-    return float(np.mean(logs))
-
-
-def _resample(requests: Requests, rng: np.random.Generator) -> Requests:
-    return requests[rng.integers(len(requests), size=len(requests))]
+    return np.concatenate(parts)

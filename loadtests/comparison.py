@@ -17,6 +17,7 @@ from loadtests.bootstrap import (
     median_ttft,
     requests_of,
     speed,
+    with_tpot,
 )
 from loadtests.samples import RequestSample
 from loadtests.summary import PERCENTILES, Percentiles, Summary
@@ -106,7 +107,10 @@ def paired_ratio(baseline: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def rows(
-    blocks: Sequence[Block], reference: str, samples: Mapping[str, Sequence[RequestSample]]
+    blocks: Sequence[Block],
+    reference: str,
+    samples: Mapping[str, Sequence[RequestSample]],
+    repeats: int,
 ) -> list[ComparisonRow]:
     """A row per arm and load, the reference's first, of the loads that every arm has in full.
 
@@ -116,9 +120,9 @@ def rows(
         blocks: what was measured.
         reference: the arm that ratios are taken against.
         samples: `samples_file` of every block -> its samples.
+        repeats: how many blocks make an arm at a load complete.
     """
     arms = sorted({block.arm for block in blocks}, key=lambda arm: (arm != reference, arm))
-    repeats = 1 + max((block.repeat for block in blocks), default=-1)
     found = []
     for point in dict.fromkeys(block.point for block in blocks):
         chosen = {arm: _select(blocks, arm, point) for arm in arms}
@@ -149,8 +153,13 @@ def _row(
     speeds = [summary.tokens_per_s for summary in summaries]
     ratio = paired_ratio([block.summary.tokens_per_s for block in reference], speeds)
     drawn = {
-        name: bootstrap_ratio(raw_reference, raw, statistic)
-        for name, statistic in (("speed", speed), ("ttft", median_ttft), ("tpot", median_tpot))
+        "speed": bootstrap_ratio(raw_reference, raw, speed),
+        "ttft": bootstrap_ratio(raw_reference, raw, median_ttft),
+        "tpot": bootstrap_ratio(
+            [with_tpot(block) for block in raw_reference],
+            [with_tpot(block) for block in raw],
+            median_tpot,
+        ),
     }
     if own:
         ratio = Ratio(1.0, 1.0, 1.0)

@@ -18,7 +18,7 @@ from benchmarks.serve.running_server import RunningServer, RunningServerReport
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import Block, LoadPoint, doubts, problems, turns
 from loadtests.calibration import Bias, CalibrationError, calibrate
-from loadtests.client import run_load
+from loadtests.client import LoadError, run_load
 from loadtests.comparison import ComparisonRow, rows
 from loadtests.samples import read_samples
 
@@ -74,9 +74,9 @@ def compare_arms(
 ) -> ServeComparison:
     """Serve engine directories at once and measure all arms in turns (a b c, c b a, a b c, ...).
 
-    Arms that are not measured are idle. Arms of one directory share its server. Blocks that other
-    processes disturbed are measured again. The first failed request, stall or dead server ends the
-    measuring, and is in the outcome's `problems`.
+    Arms that are not measured are idle. Arms of one directory share its server. Disturbed blocks
+    are measured again. The first failed request, stall, dead server or block that stays disturbed
+    ends the measuring, and is in the outcome's `problems`.
 
     Args:
         arms: what to measure, in order.
@@ -88,7 +88,7 @@ def compare_arms(
     Raises:
         ValueError: the arms, the plan or the folder are unusable.
         ArmError: a server did not start.
-        CalibrationError, LoadError: the load generator distorts or does not run.
+        CalibrationError, LoadError: the load generator distorts, or does not run at all.
         BusyMachineError, ComparisonError: no layer is sparse, or the machine is busy.
     """
     plan.check()
@@ -108,7 +108,7 @@ def compare_arms(
     found = run.blocks
     samples = {block.samples_file: read_samples(folder / block.samples_file) for block in found}
     return ServeComparison(
-        rows=rows(found, reference, samples),
+        rows=rows(found, reference, samples, plan.repeats),
         reference=reference,
         servers=reports,
         others=run.others,
@@ -145,15 +145,24 @@ class _Run:
         self._masked = {name for name, report in reports.items() if report.sparse_layers}
 
     def measure_all(self) -> None:
-        """Every block, until one is void."""
+        """Every block, until one is void or cannot be had."""
         for point in self._plan.points():
             for repeat, arm in turns(list(self._arms), self._plan.repeats):
-                block = self._measure(arm, point, repeat)
+                try:
+                    block, disturbed = self._measure(arm, point, repeat)
+                except LoadError as error:  # the server is gone, say, or a worker was lost
+                    self.problems.append(f"{arm}, {point}, repeat {repeat + 1}: {error}")
+                    return
                 self.blocks.append(block)
-                self.problems = problems([block])
+                self.problems += problems([block])
+                if disturbed and not self._plan.force:
+                    self.problems.append(
+                        f"{_ATTEMPTS} times in a row: {disturbed[0]}: end what disturbs, or "
+                        "measure anyway with --force"
+                    )
                 if self.problems:
                     return
-                self.doubts += self._doubts(block)
+                self.doubts += disturbed
 
     def reports(self) -> dict[str, ServerReport]:
         """What each server started here says; one that is gone or counts otherwise is a problem."""
@@ -177,19 +186,17 @@ class _Run:
             self.problems += count_problems(report, told)
         return found
 
-    def _measure(self, name: str, point: LoadPoint, repeat: int) -> Block:
-        """One block; again, up to three times in all, while something disturbs it."""
+    def _measure(self, name: str, point: LoadPoint, repeat: int) -> tuple[Block, list[str]]:
+        """One block, and what disturbed it; again, up to three times, unless that is forced."""
         for attempt in range(_ATTEMPTS):
             self._say(f"{name}, {point}, repeat {repeat + 1} of {self._plan.repeats}")
             file = f"{name}-{_slug(point)}-r{repeat}" + (f"-again{attempt}" if attempt else "")
             block = self._measure_once(name, point, repeat, file)
-            if self._plan.force or problems([block]) or not (found := self._doubts(block)):
-                return block
-            self._say(f"{found[0]}: measuring this block again")
-        raise ComparisonError(
-            f"{_ATTEMPTS} times in a row: {found[0]}: end what disturbs, or measure anyway with "
-            "--force"
-        )
+            disturbed = self._doubts(block)
+            if self._plan.force or problems([block]) or not disturbed:
+                break
+            self._say(f"{disturbed[0]}: measuring this block again")
+        return block, disturbed
 
     def _measure_once(self, name: str, point: LoadPoint, repeat: int, file: str) -> Block:
         arm, server = self._arms[name], self._servers[name]

@@ -52,12 +52,12 @@ class ServeFolder:
 
 
 def write_folder(comparison: ServeComparison, arms: Sequence[Arm], plan: LoadPlan) -> Path:
-    """Write `serve.json`, its page and the report into the comparison's folder.
+    """Write `serve.json` and its page into the comparison's folder; `write_report` draws the rest.
 
     Returns:
         The path of `serve.json`.
     """
-    path = write_result(
+    return write_result(
         RESULT,
         serve_page,
         [dataclasses.asdict(row) for row in comparison.rows],
@@ -65,8 +65,6 @@ def write_folder(comparison: ServeComparison, arms: Sequence[Arm], plan: LoadPla
         folder=comparison.folder,
         **_fields(comparison, arms, plan),
     )
-    write_report(comparison.folder)
-    return path
 
 
 def publish(path: Path, name: str) -> Path:

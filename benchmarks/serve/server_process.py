@@ -156,8 +156,10 @@ class Server:
         """What it is and what it did so far.
 
         Raises:
-            ArmError: `/version` and `/metrics` disagree about the kernels.
+            ArmError: the process has ended, or `/version` and `/metrics` disagree about the
+                kernels.
         """
+        self._process.alive()
         engine = self.engine()
         for name in ("sparse_layers", "eligible_layers"):
             if self.metric(f"twofour:{name}") != engine[name]:

@@ -10,11 +10,13 @@ import pytest
 
 from loadtests.bootstrap import (
     Requests,
+    Statistic,
     bootstrap_ratio,
     median_tpot,
     median_ttft,
     requests_of,
     speed,
+    with_tpot,
 )
 from loadtests.samples import RequestSample
 
@@ -38,7 +40,7 @@ def test_requests_are_the_successful_measured_ones(make_sample: Make) -> None:
 
 @pytest.mark.parametrize("statistic", [speed, median_ttft, median_tpot])
 def test_blocks_that_do_not_differ_have_an_exact_ratio(
-    statistic: Callable[[Requests], float],
+    statistic: Statistic,
 ) -> None:
     slow = np.tile([10.0, 2.0, 0.4, 0.2], (5, 1))
     fast = slow * [1, 0.5, 0.5, 0.5]
@@ -76,7 +78,8 @@ def test_what_cannot_be_known_is_not_made_up() -> None:
     assert (alone.value, alone.low, alone.high) == (pytest.approx(1.0), None, None)
     single_tokens = block.copy()
     single_tokens[:, 3] = math.nan
-    assert math.isnan(bootstrap_ratio([block], [single_tokens], median_tpot).value)
+    assert len(with_tpot(block)) == 12
+    assert math.isnan(bootstrap_ratio([block], [with_tpot(single_tokens)], median_tpot).value)
     assert math.isnan(bootstrap_ratio([block], [block[:0]], speed).value)
     with pytest.raises(ValueError, match="cannot pair 1 with 2"):
         bootstrap_ratio([block], [block, block], speed)

@@ -77,7 +77,7 @@ def _measured(
 def test_rows_take_medians_and_pair_by_repeat(make_sample: Make) -> None:
     times = {("sparse", 0): 0.5, ("dense", 0): 1.0, ("dense", 1): 2.0, ("sparse", 1): 1.0}
     blocks, samples = _measured(make_sample, times)
-    dense, sparse = rows(blocks, "dense", samples)
+    dense, sparse = rows(blocks, "dense", samples, 2)
     assert (dense.arm, dense.ratio, dense.ratio_low, dense.ratio_high) == ("dense", 1.0, 1.0, 1.0)
     assert dense.tokens_per_s == pytest.approx((5 / 1.0 + 5 / 2.0) / 2)
     assert sparse.ratio == sparse.ratio_low == sparse.ratio_high == pytest.approx(2.0)
@@ -93,11 +93,12 @@ def test_rows_take_medians_and_pair_by_repeat(make_sample: Make) -> None:
 def test_a_load_that_is_not_complete_has_no_row(make_sample: Make) -> None:
     times = {(arm, repeat): 1.0 for arm in ("dense", "sparse") for repeat in (0, 1)}
     blocks, samples = _measured(make_sample, times)
-    assert len(rows(blocks, "dense", samples)) == 2
-    assert rows(blocks[:-1], "dense", samples) == []
+    assert len(rows(blocks, "dense", samples, 2)) == 2
+    assert rows(blocks[:-1], "dense", samples, 2) == []
+    assert rows(blocks, "dense", samples, 3) == []
     failed = _block(_sample(make_sample, 1.0, "HTTP 429"), "sparse", 1)
-    assert rows([*blocks[:-1], failed], "dense", samples) == []
-    assert rows([], "dense", {}) == []
+    assert rows([*blocks[:-1], failed], "dense", samples, 2) == []
+    assert rows([], "dense", {}, 2) == []
 
 
 def test_failures_and_stalls_make_a_block_void(make_sample: Make) -> None:

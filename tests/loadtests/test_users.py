@@ -19,6 +19,7 @@ from loadtests.calibration import free_port
 from loadtests.client import Load, LoadError, run_load
 from loadtests.samples import read_samples
 from loadtests.summary import Summary
+from loadtests.verdict import client_limits
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,3 +209,32 @@ def test_shapes_change_the_number_of_users(server: str, tmp_path: Path) -> None:
     spans = [(s.started_at, s.started_at + (s.e2e_s or 0)) for s in samples if s.ok]
     together = max(sum(a <= start < b for a, b in spans) for start, _ in spans)
     assert together == 4
+
+
+BURNER = """
+import time
+import gevent
+from locust import events
+
+@events.test_start.add_listener
+def burn(**_):
+    def spin():
+        while True:
+            end = time.perf_counter() + 0.03
+            while time.perf_counter() < end:
+                pass
+            gevent.sleep(0.001)
+    gevent.spawn(spin)
+"""
+
+
+def test_a_client_out_of_cpu_is_seen(server: str, tmp_path: Path) -> None:
+    (tmp_path / "burner.py").write_text(BURNER)
+    both = f"{ROOT / 'loadtests/locustfile.py'},{tmp_path / 'burner.py'}"
+    arguments = ["-f", both, "CompletionUser", "-H", server, "--rate", "20", "--requests", "20"]
+    done = _locust(tmp_path, *arguments, "--max-tokens", "20", "--summary", "s.json")
+    assert done.returncode == 0, done.stderr
+    summary = Summary.read(tmp_path / "s.json")
+    assert summary.failed == 0
+    assert any("ran" in line and "late" in line for line in client_limits(summary, open_loop=True))
+    assert summary.client_lag_ms["p50"] > 5

@@ -185,7 +185,7 @@ def _compare(
     from benchmarks.common.result_file import read_result
     from benchmarks.serve.arms import ComparisonError
     from benchmarks.serve.compare import compare_arms
-    from benchmarks.serve.folder import REPORT, publish, write_folder
+    from benchmarks.serve.folder import publish, write_folder, write_report
     from benchmarks.serve.report import notes, paper_lines, table
     from loadtests.calibration import CalibrationError
     from loadtests.client import LoadError
@@ -197,12 +197,13 @@ def _compare(
         typer.secho(f"error: {error}\nlogs and samples so far: {folder}", fg="red", err=True)
         raise typer.Exit(1) from error
     path = write_folder(comparison, arms, plan)
+    drawn = write_report(folder)
     console.print(table(comparison))
     if paper := paper_lines(read_result(path)):
         console.print(paper)
     for line in notes(comparison):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / REPORT}", highlight=False, soft_wrap=True)
+    console.print(f"report: {drawn}", highlight=False, soft_wrap=True)
     if comparison.problems:
         typer.secho(f"error: {'; '.join(comparison.problems)}", fg="red", err=True)
         raise typer.Exit(1)

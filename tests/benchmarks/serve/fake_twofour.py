@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ class FakeTwofour(FakeServer):
         self.answers = json.loads((directory / "fake.json").read_text())
         super().__init__(self.answers["gap_s"])
         self.generated = 0
+        self.requests = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/health":
@@ -33,12 +36,15 @@ class FakeTwofour(FakeServer):
             await send({"type": "http.response.body", "body": text})
         else:
             await super().__call__(scope, receive, send)
+            if self.requests == self.answers.get("exit_after"):
+                os._exit(9)
 
     def _metrics(self) -> dict[str, int]:
         layers = {k: self.answers["engine"][k] for k in ("sparse_layers", "eligible_layers")}
         counted = {"generation_tokens_total": self.generated}
         return layers | counted | self.answers.get("metrics", {})
 
+    # fake.json may hold "fault": number of a request -> what happens after its first token.
     async def events(self, body: Any, times: list[float]) -> AsyncIterator[bytes]:
         if self.answers.get("short"):
             yield token_event(body, " a", "stop")
@@ -46,8 +52,15 @@ class FakeTwofour(FakeServer):
             yield b"data: [DONE]\n\n"
             return
         self.generated += body["max_tokens"]
+        self.requests += 1
+        fault = self.answers.get("fault", {}).get(str(self.requests))
         async for piece in super().events(body, times):
             yield piece
+            if fault == "exit":
+                os._exit(9)
+            if fault == "stall":
+                fault = None
+                time.sleep(1.6)
 
 
 if __name__ == "__main__":

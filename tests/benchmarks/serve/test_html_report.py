@@ -10,65 +10,30 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.serve.arms import Arm
-from benchmarks.serve.compare import ServeComparison
-from benchmarks.serve.folder import read_folder, write_folder, write_report
+from benchmarks.serve.folder import read_folder, write_report
 from benchmarks.serve.html_report import html_report
-from benchmarks.serve.plan import LoadPlan
-from loadtests.blocks import Block, LoadPoint, problems
-from loadtests.calibration import Bias
-from loadtests.comparison import rows
-from loadtests.samples import RequestSample, SampleWriter
-from loadtests.summary import summarise
+from tests.benchmarks.serve.results_folder import make_folder
 
 ARMS = ("dense", "sparse & more")
 
 
-def _samples(speed: float, users: int, error: str | None = None) -> list[RequestSample]:
-    times = [0.05 * users + i * 0.01 / speed for i in range(5)]
-    return [
-        RequestSample(
-            request_id=f"r-{i}", index=i, warmup=False, endpoint="/v1/completions", model="m",
-            mask=None, prompt_id="p", scheduled_at=i, started_at=i, started_unix=1.8e9,
-            ttft_s=times[0], e2e_s=times[-1], requested_tokens=5, token_times_s=times,
-            prompt_tokens=7, completion_tokens=5, cached_tokens=0, status=200,
-            finish_reason="length", error=error,
-        )
-        for i in range(3)
-    ]  # fmt: skip
-
-
 def _folder(folder: Path, *, error: str | None = None, doubts: tuple[str, ...] = ()) -> Path:
     """Of two arms, two loads and two repeats; `error` fails the last block."""
-    folder.mkdir()
-    samples, blocks = {}, []
-    for users in (1, 8):
-        for repeat in (0, 1):
-            for arm, speed in zip(ARMS, (1.0, 2.0), strict=True):
-                last = (users, repeat, arm) == (8, 1, ARMS[1])
-                name = f"{arm}-{users}-{repeat}.jsonl"
-                samples[name] = _samples(speed, users, error if last else None)
-                point = LoadPoint("7/5", concurrency=users)
-                blocks.append(Block(arm, point, repeat, summarise(samples[name]), name, 0.0, 0.0))
-                writer = SampleWriter(folder / name)
-                for sample in samples[name]:
-                    writer.write(sample)
-                writer.close()
-    comparison = ServeComparison(
-        rows=rows(blocks, ARMS[0], samples),
-        reference=ARMS[0],
-        servers={},
-        others={},
-        calibration=Bias(1.0, 0.5, 0.5),
-        blocks=blocks,
-        folder=folder,
-        other_cpu_share=0.0,
-        problems=problems(blocks),
-        doubts=list(doubts),
+    made = make_folder(
+        folder,
+        ARMS,
+        lambda arm, users, repeat: 1.0 + (arm == ARMS[1]),
+        errors={(ARMS[1], 8, 1): error} if error else None,
+        doubts=doubts,
     )
-    arms = [Arm(name, url=f"http://host/{i}") for i, name in enumerate(ARMS)]
-    write_folder(comparison, arms, LoadPlan(concurrencies=(1, 8), prompts=Path("p.txt")))
-    return folder
+    write_report(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nothing is wrong with."""
+    return _folder(tmp_path_factory.mktemp("sound") / "run")
 
 
 class _Page(HTMLParser):
@@ -87,8 +52,8 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_the_report_is_whole_in_one_file(tmp_path: Path) -> None:
-    text = (_folder(tmp_path / "run") / "report.html").read_text()
+def test_the_report_is_whole_in_one_file(sound: Path) -> None:
+    text = (sound / "report.html").read_text()
     page = _Page(text)
     names = [tag for tag, _ in page.tags]
     assert not {"script", "link", "img", "iframe"} & set(names)
@@ -106,10 +71,9 @@ def test_the_report_is_whole_in_one_file(tmp_path: Path) -> None:
     assert len(set.union(*ids)) == sum(map(len, ids)), "drawings of one page share ids"
 
 
-def test_the_report_has_the_numbers_and_what_they_rest_on(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "run")
-    page = _Page((folder / "report.html").read_text())
-    found = read_folder(folder)
+def test_the_report_has_the_numbers_and_what_they_rest_on(sound: Path) -> None:
+    page = _Page((sound / "report.html").read_text())
+    found = read_folder(sound)
     assert "No request failed" in page.text
     assert "sparse & more" in page.text
     for row in found.result["rows"]:
@@ -142,11 +106,10 @@ def test_a_forced_report_is_not_to_be_quoted(tmp_path: Path) -> None:
     assert "and 4 more" in page.text
 
 
-def test_a_report_can_be_drawn_again(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "run")
-    first = (folder / "report.html").read_text()
-    (folder / "report.html").unlink()
-    assert write_report(folder).read_text() == first
+def test_a_report_can_be_drawn_again(sound: Path) -> None:
+    first = (sound / "report.html").read_text()
+    (sound / "report.html").unlink()
+    assert write_report(sound).read_text() == first
 
 
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
@@ -157,9 +120,8 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_one_arm_alone_has_no_ratio(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "run")
-    found = read_folder(folder)
+def test_one_arm_alone_has_no_ratio(sound: Path) -> None:
+    found = read_folder(sound)
     result = found.result | {
         "arms": {"dense": found.result["arms"]["dense"]},
         "rows": [row for row in found.result["rows"] if row["arm"] == "dense"],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.common import machine
 from benchmarks.common.arm_process import ArmError
 from benchmarks.common.machine import BusyMachineError
-from benchmarks.serve import compare, server_process
+from benchmarks.serve import compare
 from benchmarks.serve.arms import Arm, ComparisonError, check_reports
 from benchmarks.serve.compare import ServeComparison, compare_arms, count_problems
 from benchmarks.serve.plan import LoadPlan
@@ -24,42 +22,13 @@ from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import LoadPoint
 from loadtests.calibration import Bias, CalibrationError, free_port
 from loadtests.samples import read_samples
+from tests.benchmarks.serve.conftest import DENSE, SPARSE, MakeDirectory
 from twofour.cli import app
 
-FAKE = Path(__file__).with_name("fake_twofour.py")
-SPARSE = {"sparse_layers": 14, "eligible_layers": 14, "layout": "rows16-v1", "weight_bytes": 60}
-DENSE = {"sparse_layers": 0, "eligible_layers": 0, "layout": None, "weight_bytes": 100}
 # Others use this machine too: measure anyway, and ask nothing about absolute times.
 QUICK = LoadPlan(
     concurrencies=(2,), requests=2, repeats=2, max_tokens=10, prompt_words=5, force=True
 )
-
-MakeDirectory = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        server_process,
-        "serve_command",
-        lambda directory, port: [sys.executable, str(FAKE), str(directory), port],
-    )
-    monkeypatch.setattr(compare, "calibrate", lambda folder, concurrency: Bias(1.0, 0.5, 0.5))
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> MakeDirectory:
-    """Makes a directory for the stand-in server."""
-
-    def make(name: str, gap_s: float, engine: dict[str, Any], **answers: Any) -> Path:
-        common = {"isa": "avx2", "base_digest": "d" * 64, "kernels": {"64x64": "k"}}
-        made = tmp_path / name
-        made.mkdir()
-        content = {"gap_s": gap_s, "engine": common | engine} | answers
-        (made / "fake.json").write_text(json.dumps(content))
-        return made
-
-    return make
 
 
 def test_a_faster_server_wins_by_its_measure(directory: MakeDirectory, tmp_path: Path) -> None:
