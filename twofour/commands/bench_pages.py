@@ -26,6 +26,14 @@ def pages() -> None:
         typer.echo(path)
 
 
+def models() -> None:
+    """Write docs/results/models.json: families of models and what runs them."""
+    from benchmarks.common.result_file import this_command, write_result
+    from benchmarks.families import family_rows, models_page
+
+    typer.echo(write_result("models", models_page, family_rows(), command=this_command()))
+
+
 def picture(
     cell: Annotated[str, typer.Option(help="PROMPT/OUTPUT tokens of the speeds.")] = "128/128",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 1,
