@@ -22,19 +22,16 @@ from pydantic.fields import FieldInfo
 from benchmarks.common.page import markdown_table
 from benchmarks.common.result_file import RESULTS, ResultData, read_result
 from benchmarks.engine.pages import quality_table, speed_table
+from benchmarks.families import families_table, family_rows
 from benchmarks.kernels.page import speedup_table
 from benchmarks.masks.pages import cost_table, domains_table, league_table
 from benchmarks.masks.permutation_page import permutation_table
 from benchmarks.masks.products_page import products_table
 from benchmarks.serve.page import serve_table
 from benchmarks.vllm.pages import summary_table
-from engines.directory.families import FAMILIES
 from engines.option_flags import default_text
 from engines.registry import TARGETS
-from engines.tensorrt_llm.config import ARCHITECTURES as TENSORRT_LLM
-from engines.vllm_plugin.build import TESTED_MODEL_TYPES
 from maskgen.format.atomic_file import write_text
-from maskgen.transform.architectures import ARCHITECTURES as TRANSFORMED
 
 _LARGE_WEIGHTS = 8_000_000
 _MARKED = re.compile(
@@ -103,23 +100,6 @@ def options_table(name: str) -> str:
     return markdown_table(["option", "default", "meaning"], rows, text=3)
 
 
-def families_table() -> str:
-    """Model families, and what each engine and `twofour transform` make of them."""
-    rows = [
-        [
-            family.models,
-            f"`{kind}`",
-            "tested",
-            "tested" if kind in TESTED_MODEL_TYPES else "not tested",
-            "tested" if kind in TENSORRT_LLM else "refused",
-            "yes" if kind in TRANSFORMED else "no",
-        ]
-        for kind, family in FAMILIES.items()
-    ]
-    head = ["models", "`model_type`", "cpu", "vllm", "tensorrt-llm", "transforms"]
-    return markdown_table(head, rows, text=len(head))
-
-
 def fill(text: str, results: Path = RESULTS) -> str:
     """A guide with its tables as the result files have them.
 
@@ -130,7 +110,7 @@ def fill(text: str, results: Path = RESULTS) -> str:
     def table(marked: re.Match[str]) -> str:
         folder, _, file = marked[2].partition("/")
         if folder == "families":
-            return f"{marked[1]}\n{families_table()}\n{marked[3]}"
+            return f"{marked[1]}\n{families_table(family_rows())}\n{marked[3]}"
         if folder == "options":
             return f"{marked[1]}\n{options_table(file)}\n{marked[3]}"
         name = file.removesuffix(".json")

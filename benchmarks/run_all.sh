@@ -112,4 +112,5 @@ twofour bench masks domains --general $general "${domains[@]}" --windows 8 --wor
     --general-prior masks/smollm2-135m/general-prior.safetensors --calibration-windows 32 \
     --set maskllm.steps=50 --set maskllm.batch_size=2 --redo
 twofour bench masks cost
+twofour bench models
 twofour bench pages

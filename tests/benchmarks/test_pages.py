@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families import family_rows
 from benchmarks.guides import fill
 from benchmarks.pages import page_of, write_pages
 from tests.test_docs import check_command
@@ -58,6 +59,11 @@ def test_recipes_use_options_that_exist_and_check_their_texts(recipe: Path) -> N
     )
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: nowhere/general/")
+
+
+def test_the_families_are_those_that_are_declared() -> None:
+    result = json.loads((RESULTS / "models.json").read_text())
+    assert result["rows"] == family_rows(), "run twofour bench models"
 
 
 def test_a_result_that_nothing_renders_is_refused() -> None:

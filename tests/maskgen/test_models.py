@@ -3,13 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from maskgen import models
 from maskgen.format.digests import base_digest
 from maskgen.gguf_model.header import GgufError
-from maskgen.models import ModelNotFoundError, model_name, resolve_model
+from maskgen.models import ModelNotFoundError, TermsError, model_name, resolve_model
 from maskgen.torch_model import resolve_dtype
 from tests.maskgen.gguf_model.tiny_gguf import make_tiny, write_tiny_gguf
+from twofour.cli import app
 
 
 def test_a_local_directory_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -61,6 +63,25 @@ def test_killed_dequantisation_leaves_no_model(
     directory = resolve_model("smollm2-135m")
     assert (directory / "config.json").is_file()
     assert resolve_model("smollm2-135m") == directory
+
+
+def test_an_alias_with_terms_is_fetched_with_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWOFOUR_CACHE", str(tmp_path / "cache"))
+    file = write_tiny_gguf(make_tiny("gemma3_text", tmp_path / "model"), tmp_path / "gemma.gguf")
+    monkeypatch.setattr(models, "fetch_pieces", lambda _: file)
+    with pytest.raises(TermsError, match=r"gemma/terms.*data fetch --alias gemma3-270m"):
+        resolve_model("gemma3-270m")
+    command = ["data", "fetch", "--alias", "gemma3-270m"]
+    refused = CliRunner().invoke(app, command, input="n\n")
+    assert refused.exit_code == 1
+    assert not (tmp_path / "cache").exists()
+    accepted = CliRunner().invoke(app, command, input="y\n")
+    assert accepted.exit_code == 0, accepted.output
+    assert resolve_model("gemma3-270m") == models.cached_directory("gemma3-270m")
+    unknown = CliRunner().invoke(app, ["data", "fetch", "--alias", "x"])
+    assert "none of smollm2-135m, gemma3-270m" in str(unknown.exception)
 
 
 def test_a_gguf_file_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,14 @@ def pages() -> None:
         typer.echo(path)
 
 
+def models() -> None:
+    """Write docs/results/models.json: families of models and what runs them."""
+    from benchmarks.common.result_file import this_command, write_result
+    from benchmarks.families import family_rows, models_page
+
+    typer.echo(write_result("models", models_page, family_rows(), command=this_command()))
+
+
 def picture() -> None:
     """Draw quality against speed and bytes, from lowbit-quality.json."""
     from benchmarks.values.picture import draw_results

@@ -1,4 +1,4 @@
-"""`twofour info`: what this machine runs, and what an engine directory holds."""
+"""`twofour info`: what this machine runs, what an engine directory holds, what runs a model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ _PACKAGES = ("twofour", "numpy", "tokenizers", "llguidance", "torch", "transform
 
 
 def info(
-    directory: Annotated[Path | None, typer.Argument(help="An engine directory.")] = None,
+    subject: Annotated[
+        str | None,
+        typer.Argument(help="An engine directory, or a model: alias, directory, GGUF file."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON as the last line.")] = False,
 ) -> None:
-    """Instruction sets, patterns, versions, twofour's own masks, and an engine directory."""
+    """Instruction sets, patterns, versions, twofour's own masks, and an engine or a model.
+
+    Of a model it says which target runs it, or why not, before anything is built.
+    """
     import json
 
     from engines.mask_rules import RUN_PATTERNS, describe_patterns
@@ -31,8 +37,8 @@ def info(
         "versions": _versions(),
         "masks": _masks("smollm2-135m"),
     }
-    if directory is not None:
-        report["engine"] = _engine(directory)
+    if subject is not None:
+        report |= _about(subject)
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -40,6 +46,16 @@ def info(
         typer.secho(title, bold=True)
         for key, value in facts.items():
             typer.echo(f"  {key}: {value}")
+
+
+def _about(subject: str) -> dict[str, Any]:
+    from engines.directory.manifest import MANIFEST_FILE
+    from twofour.commands.info_model import describe_model
+
+    directory = Path(subject).expanduser()
+    if (directory / MANIFEST_FILE).is_file():
+        return {"engine": _engine(directory)}
+    return describe_model(subject)
 
 
 def _machine() -> dict[str, Any]:
