@@ -93,6 +93,7 @@ class MaskInfo:
         changed_share: share of groups that differ from the base mask, 0 to 1.
         resident_bytes: memory that this mask alone occupies.
         pinned: running sequences that use it.
+        resident: whether it is in memory; if not, the next request for it waits until it is.
         reason: why it is stored so, for people; empty where there is no choice.
         numerics: what in the way of storage changes last bits of its answers; empty for nothing.
     """
@@ -104,6 +105,7 @@ class MaskInfo:
     changed_share: float = 0.0
     resident_bytes: int = 0
     pinned: int = 0
+    resident: bool = True
     reason: str = ""
     numerics: str = ""
 
@@ -122,6 +124,7 @@ class EngineInfo:
         default_mask: what a request that names no mask gets; None is the dense model.
         isa: instruction set of the kernels (`avx512_bf16`, ...), or the device's name.
         layout: id and version of the sparse layout, None when no layer is sparse.
+        mask_budget: bytes that masks beside the base may take; None for no limit.
         dense_bytes: memory of the dense model beside the masks; None where there is none.
         values: type of the weights' values, and how they were made where that is a choice.
         sparse_layers: eligible linear layers that run a sparse kernel.
@@ -151,6 +154,7 @@ class EngineInfo:
     numerics: str
     values: str = "bf16"
     dense_bytes: int | None = None
+    mask_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,8 @@ class EngineStats:
     cached_tokens: int = 0
     preemptions: int = 0
     mask_switches: int = 0
+    mask_evictions: int = 0
+    mask_restores: int = 0
     running_masks: tuple[str, ...] = ()
     waiting_masks: tuple[str, ...] = ()
     seconds_since_step: float = 0.0

@@ -71,7 +71,7 @@ def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAP
         finally:
             await service.close()
 
-    counts = Metrics()
+    counts = Metrics(settings.max_mask_labels)
     admission = Admission(settings.max_waiting, settings.max_choices)
     app = FastAPI(
         title="twofour",

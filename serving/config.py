@@ -136,6 +136,12 @@ class ServerSettings(BaseSettings):
         " alternatives and one for the token itself; a stream's answer does not count.",
     )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
+    max_mask_labels: int = Field(
+        64,
+        ge=1,
+        description="Masks with time series of their own in `/metrics`; the others share the label"
+        " `_other`.",
+    )
     header_timeout: float = Field(
         20.0,
         gt=0,

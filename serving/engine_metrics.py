@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,13 +13,23 @@ from prometheus_client.registry import Collector
 from engines.base import Engine, EngineInfo, EngineStats
 from engines.errors import EngineError
 from serving.admission import Admission
+from serving.mask_labels import OTHER, MaskLabels
 from serving.names import ModelNames
+
+_MASK_SUMS = {
+    "mask_resident": "Masks under this label that are in memory.",
+    "mask_resident_bytes": "Memory of a mask alone.",
+    "mask_pinned": "Running sequences that use a mask.",
+}
 
 
 class EngineCollector(Collector):
     """Reads `Engine.stats()` and `Engine.describe()` at every scrape."""
 
-    def __init__(self, engine: Engine, names: ModelNames, admission: Admission) -> None:
+    def __init__(
+        self, engine: Engine, names: ModelNames, admission: Admission, labels: MaskLabels
+    ) -> None:
+        self._labels = labels
         self._engine = engine
         self._names = names
         self._admission = admission
@@ -73,6 +84,8 @@ class EngineCollector(Collector):
             ("num_preemptions", "Sequences put back to the queue.", stats.preemptions),
             ("engine_steps", "Steps of the engine.", stats.steps),
             ("mask_switches", "Changes of the mask in place.", stats.mask_switches),
+            ("mask_evictions", "Masks that left memory for others.", stats.mask_evictions),
+            ("mask_restores", "Masks that returned to memory.", stats.mask_restores),
         ):
             family = CounterMetricFamily(f"twofour:{name}", text, labels=["model_name"])
             family.add_metric([self._names.base], value)
@@ -102,26 +115,34 @@ class EngineCollector(Collector):
     def _masks(self, info: EngineInfo) -> Iterator[Metric]:
         about = GaugeMetricFamily(
             "twofour:mask_info",
-            "Loaded masks; the value is 1.",
+            "Loaded masks with labels of their own; the value is 1.",
             labels=["mask", "digest", "domain", "storage"],
-        )
-        resident = GaugeMetricFamily(
-            "twofour:mask_resident_bytes", "Memory of one mask alone.", labels=["mask"]
         )
         changed = GaugeMetricFamily(
             "twofour:mask_changed_share",
             "Share of groups that differ from the base mask, 0 to 1.",
             labels=["mask"],
         )
-        pinned = GaugeMetricFamily(
-            "twofour:mask_pinned", "Running sequences that use a mask.", labels=["mask"]
-        )
+        sums: dict[str, Counter[str]] = {name: Counter() for name in _MASK_SUMS}
         for mask in info.masks:
-            about.add_metric([mask.name, mask.digest, mask.domain, mask.storage], 1)
-            resident.add_metric([mask.name], mask.resident_bytes)
-            changed.add_metric([mask.name], mask.changed_share)
-            pinned.add_metric([mask.name], mask.pinned)
-        yield from (about, resident, changed, pinned)
+            label = self._labels.of(f"{self._names.base}:{mask.name}").rpartition(":")[2]
+            if label != OTHER:
+                about.add_metric([mask.name, mask.digest, mask.domain, mask.storage], 1)
+                changed.add_metric([mask.name], mask.changed_share)
+            sums["mask_resident"][label] += mask.resident
+            sums["mask_resident_bytes"][label] += mask.resident_bytes
+            sums["mask_pinned"][label] += mask.pinned
+        yield from (about, changed)
+        for name, text in _MASK_SUMS.items():
+            family = GaugeMetricFamily(f"twofour:{name}", text, labels=["mask"])
+            for label, value in sums[name].items():
+                family.add_metric([label], value)
+            yield family
+        yield self._gauge("masks_loaded", "Masks that requests may name.", len(info.masks))
+        if info.mask_budget is not None:
+            yield self._gauge(
+                "mask_budget_bytes", "Most memory of masks beside the base.", info.mask_budget
+            )
 
     def _kernels(self, info: EngineInfo) -> Iterator[Metric]:
         engine = GaugeMetricFamily(

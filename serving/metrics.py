@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from engines.base import GenerationChunk
+from serving.mask_labels import MaskLabels
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -20,10 +21,14 @@ class Metrics:
     """The metrics of one app, in a registry of its own.
 
     Times count from the arrival of the request, so the time to first token includes queueing.
+
+    Args:
+        max_mask_labels: masks with series of their own; the others share one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_mask_labels: int) -> None:
         self.registry = CollectorRegistry()
+        self.labels = MaskLabels(max_mask_labels, self._forget)
         ProcessCollector(registry=self.registry)
         model = ["model_name"]
         self.http_requests = Counter(
@@ -59,8 +64,7 @@ class Metrics:
             "request_generation_tokens", "Tokens generated for a choice.", _TOKENS
         )
 
-    def forget_model(self, model: str) -> None:
-        """Drop the series of a mask that was unloaded."""
+    def _forget(self, model: str) -> None:
         for histogram in (
             self.first_token,
             self.inter_token,
@@ -87,7 +91,7 @@ class RequestMeter:
 
     def __init__(self, metrics: Metrics, model: str, prompt_lengths: list[int]) -> None:
         self._metrics = metrics
-        self._model = model
+        self._model = model = metrics.labels.enter(model)
         self._arrived = time.monotonic()
         self._last: dict[tuple[int, int], float] = {}
         self._first: dict[tuple[int, int], float] = {}
@@ -128,3 +132,4 @@ class RequestMeter:
         """The request has ended; choices that did not finish count as aborted."""
         if unfinished:
             self._metrics.finished.labels(self._model, "abort").inc(unfinished)
+        self._metrics.labels.leave(self._model)

@@ -129,6 +129,7 @@ def mask_card(mask: MaskInfo) -> MaskCard:
         domain=mask.domain,
         storage=mask.storage,
         changed_share=mask.changed_share,
+        resident=mask.resident,
         resident_bytes=mask.resident_bytes,
     )
 

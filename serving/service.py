@@ -49,7 +49,7 @@ class Service:
         self.constraints = Constraints(engine.constraints)
         self.mask_lock = asyncio.Lock()
         self.engine_died = False
-        metrics.registry.register(EngineCollector(engine, self.names, admission))
+        metrics.registry.register(EngineCollector(engine, self.names, admission, metrics.labels))
 
     def generation(
         self,

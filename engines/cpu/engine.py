@@ -133,6 +133,7 @@ class CpuEngine(Engine):
             version=own_version(),
             numerics=f"{own_version()}, layout version {VERSION}, {self._model.isa}{made}",
             dense_bytes=self._masks.dense_bytes,
+            mask_budget=self._masks.residency.budget,
             values="bf16" if quantisation is None else quantisation.summary,
         )
 
@@ -152,6 +153,8 @@ class CpuEngine(Engine):
         sequences: list[Sequence] = []
         unfinished = choices
         try:
+            if isinstance(variant, LoadedMask):
+                await self._masks.residency.ensure(variant, self._loop.call)
             sequences = await self._sequences(request, variant, chunks.put_nowait)
             self._check_alive()
             self._live.update(dict.fromkeys(sequences))
@@ -211,6 +214,8 @@ class CpuEngine(Engine):
             cached_tokens=self._scheduler.cached_tokens,
             preemptions=self._scheduler.preemptions,
             mask_switches=counters.mask_switches,
+            mask_evictions=self._masks.residency.evictions,
+            mask_restores=self._masks.residency.restores,
             running_masks=self._names(list(running)),
             waiting_masks=self._names(list(waiting)),
             seconds_since_step=self._loop.seconds_since_turn(),
@@ -220,6 +225,7 @@ class CpuEngine(Engine):
         if self._closed:
             return
         self._closed = True
+        self._masks.residency.close()
         await asyncio.to_thread(self._loop.close)
 
     async def _sequences(
@@ -268,6 +274,7 @@ class CpuEngine(Engine):
 
     def _died(self, error: BaseException) -> None:
         self._death = error
+        self._masks.residency.close()
         for sequence in list(self._live):
             sequence.deliver(
                 GenerationChunk(

@@ -23,6 +23,19 @@ from maskgen.format.mask import Mask
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PreparedMask:
+    """A mask's weights, not in the native decoder yet.
+
+    Attributes:
+        info: what the engine will report.
+        add: hands them over, on the engine's thread.
+    """
+
+    info: MaskInfo
+    add: Callable[[], LoadedMask]
+
+
 @dataclass
 class MaskPreparer:
     """Makes masks ready for the native decoder.
@@ -37,10 +50,8 @@ class MaskPreparer:
     source: DenseSource
     rule: StorageRule | None
 
-    def prepare(
-        self, name: str, mask: Mask, record: MaskRecord | None = None
-    ) -> Callable[[], LoadedMask]:
-        """Make a mask's weights; the result hands them to the native decoder.
+    def prepare(self, name: str, mask: Mask, record: MaskRecord | None = None) -> PreparedMask:
+        """Make a mask's weights.
 
         Args:
             record: of a mask that the directory carries.
@@ -48,14 +59,28 @@ class MaskPreparer:
         Raises:
             EngineDirectoryError: see `DenseSource.layers`.
         """
-        assert self.rule is not None
         share = self.source.changed_share(mask)
-        storage, reason = storage_of(share, record.storage if record else None, self.rule)
-        info = MaskInfo(name, mask.digest, mask.domain, storage, share, reason=reason)
-        _log.info("mask %s is kept as a %s: %s", name, storage, reason)
-        return self._patch(info, mask) if storage == "patch" else self._copy(info, mask)
+        info = self.describe(name, mask, share, record)
+        _log.info("mask %s is kept as a %s: %s", name, info.storage, info.reason)
+        return self.again(info, mask)
 
-    def _patch(self, info: MaskInfo, mask: Mask) -> Callable[[], LoadedMask]:
+    def describe(
+        self, name: str, mask: Mask, share: float, record: MaskRecord | None = None
+    ) -> MaskInfo:
+        """How a mask that changes this share of the groups is kept."""
+        assert self.rule is not None
+        storage, reason = storage_of(share, record.storage if record else None, self.rule)
+        return MaskInfo(name, mask.digest, mask.domain, storage, share, reason=reason)
+
+    def again(self, info: MaskInfo, mask: Mask) -> PreparedMask:
+        """Make a mask's weights as `info` says: the same ones as before, bit by bit.
+
+        Raises:
+            EngineDirectoryError: see `DenseSource.layers`.
+        """
+        return self._patch(info, mask) if info.storage == "patch" else self._copy(info, mask)
+
+    def _patch(self, info: MaskInfo, mask: Mask) -> PreparedMask:
         native, base_set = self.model.native, self.model.base_set
         patches = patches_of(self.source, mask)
         info = replace(info, resident_bytes=patch_bytes(patches))
@@ -64,9 +89,9 @@ class MaskPreparer:
             number = native.add_mask(base_set, native_patches(patches))
             return LoadedMask(number, base_set, info, patches)
 
-        return add
+        return PreparedMask(info, add)
 
-    def _copy(self, info: MaskInfo, mask: Mask) -> Callable[[], LoadedMask]:
+    def _copy(self, info: MaskInfo, mask: Mask) -> PreparedMask:
         native = self.model.native
         copies = copies_of(self.source, mask)
         own = {id(w): w.data.nbytes for layer in copies for w in layer}
@@ -79,4 +104,4 @@ class MaskPreparer:
             number = native.add_weights(native_layers(copies))
             return LoadedMask(native.add_mask(number, []), number, info)
 
-        return add
+        return PreparedMask(info, add)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from engines.base import MaskInfo
 from engines.cpu.base_switch import BaseSwitch
+from engines.cpu.between_steps import Call, between_steps
 from engines.cpu.dense_arm import add_dense_arm
 from engines.cpu.loaded_weights import LoadedTensors
-from engines.cpu.mask_preparation import MaskPreparer
+from engines.cpu.mask_preparation import MaskPreparer, PreparedMask
+from engines.cpu.mask_residency import MaskResidency
 from engines.cpu.mask_weights import DenseSource
 from engines.cpu.masks import DenseModel, LoadedMask, Variant
 from engines.cpu.model import CpuModel
@@ -20,11 +23,11 @@ from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import chosen_rule
 from engines.directory.families import LINEARS
-from engines.directory.manifest import Manifest
+from engines.directory.manifest import Manifest, MaskRecord
 from engines.directory.opening import read_own_mask
 from engines.directory.tensor_file import TensorFile
 from engines.directory.tied_file import TiedFile
-from engines.errors import EngineDirectoryError, MaskError
+from engines.errors import EngineDirectoryError, EngineOverloadedError, MaskError
 from engines.mask_rules import (
     DENSE,
     MaskedLayers,
@@ -36,11 +39,6 @@ from engines.mask_rules import (
 from maskgen.format.mask import Mask
 from maskgen.format.pattern import TWO_FOUR
 
-Call = Callable[[Callable[[], None]], None]
-"""Runs something on the engine's thread, between two steps."""
-
-_T = TypeVar("_T")
-
 
 class MaskStore:
     """The masks of one engine. Its methods run on the event loop, except `free`.
@@ -49,7 +47,7 @@ class MaskStore:
         directory: the engine directory.
         manifest: its manifest; all its masks are loaded.
         model: the loaded weights.
-        options: `mask_storage` and `patch_limit` count here.
+        options: `mask_bytes`, `mask_storage` and `patch_limit` count here.
         complement: what the base mask drops.
         dense: the dense model's weights, where the directory holds them beside masks.
 
@@ -83,6 +81,14 @@ class MaskStore:
         self._placed: LoadedMask | None = None  # the mask that the packed weights hold
         self._switching = False
         self._dense = self._dense_model(dense)
+        self.residency = MaskResidency(
+            options.mask_bytes,
+            model,
+            self._present,
+            self._make_again,
+            self._changing,
+            self._default,
+        )
         if len(manifest.masks) > 1 and self._preparer.rule is None:
             self._preparer.rule = measured_rule(model)
         for record in sorted(manifest.masks, key=lambda record: record.name != self._default):
@@ -95,7 +101,7 @@ class MaskStore:
                     f"{directory / record.file} lists other layers than the default mask"
                 )
             else:
-                self._masks[record.name] = self._preparer.prepare(record.name, mask, record)()
+                self._masks[record.name] = self._first(record, mask)
         self._masks = {record.name: self._masks[record.name] for record in manifest.masks}
 
     def _dense_model(self, weights: LoadedTensors | TensorFile | None) -> DenseModel | None:
@@ -116,7 +122,13 @@ class MaskStore:
     def infos(self) -> tuple[MaskInfo, ...]:
         """What is loaded, with the current pins."""
         return tuple(
-            replace(mask.info, pinned=mask.pins, numerics=self._numerics(mask.info))
+            replace(
+                mask.info,
+                pinned=mask.pins,
+                numerics=self._numerics(mask.info),
+                resident=mask.resident,
+                resident_bytes=mask.info.resident_bytes if mask.resident else 0,
+            )
             for mask in self._masks.values()
         )
 
@@ -128,8 +140,10 @@ class MaskStore:
 
     def resident_bytes(self) -> int:
         """Memory beside the base: that of masks, those still pinned included, and dense weights."""
-        loaded = [*self._masks.values(), *self._retired]
-        return sum(mask.info.resident_bytes for mask in loaded) + (self.dense_bytes or 0)
+        return self.residency.used_bytes + (self.dense_bytes or 0)
+
+    def _present(self) -> list[LoadedMask]:
+        return [*self._masks.values(), *self._retired]
 
     def resolve(self, name: str | None) -> Variant:
         """What a request names: a mask, `dense`, or the default.
@@ -164,11 +178,14 @@ class MaskStore:
                     read_fitting, name, path, "cpu", digest, layers, self._manifest.values
                 )
                 if self._preparer.rule is None:
-                    rule = await _between_steps(call, lambda: measured_rule(self._model))
+                    rule = await between_steps(call, lambda: measured_rule(self._model))
                     self._preparer.rule = rule
                 # Packing runs off the event loop; only handing it over happens between two steps.
                 prepared = await asyncio.to_thread(self._prepare, name, mask)
-                loaded = await _between_steps(call, prepared)
+                await self.residency.make_room(name, prepared.info.resident_bytes, call)
+                loaded = await between_steps(call, prepared.add)
+                loaded.file = path.absolute()
+                self.residency.touch(loaded)
                 self._masks[name] = loaded
         finally:
             self._loading.discard(name)
@@ -185,6 +202,12 @@ class MaskStore:
         Raises:
             UnknownMaskError, MaskError: see `engines.cpu.engine.CpuEngine.switch_base`.
         """
+        new = self._named(name)
+        new.pins += 1  # so that it stays
+        try:
+            await self.residency.ensure(new, call)
+        finally:
+            new.pins -= 1
         async with self._changing:
             new = self._switchable(name)
             self._switching = True
@@ -193,6 +216,9 @@ class MaskStore:
                     await self._switch(new, call, forget)
             finally:
                 self._switching = False
+            # The old base has become a patch; requests may use what would have to leave.
+            with contextlib.suppress(EngineOverloadedError):
+                await self.residency.make_room(name, 0, call)
         return new.info
 
     async def _switch(self, new: LoadedMask, call: Call, forget: Callable[[], None]) -> None:
@@ -200,7 +226,7 @@ class MaskStore:
         assert old is not None
         assert self._default is not None
         # Those that were unloaded go before the switch is carried out: nothing pins them.
-        others = [mask for mask in self._masks.values() if mask not in (old, new)]
+        others = [m for m in self._masks.values() if m.resident and m not in (old, new)]
         switch = await asyncio.to_thread(BaseSwitch, self._model, old, new, others, self._pattern.m)
         self._switchable(new.name)  # requests may have come meanwhile
 
@@ -209,7 +235,7 @@ class MaskStore:
             forget()
 
         # Requests that come from here on reach the engine's thread after the switch.
-        await _between_steps(call, carry_out)
+        await between_steps(call, carry_out)
         self._placed = new
         self._source.home = self._masks[self._default].patches
 
@@ -235,13 +261,47 @@ class MaskStore:
         if mask not in self._retired:
             return
         self._retired.remove(mask)
-        self._model.native.remove_mask(mask.native)
-        if mask.weights != self._model.base_set:
-            self._model.native.remove_weights(mask.weights)
+        if mask.resident:
+            self.residency.release(mask.native, mask.weights)
 
-    def _prepare(self, name: str, mask: Mask) -> Callable[[], LoadedMask]:
+    def _first(self, record: MaskRecord, mask: Mask) -> LoadedMask:
+        """A mask that the directory carries, in memory if it finds room there."""
+        file = self._directory / record.file
+        if self.residency.fits(1):
+            prepared = self._preparer.prepare(record.name, mask, record)
+            self.residency.check_size(record.name, prepared.info.resident_bytes)
+            if self.residency.fits(prepared.info.resident_bytes):
+                loaded = prepared.add()
+                loaded.file = file
+                return loaded
+        info = self._preparer.describe(record.name, mask, record.changed_share, record)
+        return LoadedMask(-1, -1, info, file=file, resident=False)
+
+    async def _make_again(self, mask: LoadedMask) -> PreparedMask:
+        """The weights of a mask that left memory.
+
+        Raises:
+            MaskError: its file is no longer what it was.
+        """
+        name, layers = mask.name, MaskedLayers(self._pattern, self._shapes)
+        found = await asyncio.to_thread(
+            read_fitting,
+            *(name, mask.file, "cpu", self._manifest.base_digest, layers, self._manifest.values),
+        )
+        if found.digest != mask.digest:
+            raise MaskError(
+                f"mask {name!r} left memory, and its file holds another mask now: unload it, and"
+                " load it again"
+            )
+        prepare = partial(self._preparer.again, mask.info, found)
+        return await asyncio.to_thread(self._told, name, prepare)
+
+    def _prepare(self, name: str, mask: Mask) -> PreparedMask:
+        return self._told(name, lambda: self._preparer.prepare(name, mask))
+
+    def _told(self, name: str, prepare: Callable[[], PreparedMask]) -> PreparedMask:
         try:
-            return self._preparer.prepare(name, mask)
+            return prepare()
         except EngineDirectoryError as error:
             # Whoever loads a mask over HTTP need not know where the directory lies.
             told = str(error).replace(f"{self._directory}/", "")
@@ -282,20 +342,3 @@ class MaskStore:
                 f" ({', '.join(copies)}): unload them, or start the engine with mask_storage=patch"
             )
         return new
-
-
-async def _between_steps(call: Call, work: Callable[[], _T]) -> _T:
-    """Do `work` on the engine's thread and wait for what it returns."""
-    events = asyncio.get_running_loop()
-    done: asyncio.Future[_T] = events.create_future()
-
-    def run() -> None:
-        try:
-            found = work()
-        except Exception as error:
-            events.call_soon_threadsafe(done.set_exception, error)
-        else:
-            events.call_soon_threadsafe(done.set_result, found)
-
-    call(run)
-    return await done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from engines.base import MaskInfo
 from engines.cpu.mask_weights import LayerPatches
@@ -34,7 +35,10 @@ class LoadedMask:
         weights: the native set of weights that it multiplies.
         info: what the engine reports about it, without the pins.
         patches: its differences to the base mask, if it is kept as a patch.
+        file: the mask file, to make it again from.
         pins: unfinished sequences that use it.
+        used: grows with every use of a mask of this engine.
+        resident: whether the native decoder has it; `native` and `weights` mean nothing otherwise.
         unloaded: no longer offered; freed when the last pin goes.
     """
 
@@ -42,7 +46,10 @@ class LoadedMask:
     weights: int
     info: MaskInfo
     patches: LayerPatches | None = None
+    file: Path = Path()
     pins: int = 0
+    used: int = 0
+    resident: bool = True
     unloaded: bool = False
 
     @property

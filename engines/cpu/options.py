@@ -64,6 +64,13 @@ class CpuOptions(CommonOptions):
         description="Map the file of weights instead of reading it into memory: processes that"
         " serve one directory share its pages, and truncating it kills them.",
     )
+    mask_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Most bytes of masks beside the base. Beyond it those that nothing runs leave"
+        " memory, the least recently used first, and return when a request names them. None: all"
+        " stay.",
+    )
     mask_storage: Storage | None = Field(
         None,
         description="Keep every mask beside the base as `patch` or as `copy`. None: as"

@@ -57,7 +57,7 @@ async def unload_mask(body: UnloadMaskRequest, service: ServiceDep) -> Response:
             await service.engine.unload_mask(body.mask_name)
         except EngineError as error:
             raise _refusal(service, error, "mask_name") from error
-        service.metrics.forget_model(f"{service.names.base}:{body.mask_name}")
+        service.metrics.labels.unload(f"{service.names.base}:{body.mask_name}")
     return json_response(UnloadMaskResponse(unloaded=body.mask_name))
 
 

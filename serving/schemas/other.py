@@ -20,6 +20,7 @@ class MaskCard(BaseModel):
     domain: str
     storage: Literal["base", "patch", "copy"]
     changed_share: float
+    resident: bool
     resident_bytes: int
 
 
