@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-emulated soak sanitize lint type stubs check bench bench-vllm gpu serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated soak sanitize lint type stubs check bench bench-vllm gpu serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,17 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 test-browser: setup ## the server's page in headless Chromium (apt-get install chromium)
 	$(BIN)/python -m pip install --quiet "playwright>=1.50,<2"
 	$(BIN)/python -m pytest -m browser tests/serving/test_page_in_browser.py
+
+RAY := .venv-ray
+test-ray: $(RAY)/.ready ## two replicas on Ray Serve: masks find theirs, one is killed under load
+	$(RAY)/bin/python -m pytest -m ray tests/deploy
+
+$(RAY)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --upgrade "pip>=24" "scikit-build-core>=1.0,<2" "nanobind>=2.7,<4" cmake ninja
+	$(RAY)/bin/python -m pip install --quiet $(TORCH) -r deploy/ray/requirements.txt
+	$(RAY)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/ray --editable ".[train,dev]"
+	touch $@
 
 # On a machine with a GPU and a torch of its own: make gpu GPU_PYTHON=python3
 GPU := .venv-gpu

@@ -13,7 +13,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("maskgen", "engines", "evaluation", "serving", "loadtests", "benchmarks", "twofour")
+PARTS = (
+    "maskgen", "engines", "evaluation", "serving", "loadtests", "benchmarks", "twofour", "deploy",
+)  # fmt: skip
 PAGE = ROOT / "docs" / "architecture.md"
 
 Graph = dict[str, set[str]]

@@ -19,8 +19,9 @@ ALLOWED = {
     "evaluation": {"evaluation", "engines", "maskgen"},
     "serving": {"serving", "engines"},
     "loadtests": {"loadtests"},
-    "benchmarks": set(PARTS) - {"twofour"},
-    "twofour": set(PARTS),
+    "benchmarks": set(PARTS) - {"twofour", "deploy"},
+    "twofour": set(PARTS) - {"deploy"},
+    "deploy": {"deploy", "serving", "engines"},
 }
 
 
