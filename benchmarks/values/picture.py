@@ -17,6 +17,9 @@ NAME = "quality-speed.png"
 RESULT = "lowbit-quality"
 
 
+_LEGEND = {"gguf": "ik_llama.cpp, GGUF types", "dense": "twofour, dense"}
+
+
 class PictureError(ValueError):
     """A result file lacks what the picture shows."""
 
@@ -87,24 +90,15 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
     beaten = dominated(found)
     kinds = ["dense", "gguf", *sorted({p.kind for p in found.values()} - {"dense", "gguf"})]
     colours = dict(zip(kinds, ("tab:blue", "tab:grey", "tab:green", "tab:olive"), strict=False))
+    for kind, colour in colours.items():
+        left.scatter([], [], s=45, color=colour, label=_LEGEND.get(kind, f"twofour, {kind}"))
+    left.legend(fontsize=8, loc="center left")
     for axes, field in ((left, "tokens_per_s"), (right, "weights_mib")):
         for label, point in found.items():
             colour = colours[point.kind]
             where = (getattr(point, field), point.perplexity)
             fill = "none" if label in beaten else colour
             axes.scatter(*where, s=45, facecolors=fill, edgecolors=colour)
-        for label, height in _heights(found, field).items():
-            point = found[label]
-            axes.annotate(
-                label,
-                (getattr(point, field), point.perplexity),
-                xytext=(0, height),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                fontsize=8,
-                arrowprops={"arrowstyle": "-", "color": "0.8", "shrinkA": 0, "shrinkB": 4},
-            )
     left.set_xlabel("generated tokens/s, one request (right is better)")
     right.set_xlabel("weights, MiB (left is better)")
     left.set_ylabel("perplexity, log scale (lower is better)")
@@ -114,6 +108,21 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.margins(0.2, 0.6)
+    figure.canvas.draw()  # settles where points lie on the screen
+    for axes, field in ((left, "tokens_per_s"), (right, "weights_mib")):
+        places = {n: (getattr(p, field), p.perplexity) for n, p in found.items()}
+        on_screen = {n: axes.transData.transform(place) for n, place in places.items()}
+        for label, offset in label_offsets(on_screen).items():
+            axes.annotate(
+                _short(label),
+                places[label],
+                xytext=offset,
+                textcoords="offset pixels",
+                ha="center",
+                va="center",
+                fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": "0.8", "shrinkA": 0, "shrinkB": 4},
+            )
     figure.suptitle(f"{title}\nhollow: another arm is better in all three", fontsize=9)
     figure.tight_layout()
     with atomic_writer(path) as file:
@@ -121,18 +130,35 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _heights(found: Mapping[str, Point], field: str) -> dict[str, int]:
-    """How far above or below its point each label stands: neighbours at different heights."""
-    heights = {}
-    for above in (True, False):
-        middle = (
-            max(p.perplexity for p in found.values()) * min(p.perplexity for p in found.values())
-        ) ** 0.5
-        own = {n: p for n, p in found.items() if (p.perplexity > middle) == above}
-        for rank, label in enumerate(sorted(own, key=lambda n: getattr(own[n], field))):
-            height = 14 + 13 * (rank % 4)
-            heights[label] = height if above else -height
-    return heights
+def label_offsets(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int, int]]:
+    """Where labels stand, in pixels from their points, so that none covers another or a point.
+
+    The nearest free place of some; the last one tried where all are taken.
+    """
+    boxes: list[tuple[float, ...]] = [(x, y, _POINT, _POINT) for x, y in points.values()]
+    offsets = {}
+    for label, (x, y) in points.items():
+        width = _LETTER * len(_short(label)) / 2
+        for offset in _OFFSETS:
+            box = (x + offset[0], y + offset[1], width, _LINE / 2)
+            if not any(_overlap(box, other) for other in boxes):
+                break
+        boxes.append(box)
+        offsets[label] = offset
+    return offsets
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(abs(one[i] - other[i]) < one[i + 2] + other[i + 2] for i in (0, 1))
+
+
+def _short(label: str) -> str:
+    """The legend says whose it is."""
+    return label.rpartition(" ")[2]
+
+
+_POINT, _LETTER, _LINE = 5, 7, 14  # half a point, a letter and a line, in pixels
+_OFFSETS = [(dx, sign * dy) for dy in (16, 32, 48) for dx in (0, 24, -24) for sign in (1, -1)]
 
 
 def draw_results() -> list[str]:

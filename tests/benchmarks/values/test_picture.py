@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.values.picture import PictureError, Point, dominated, draw_panels, points
+from benchmarks.values.picture import (
+    PictureError,
+    Point,
+    dominated,
+    draw_panels,
+    label_offsets,
+    points,
+)
 
 
 def row(pattern: str, values: str, figures: tuple[float, float | None, float]) -> dict[str, Any]:
@@ -50,3 +57,9 @@ def test_an_arm_is_beaten_by_one_that_is_as_good_in_everything() -> None:
 def test_a_picture_without_both_kinds_is_refused(kept: str) -> None:
     with pytest.raises(PictureError, match="no dense or no sparse row with a speed"):
         points([r for r in ROWS if r["pattern"] == kept and "file" not in r])
+
+
+def test_labels_of_neighbours_stand_apart() -> None:
+    offsets = label_offsets({"a one": (0, 0), "a two": (4, 2), "a far": (300, 0)})
+    assert offsets["a far"] == offsets["a one"] == (0, 16)
+    assert offsets["a two"] != (0, 16)
