@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GgufConfig
 
-import gguf
 from maskgen.gguf_model.convert import write_model_directory
 from tests.maskgen.gguf_model.tiny_gguf import TINY, make_tiny, quantised, write_tiny_gguf
 

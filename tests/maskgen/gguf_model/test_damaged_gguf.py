@@ -7,10 +7,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
-import gguf
 from maskgen.gguf_model.convert import write_model_directory
 from maskgen.gguf_model.header import GgufError, read_gguf_header
 from tests.damage import check_error, damaged, memory_limit

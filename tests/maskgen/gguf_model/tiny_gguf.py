@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-import gguf
 from tests.tiny_model import SPECIAL_TOKENS, make_tiny_llama
 
 TINY: dict[str, dict[str, Any]] = {
