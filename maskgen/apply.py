@@ -78,12 +78,7 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
         MaskFileError: the mask belongs to another model.
         FileExistsError: `out` exists.
     """
-    digest = base_digest(model_dir)
-    if mask.base_digest != digest:
-        raise MaskFileError(
-            f"the mask belongs to the base model {mask.base_digest[:16]}..., but {model_dir} is "
-            f"{digest[:16]}...; use the model it was made for"
-        )
+    check_base(model_dir, mask)
 
     def drop(name: str) -> Callable[[Weight], Weight]:
         def change(weight: Weight) -> Weight:
@@ -94,6 +89,16 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
 
     changes = {f"{name}.weight": Change(mask.shapes[name], drop(name)) for name in mask.codes}
     return rewrite_weights(model_dir, out, changes)
+
+
+def check_base(model_dir: Path, mask: Mask) -> None:
+    """Raise MaskFileError unless the mask was made for the model in this directory."""
+    digest = base_digest(model_dir)
+    if mask.base_digest != digest:
+        raise MaskFileError(
+            f"the mask belongs to the base model {mask.base_digest[:16]}..., but {model_dir} is "
+            f"{digest[:16]}...; use the model it was made for"
+        )
 
 
 def rewrite_weights(

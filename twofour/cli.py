@@ -16,6 +16,7 @@ from twofour.commands import (
     data,
     demo,
     eval,
+    export,
     import_,
     info,
     mask,
@@ -44,6 +45,7 @@ app.command("quantise")(quantise.quantise)
 app.command("eval")(eval.evaluate)
 app.command("build")(build.build)
 app.command("import")(import_.import_checkpoint)
+app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("serve")(serve.serve)
 app.add_typer(bench.app, name="bench")

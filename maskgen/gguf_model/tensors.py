@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def planned_tensors(
     Raises:
         GgufError: a tensor is missing, has too few or too many dimensions, or is not understood.
     """
-    names = dict(_names(header, architecture, config))
+    names = dict(_names(architecture, config, gguf_config.HEAD in header.tensors))
     missing = sorted(names.keys() - header.tensors.keys())
     unknown = sorted(header.tensors.keys() - names.keys() - set(_NO_WEIGHTS))
     for found, what in ((missing, "lacks"), (unknown, "holds, beside those of its architecture,")):
@@ -94,10 +94,22 @@ def stored_type(header: GgufHeader) -> str:
     return _FLOATS[kinds.pop()] if len(kinds) == 1 else "F32"
 
 
+def file_names(
+    architecture: GgufArchitecture, config: Mapping[str, Any], directory: Container[str]
+) -> dict[str, str]:
+    """The file's name of every tensor -> the directory's.
+
+    Args:
+        architecture: of the file.
+        config: the directory's config.json.
+        directory: names that the directory has; a head of its own counts if it is among them.
+    """
+    return dict(_names(architecture, config, HEAD in directory))
+
+
 def _names(
-    header: GgufHeader, architecture: GgufArchitecture, config: Mapping[str, Any]
+    architecture: GgufArchitecture, config: Mapping[str, Any], own_head: bool
 ) -> Iterator[tuple[str, str]]:
-    """The file's name of every tensor, and the directory's."""
     parts = ("weight", "bias") if architecture.norm_biases else ("weight",)
     biased = {
         linear
@@ -106,7 +118,7 @@ def _names(
         for linear in linears
     }
     yield gguf_config.EMBEDDING, EMBEDDING
-    if gguf_config.HEAD in header.tensors:
+    if own_head:
         yield gguf_config.HEAD, HEAD
     for part in parts:
         yield f"output_norm.{part}", f"model.norm.{part}"
