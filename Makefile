@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated soak sanitize lint type stubs check bench bench-vllm gpu serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated soak sanitize lint type stubs check bench bench-vllm bench-agreement gpu serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -99,6 +99,15 @@ $(GPU)/.ready:
 	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$(GPU)/bin/python -m pip install --quiet $(TORCH) numpy triton==3.9.0
+	touch $@
+
+GUIDELLM := .venv-guidellm
+bench-agreement: setup $(GUIDELLM)/.ready ## one server measured by guidellm and by our load tests (ten minutes; after make demo)
+	$(BIN)/twofour bench agreement $(DIR) --guidellm $(GUIDELLM)/bin/guidellm
+
+$(GUIDELLM)/.ready:
+	test -x $(GUIDELLM)/bin/python || $(PYTHON) -m venv $(GUIDELLM)
+	$(GUIDELLM)/bin/python -m pip install --quiet "guidellm==0.8.1"
 	touch $@
 
 sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minute

@@ -23,6 +23,7 @@ from benchmarks.masks.pages import (
 from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.masks.structures_page import structures_page
+from benchmarks.serve.agreement import client_agreement_page
 from benchmarks.serve.page import serve_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.values.page import values_page
@@ -54,6 +55,7 @@ PAGES: Mapping[str, Page] = {
     "lowbit-quality": values_page,
     "bench-lowbit": lowbit_speed_page,
     "serve": serve_page,
+    "agreement": client_agreement_page,
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,
     "trtllm": trtllm_page,

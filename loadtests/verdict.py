@@ -12,7 +12,7 @@ LATE_LIMIT_MS = 20.0
 """Later than this, nine in ten requests of an open loop may not be sent."""
 
 _STALL_MIN_MS = 1000.0
-_STALL_TTFTS = 10
+_STALL_TTFTS = 4
 _STALL_GAPS = 20
 
 
@@ -56,8 +56,8 @@ def client_limits(summary: Summary, *, open_loop: bool) -> list[str]:
 def stall_limit_ms(summary: Summary) -> float:
     """A silence longer than this is a stall.
 
-    A second, ten median times to first token, or twenty median gaps, whichever is longest: a server
-    that is merely slow is not taken for one that stopped.
+    A second, four median times to first token, or twenty median gaps, whichever is longest: a
+    server that is merely slow is not taken for one that stopped.
     """
     return max(
         _STALL_MIN_MS,

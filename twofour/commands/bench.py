@@ -8,6 +8,7 @@ import sys
 import typer
 
 from twofour.commands import (
+    bench_agreement,
     bench_compare,
     bench_engine,
     bench_kernels,
@@ -36,6 +37,7 @@ app.command("quality")(bench_quality.quality)
 app.command("values")(bench_values.values)
 app.add_typer(bench_masks.app, name="masks")
 app.command("serve")(bench_serve.serve)
+app.command("agreement")(bench_agreement.agreement)
 app.command("compare")(bench_compare.compare)
 app.command("report")(bench_serve.report)
 app.add_typer(bench_vllm.app, name="vllm")
