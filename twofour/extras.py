@@ -11,6 +11,7 @@ EXTRA_OF = {
     "locust": "load",
     "matplotlib": "load",
     "lm_eval": "eval",
+    "opentelemetry": "tracing",
     "vllm": "vllm",
     "tensorrt_llm": "tensorrt-llm",
 }
