@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -35,6 +36,7 @@ from serving.metrics import Metrics
 from serving.middleware import BodyLimits, RequestContext
 from serving.opening_log import OpeningLog
 from serving.service import Service
+from serving.tracing import Tracing
 from serving.unknown_fields import UnknownFieldLog
 
 description = APIRouter(route_class=ApiRoute, include_in_schema=False)
@@ -52,25 +54,33 @@ async def openapi(request: Request) -> JSONResponse:
     return JSONResponse(schema)
 
 
-def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    settings: ServerSettings, engine: Engine | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """The server for one engine.
 
     Args:
         settings: what to serve and how.
         engine: an engine to serve instead of the one in `settings.directory`. The app closes it.
+        tracing: where traces go instead of to `settings.otlp_endpoint`. The app closes it.
 
     The engine is opened when the app starts, and its event loop is the one that uses it.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings, engine or open_engine(settings), counts, admission)
+        service = Service(settings, engine or open_engine(settings), counts, admission, tracing)
         app.state.service = service
         try:
             yield
         finally:
             await service.close()
+            if tracing is not None:
+                # It sends what is left: not on the event loop.
+                await asyncio.to_thread(tracing.close)
 
+    if tracing is None and settings.otlp_endpoint is not None:
+        tracing = Tracing(settings.otlp_endpoint)
     counts = Metrics(settings.max_mask_labels)
     admission = Admission(settings.max_waiting, settings.max_choices)
     app = FastAPI(
@@ -105,6 +115,8 @@ def create_app(settings: ServerSettings, engine: Engine | None = None) -> FastAP
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
     if settings.allowed_origins:
         app.add_middleware(BrowserOrigins, **CORS, allow_origins=settings.allowed_origins)
+    if tracing is not None:
+        app.add_middleware(tracing.around)
     app.add_middleware(RequestContext, metrics=counts, access_log=settings.access_log)
     return app
 

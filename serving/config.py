@@ -1,13 +1,21 @@
-"""Settings of the server: environment variables `SERVING_*`, or keyword arguments."""
+"""Settings of the server: keyword arguments, environment variables `SERVING_*`, or a TOML file."""
 
 from __future__ import annotations
 
+import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 
 def _split_keys(value: Any) -> Any:
@@ -28,6 +36,16 @@ def _keys_of(setting: str, path: Any) -> list[str]:
     if not keys:
         raise ValueError(f"{setting} {path} holds no key; write one a line")
     return keys
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
+    try:
+        settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"config {path} cannot be read: {error}") from error
+    if "config" in settings:
+        raise ValueError(f"config {path} names another config; write its settings here")
+    return settings
 
 
 def _split_origins(value: Any) -> Any:
@@ -58,6 +76,24 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SERVING_", extra="forbid", frozen=True)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments count before the environment, and that before the file."""
+        path = init_settings().get("config") or os.environ.get("SERVING_CONFIG")
+        file = InitSettingsSource(settings_cls, _read_file(path) if path else {})
+        return init_settings, env_settings, file
+
+    config: Path | None = Field(
+        None,
+        description="TOML file of settings, named as here; options and environment come before it.",
+    )
     directory: Path = Field(description="Engine directory to serve.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(
@@ -171,6 +207,15 @@ class ServerSettings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe messages to log: debug, info, warning or error."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines of the log: text for people, or JSON objects for programs."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Send traces to this OpenTelemetry collector (OTLP over HTTP), as"
+        " http://host:4318/v1/traces; needs the extra `tracing`.",
     )
     access_log: bool = Field(
         False, description="Log method, route, status and request id of every request."

@@ -9,6 +9,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from engines.base import GenerationChunk
 from serving.mask_labels import MaskLabels
+from serving.tracing import Span
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -87,9 +88,22 @@ class Metrics:
 
 
 class RequestMeter:
-    """Observes the chunks of one HTTP request."""
+    """Observes the chunks of one HTTP request.
 
-    def __init__(self, metrics: Metrics, model: str, prompt_lengths: list[int]) -> None:
+    Args:
+        metrics: count them.
+        model: that answers.
+        prompt_lengths: tokens of each prompt.
+        span: of the request's trace, if it has one.
+    """
+
+    def __init__(
+        self, metrics: Metrics, model: str, prompt_lengths: list[int], span: Span | None = None
+    ) -> None:
+        self._span = span
+        if span is not None:
+            span.set_attribute("gen_ai.request.model", model)
+            span.set_attribute("gen_ai.usage.input_tokens", sum(prompt_lengths))
         self._metrics = metrics
         self._model = model = metrics.labels.enter(model)
         self._arrived = time.monotonic()
@@ -133,3 +147,8 @@ class RequestMeter:
         if unfinished:
             self._metrics.finished.labels(self._model, "abort").inc(unfinished)
         self._metrics.labels.leave(self._model)
+        if self._span is not None:
+            self._span.set_attribute("gen_ai.usage.output_tokens", sum(self._tokens.values()))
+            if self._first:
+                first = min(self._first.values()) - self._arrived
+                self._span.set_attribute("gen_ai.response.time_to_first_chunk", first)

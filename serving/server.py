@@ -16,6 +16,7 @@ from serving.admission import Admission
 from serving.app import create_app, open_engine
 from serving.config import ServerSettings
 from serving.listener import AcceptErrors, Listener
+from serving.log_format import set_up_logging
 from serving.protocol import ConnectionTimeouts, TimedProtocol
 
 logger = logging.getLogger("serving")
@@ -74,9 +75,7 @@ def run(settings: ServerSettings, engine: Engine | None = None) -> None:
 
 
 async def _serve(settings: ServerSettings, listener: socket.socket, engine: Engine | None) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(settings.log_level, settings.log_format)
     # Opened here and not by the app, so that a broken directory is one clear error.
     app = create_app(settings, engine or open_engine(settings))
     asyncio.get_running_loop().set_exception_handler(AcceptErrors())

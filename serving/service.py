@@ -25,14 +25,21 @@ from serving.names import ModelNames, ResolvedModel
 from serving.prompts import Prompts
 from serving.tokens import TokenTexts
 from serving.tools.tooling import Tooling
+from serving.tracing import Tracing
 
 
 class Service:
     """One engine with everything around it; made when the app starts."""
 
     def __init__(
-        self, settings: ServerSettings, engine: Engine, metrics: Metrics, admission: Admission
+        self,
+        settings: ServerSettings,
+        engine: Engine,
+        metrics: Metrics,
+        admission: Admission,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         info = engine.describe()
         self.settings = settings
         self.engine = engine
@@ -69,7 +76,9 @@ class Service:
             GenerationRequest(f"{stem}-{index}", prompt, sampling, target.mask, cache_salt or "")
             for index, prompt in enumerate(prompts)
         ]
-        meter = RequestMeter(self.metrics, target.model, [len(prompt) for prompt in prompts])
+        span = None if self._tracing is None else self._tracing.span()
+        lengths = [len(prompt) for prompt in prompts]
+        meter = RequestMeter(self.metrics, target.model, lengths, span)
 
         def start(request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
             # No await lies between this check and the engine's own look-up of the mask.

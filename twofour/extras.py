@@ -10,6 +10,7 @@ EXTRA_OF = {
     "locust": "load",
     "matplotlib": "load",
     "lm_eval": "eval",
+    "opentelemetry": "tracing",
     "vllm": "vllm",
     "tensorrt_llm": "tensorrt-llm",
 }

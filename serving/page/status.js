@@ -89,6 +89,7 @@ function tiles(values) {
 
 function masks(metrics) {
   const resident = byLabel(metrics, `${NAME}mask_resident_bytes`, "mask");
+  const present = byLabel(metrics, `${NAME}mask_resident`, "mask");
   const changed = byLabel(metrics, `${NAME}mask_changed_share`, "mask");
   const pinned = byLabel(metrics, `${NAME}mask_pinned`, "mask");
   const finished = byLabel(metrics, `${NAME}request_success_total`, "model_name");
@@ -96,7 +97,7 @@ function masks(metrics) {
     [...finished].reduce((sum, [model, count]) => sum + (model.endsWith(`:${name}`) ? count : 0), 0);
   const rows = (metrics.get(`${NAME}mask_info`) ?? []).map(({ labels: { mask, domain, storage } }) =>
     maskRow([mask, domain, storage], [
-      bytes(resident.get(mask) ?? 0),
+      present.get(mask) === 0 ? "left memory" : bytes(resident.get(mask) ?? 0),
       share(changed.get(mask) ?? 0),
       whole(pinned.get(mask) ?? 0),
       whole(ofMask(mask)),

@@ -36,10 +36,10 @@ class App:
 
 @asynccontextmanager
 async def open_app(
-    directory: Path, engine: FakeEngine | None = None, **settings: Any
+    directory: Path, engine: FakeEngine | None = None, *, tracing: Any = None, **settings: Any
 ) -> AsyncIterator[App]:
     engine = engine or FakeEngine(directory)
-    app = create_app(ServerSettings(directory=directory, **settings), engine)
+    app = create_app(ServerSettings(directory=directory, **settings), engine, tracing)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -79,6 +79,7 @@ class FakeEngine(Engine):
         special_tokens: further ones of the tokenizer.
         context: tokens that it holds.
         dense_bytes: of a dense model beside the masks, if there is one.
+        mask_budget: that it says it has.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class FakeEngine(Engine):
         special_tokens: Sequence[str] = (),
         context: int = CONTEXT,
         dense_bytes: int | None = None,
+        mask_budget: int | None = None,
     ) -> None:
+        self._mask_budget = mask_budget
         self._dense_bytes = dense_bytes
         self._context = context
         self._codec = TextCodec(write_tokenizer(directory, template, special_tokens))
@@ -129,6 +132,7 @@ class FakeEngine(Engine):
             version="1",
             numerics="fake",
             dense_bytes=self._dense_bytes,
+            mask_budget=self._mask_budget,
         )
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
