@@ -16,7 +16,7 @@ from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
 from engines.directory.manifest import read_manifest
 from engines.errors import EngineDirectoryError, MaskError
-from engines.quantisation.grid import WeightGrid as EngineGrid
+from engines.quantisation.grid import Grid as EngineGrid
 from engines.quantisation.grid import round_to_nearest
 from engines.quantisation.options import ValueOptions
 from engines.registry import run_builder

@@ -8,7 +8,7 @@ from torch import nn
 
 from engines.native.layout import Layout
 from engines.native.lowbit import QuantisedWeights, dequantise, kept_words, pack, unpack
-from engines.quantisation.grid import WeightGrid as BuildGrid
+from engines.quantisation.grid import Grid as BuildGrid
 from engines.quantisation.grid import round_to_nearest
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
