@@ -22,6 +22,7 @@ from benchmarks.masks.pages import (
 from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.serve.page import serve_page
+from benchmarks.sizing.page import sizing_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.values.page import values_page
 from benchmarks.vllm.pages import agreement_page, vllm_speed_page
@@ -51,6 +52,7 @@ PAGES: Mapping[str, Page] = {
     "lowbit-quality": values_page,
     "bench-lowbit": lowbit_speed_page,
     "serve": serve_page,
+    "sizing": sizing_page,
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,
     "trtllm": trtllm_page,
