@@ -28,6 +28,7 @@ from benchmarks.masks.pages import cost_table, domains_table, league_table
 from benchmarks.masks.permutation_page import permutation_table
 from benchmarks.masks.products_page import products_table
 from benchmarks.serve.page import serve_table
+from benchmarks.sizing.page import sizing_table
 from benchmarks.vllm.pages import summary_table
 from engines.option_flags import default_text
 from engines.registry import TARGETS
@@ -67,6 +68,7 @@ TABLES: Mapping[str, Callable[[ResultData], str]] = {
     "products": lambda result: products_table(result["rows"]),
     "quality": lambda result: quality_table(result["rows"]),
     "serve": lambda result: serve_table(result["rows"]),
+    "sizing": sizing_table,
 }
 """Name of a result -> its table for a guide."""
 

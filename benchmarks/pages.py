@@ -25,6 +25,7 @@ from benchmarks.masks.products_page import products_page
 from benchmarks.masks.structures_page import structures_page
 from benchmarks.serve.agreement import client_agreement_page
 from benchmarks.serve.page import serve_page
+from benchmarks.sizing.page import sizing_page
 from benchmarks.trtllm.page import trtllm_page
 from benchmarks.values.page import values_page
 from benchmarks.vllm.pages import agreement_page, vllm_speed_page
@@ -56,6 +57,7 @@ PAGES: Mapping[str, Page] = {
     "bench-lowbit": lowbit_speed_page,
     "serve": serve_page,
     "agreement": client_agreement_page,
+    "sizing": sizing_page,
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,
     "trtllm": trtllm_page,

@@ -66,6 +66,7 @@ done
 twofour bench engine speed "${arms[@]}" --reference sparse-int4 --lengths 128/128,1024/32 \
     --concurrency 1,8,32 --kv-mib 1024 --result bench-lowbit \
     ${lowbit_peers[@]+"${lowbit_peers[@]}"}
+"$bin/python" -m benchmarks.sizing $runs/sparse-int8
 for values in int8 int4; do
     "$bin/python" -m benchmarks.engine.shaped_model $runs/1b --values $values
 done

@@ -83,7 +83,7 @@ def with_gpu(deadline: float, say: Say) -> bool:
         deadline: of `time.monotonic()`.
         say: gets a line per part.
     """
-    from engines.vllm_plugin.cuda import CudaBackend
+    from engines.vllm_plugin.cuda import CudaBackend, forget_runs
 
     device = torch.device("cuda")
     timer = GraphTimer()
@@ -97,6 +97,7 @@ def with_gpu(deadline: float, say: Say) -> bool:
         for row in agreement:
             if not row.agrees:
                 say(f"error: {row}")
+        forget_runs()
         gpu = _describe_gpu(timer)
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         table = speed.measure_speed(
@@ -110,6 +111,7 @@ def with_gpu(deadline: float, say: Say) -> bool:
         )
         tried = try_launches(device, timer, deadline=deadline - _AFTER_SPEED_S)
     swap = _part(lambda: measure_swap(LLAMA_1B, device, CudaBackend(), CudaDevice()), say)
+    forget_runs()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     learning = _part(

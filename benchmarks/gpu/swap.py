@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +13,8 @@ from benchmarks.gpu.decoder import Decoder, DecoderShape, linears, random_decode
 from benchmarks.gpu.masks import kept_and_codes, masked, random_codes
 from engines.vllm_plugin.backend import Backend, PackedRows, copy_into
 
-TOKENS = 8
-"""Of the forward pass that is captured: few, so that both kernels of the plugin have been used."""
+TOKENS = (8, 64)
+"""Of the two forward passes that are captured: one for each kernel of the plugin."""
 
 Replay = Callable[[], object]
 
@@ -60,7 +60,7 @@ def measure_swap(
         {name: _pack(backend, weight, name, mask) for name, weight in dense.items()}
         for mask in (0, 1)
     ]
-    ids = torch.arange(TOKENS, device=where)[None] * 37 % shape.vocabulary
+    ids = [torch.arange(count, device=where)[None] * 37 % shape.vocabulary for count in TOKENS]
     wanted = [_dense_logits(model, dense, mask, ids) for mask in (0, 1)]
     runs = {name: backend.adopt(packed[0][name]) for name in dense}
     for name, run in runs.items():
@@ -69,7 +69,7 @@ def measure_swap(
     logits = torch.empty_like(wanted[0])
 
     def forward() -> None:
-        logits.copy_(model(ids).logits)
+        logits.copy_(_logits(model, ids))
 
     replay = device.capture(forward)
     targets = [tensor for run in runs.values() for tensor in _plain(run)]
@@ -128,13 +128,20 @@ def _codes(weight: Tensor, name: str, mask: int) -> Tensor:
     return random_codes(n, k, weight.device, seed=2 * len(name) + mask)
 
 
-def _dense_logits(model: Decoder, dense: Mapping[str, Tensor], mask: int, ids: Tensor) -> Tensor:
+def _logits(model: Decoder, ids: Sequence[Tensor]) -> Tensor:
+    """(1, all tokens, vocabulary), of one pass after the other."""
+    return torch.cat([model(one).logits for one in ids], dim=1)
+
+
+def _dense_logits(
+    model: Decoder, dense: Mapping[str, Tensor], mask: int, ids: Sequence[Tensor]
+) -> Tensor:
     """Logits with dense products of what a mask keeps; the model has its own weights afterwards."""
     found = linears(model)
     for name, weight in dense.items():
         kept = masked(weight, _codes(weight, name, mask))
         found[name].weight = nn.Parameter(kept, requires_grad=False)
-    logits: Tensor = model(ids).logits
+    logits = _logits(model, ids)
     for name, weight in dense.items():
         found[name].weight = nn.Parameter(weight, requires_grad=False)
     return logits

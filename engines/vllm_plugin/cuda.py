@@ -30,6 +30,11 @@ FEW_TOKENS = 16
 _RUNS: list[PackedRows] = []
 
 
+def forget_runs() -> None:
+    """Give back the memory of all adopted runs; what multiplies with them must be gone."""
+    _RUNS.clear()
+
+
 def _linear(x: torch.Tensor, handle: int, n: int, bias: torch.Tensor | None) -> torch.Tensor:
     run = _RUNS[handle]
     rows = x.reshape(-1, run.k).contiguous()

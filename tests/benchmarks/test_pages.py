@@ -120,7 +120,7 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
         command = json.loads(file.read_text())["command"].split("; ")[-1]
         if command == GPU_CHECK:
             continue
-        words = re.match(r"twofour (bench \w+(?: [a-z]+)?)", command)
+        words = re.match(r"(?:twofour )?(bench \w+(?: [a-z]+)?|python -m [\w.]+)", command)
         assert words, command
         name = file.stem.removesuffix("-avx512")
         named = f"--result {name}" if name.startswith("bench-engine-") else ""
