@@ -28,7 +28,7 @@ class GateConfig(RunConfig):
     """Tokens in a sequence."""
     start: Literal["flap", "magnitude"] = "flap"
     """The one-shot method whose ranks gates start from."""
-    gate_rate: Positive = 0.02
+    gate_rate: Positive = 0.005
     """Peak of how far a step moves a layer's gates, as a root mean square; it falls to a tenth."""
     calibration: Share = 0.3
     """Share of the steps at the end in which units are chosen, and what is left is tuned alone."""
@@ -54,7 +54,7 @@ class MaskPruneConfig(GateConfig):
     """Minimax over gates and the width."""
 
     spread: Share = 0.2
-    """How much lower than the best unit's gate the worst one's starts."""
+    """How much below 1 the worst unit's gate starts."""
     learn_heads: bool = False
     """Learn how many key-value heads stay, too. In runs of some hundred steps heads go too fast:
     what losing one costs shows only once it is gone."""
@@ -66,7 +66,7 @@ class MaskPruneConfig(GateConfig):
     """Step of the removed shares, of which gradients are cut to 1."""
     vanish_rate: Positive = 5.0
     """Step of the multipliers that make removed units' gates vanish."""
-    budget_rate: Positive = 1.0
+    budget_rate: Positive = 5.0
     """Step of the multiplier of the budget; halved whenever the budget is met within 0.5 %."""
 
 

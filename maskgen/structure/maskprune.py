@@ -46,7 +46,8 @@ class MaskPrune(GateLearner):
     """See the module.
 
     Args:
-        scores: of units; gates start at 1 for the best, `spread` lower for the worst.
+        scores: of units. Gates of as many as will stay start at 1, those of the others below it, the
+            worst by `spread`.
         shape: of the model's layers.
         ratio: B, the share of the linears' weights that may be left.
         key_value_heads: that every layer keeps; None to learn it.
@@ -65,7 +66,11 @@ class MaskPrune(GateLearner):
         config: MaskPruneConfig,
         batches: Batches,
     ) -> None:
-        start = {name: 1 - config.spread * (1 - ranks(scores[name])) for name in groups}
+        heads = shape.full.key_value_heads if key_value_heads is None else key_value_heads
+        least = shape.widest(ratio, heads, multiple)
+        start = {
+            name: _start(scores[name], units_of(name, least), config.spread) for name in groups
+        }
         super().__init__(gated, groups, start, config, config.learning_rate, batches)
         self._shape, self._ratio, self._multiple = shape, ratio, multiple
         self._fixed_heads, self._settings = key_value_heads, config
@@ -193,3 +198,11 @@ class MaskPrune(GateLearner):
         self._budget, self._budget_rate = learned["width.budget"].tolist()
         vanish = learned["width.vanish"].tolist()
         self._vanish = dict(zip(self._vanish, vanish, strict=True))
+
+
+def _start(scores: Tensor, kept: int, spread: float) -> Tensor:
+    """(size,) gates: a model whose units to keep are all scaled down would have to recover first."""
+    lost = 1 - kept / len(scores)
+    if not lost:
+        return torch.ones(len(scores))
+    return 1 - spread * (1 - ranks(scores) / lost).clamp_min(0)
