@@ -46,8 +46,8 @@ class MaskPrune(GateLearner):
     """See the module.
 
     Args:
-        scores: of units. Gates of as many as will stay start at 1, those of the others below it, the
-            worst by `spread`.
+        scores: of units. Gates of as many as will stay start at 1, those of the others below it,
+            the worst by `spread`.
         shape: of the model's layers.
         ratio: B, the share of the linears' weights that may be left.
         key_value_heads: that every layer keeps; None to learn it.
@@ -201,7 +201,7 @@ class MaskPrune(GateLearner):
 
 
 def _start(scores: Tensor, kept: int, spread: float) -> Tensor:
-    """(size,) gates: a model whose units to keep are all scaled down would have to recover first."""
+    """(size,) gates; those to keep are whole, or the model would have to recover first."""
     lost = 1 - kept / len(scores)
     if not lost:
         return torch.ones(len(scores))
