@@ -9,6 +9,7 @@ from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import lowbit_speed_page, quality_page, speed_page, split_page
+from benchmarks.engine.second_model import second_model_page
 from benchmarks.families import models_page
 from benchmarks.gpu.page import compiled_page, gpu_page
 from benchmarks.kernels.lowbit_page import lowbit_page
@@ -64,6 +65,7 @@ PAGES: Mapping[str, Page] = {
     "gpu": gpu_page,
     "gpu-compile": compiled_page,
     "models": models_page,
+    "second-model": second_model_page,
 }
 """Name of a result -> what renders it."""
 

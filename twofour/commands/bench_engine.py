@@ -229,3 +229,37 @@ def _tell(rows: Sequence[ResultRow]) -> None:
             f"  first {row['ttft_ms']:7.1f} ms  next {row['tpot_ms']:6.2f} ms"
             f"  {row['rss_mib']} MiB  reference / this {row['sparse_ratio']}"
         )
+
+
+@app.command("second")
+def second(
+    dense: Annotated[Path, _Option(help="Its dense engine directory.")],
+    sparse: Annotated[Path, _Option(help="Its sparse one.")],
+    wikitext2: Annotated[Path, _Option(help="Wikitext-2's raw test file.")],
+    peer: Annotated[
+        list[str] | None, _Option(help="llama.cpp-TYPE=FILE.gguf, ik-TYPE=FILE.gguf (repeat).")
+    ] = None,
+    windows: Annotated[int, _Option(help="Of 2,048 tokens.", min=1)] = 4,
+    lengths: Lengths = "128/128",
+    repeats: Repeats = 5,
+    threads: Threads = 0,
+    kv_mib: KvMib = 256,
+    json_: JsonLine = False,
+) -> None:
+    """Quality and speed of another model's arms (docs/results/second-model.json)."""
+    from benchmarks.common.table import Earlier, Table, TableSpec
+    from benchmarks.engine.arms import engine_command, peer_commands
+    from benchmarks.engine.second_model import KEY, second_model_page, second_model_rows
+    from benchmarks.engine.speed import SpeedPlan
+    from engines.directory.manifest import read_manifest
+    from maskgen.texts.text_sets import load_texts
+
+    cores = threads or len(os.sched_getaffinity(0))
+    plan = SpeedPlan(number_pairs(lengths, "--lengths", "/"), (1,), repeats, cores, kv_mib)
+    arms = {"dense": dense, "sparse": sparse}
+    peers = peer_commands(peer or [], None, plan, dtype="bfloat16", binding="nobind")
+    commands = {arm: engine_command(path, plan) for arm, path in arms.items()} | peers
+    name, texts = read_manifest(dense).model, load_texts(str(wikitext2))
+    table = Table(TableSpec("second-model", KEY, second_model_page), Earlier.KEEP)
+    table.put(second_model_rows(name, arms, commands, plan, texts, windows, say))
+    finish(table.path, json_)
