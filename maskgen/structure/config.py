@@ -27,7 +27,7 @@ class GateConfig(RunConfig):
     sequence_length: Annotated[int, Field(ge=2)] = 512
     """Tokens in a sequence."""
     start: Literal["flap", "magnitude"] = "flap"
-    """The one-shot method whose ranks gates start from."""
+    """The one-shot method whose order gates start from."""
     gate_rate: Positive = 0.005
     """Peak of how far a step moves a layer's gates, as a root mean square; it falls to a tenth."""
     calibration: Share = 0.3
@@ -53,8 +53,8 @@ class GraspConfig(GateConfig):
 class MaskPruneConfig(GateConfig):
     """Minimax over gates and the width."""
 
-    spread: Share = 0.2
-    """How much below 1 the worst unit's gate starts."""
+    spread: Share = 0.5
+    """How much less than the best unit's the worst one's gate counts when they are compared."""
     learn_heads: bool = False
     """Learn how many key-value heads stay, too. In runs of some hundred steps heads go too fast:
     what losing one costs shows only once it is gone."""
@@ -66,7 +66,7 @@ class MaskPruneConfig(GateConfig):
     """Step of the removed shares, of which gradients are cut to 1."""
     vanish_rate: Positive = 5.0
     """Step of the multipliers that make removed units' gates vanish."""
-    budget_rate: Positive = 5.0
+    budget_rate: Positive = 20.0
     """Step of the multiplier of the budget; halved whenever the budget is met within 0.5 %."""
 
 

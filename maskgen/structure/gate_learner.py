@@ -149,12 +149,15 @@ class GateLearner(ABC):
 
     @torch.no_grad()
     def choose(self) -> None:
-        """Settle which units stay: in each layer, those with the largest gates."""
+        """Settle which units stay: in each layer, those with the highest scores."""
         width = self.width()
-        for name, gate in self.gates.items():
-            scores = gate.abs()
-            self.kept[name] = top(scores, units_of(name, width))
+        for name in self.gates:
+            self.kept[name] = top(self.scores(name), units_of(name, width))
             self.on_choice(name)
+
+    def scores(self, name: str) -> Tensor:
+        """(size,) how much a group's units are wanted now."""
+        return self.gates[name].detach().abs()
 
     @torch.no_grad()
     def evaluate(self, windows: Sequence[Tensor]) -> float:
@@ -164,8 +167,7 @@ class GateLearner(ABC):
         else:
             width, gates = self.width(), self.choosing()
             self.gated.gates = {
-                name: gates[name] * top(self.gates[name].abs(), units_of(name, width))
-                for name in gates
+                name: gates[name] * top(self.scores(name), units_of(name, width)) for name in gates
             }
         losses = [next_token_loss(self.gated(w, hidden=False).logits, w)[1] for w in windows]
         return sum(losses) / len(losses)

@@ -17,7 +17,9 @@ are averaged, so that the kind that is cheap in all layers shrinks; then y and z
 rounded as removal will round them before they are used (whole heads, and channels in multiples that
 fill what R leaves), and s takes their gradient as its own.
 
-Sums are divided by a layer's number of units, so that rates do not depend on its size.
+Sums are divided by a layer's number of units, so that rates do not depend on its size. All gates
+start at 1, so that nothing but chance would say at first which are the smallest: m^2 is weighed by
+the unit's rank in a one-shot method's order, from 1 down to 1 - `spread`.
 """
 
 from __future__ import annotations
@@ -46,8 +48,7 @@ class MaskPrune(GateLearner):
     """See the module.
 
     Args:
-        scores: of units. Gates of as many as will stay start at 1, those of the others below it,
-            the worst by `spread`.
+        scores: of units, whose ranks weigh gates when they are compared.
         shape: of the model's layers.
         ratio: B, the share of the linears' weights that may be left.
         key_value_heads: that every layer keeps; None to learn it.
@@ -66,14 +67,14 @@ class MaskPrune(GateLearner):
         config: MaskPruneConfig,
         batches: Batches,
     ) -> None:
-        heads = shape.full.key_value_heads if key_value_heads is None else key_value_heads
-        least = shape.widest(ratio, heads, multiple)
-        start = {
-            name: _start(scores[name], units_of(name, least), config.spread) for name in groups
-        }
+        start = {name: torch.ones(group.size) for name, group in groups.items()}
         super().__init__(gated, groups, start, config, config.learning_rate, batches)
         self._shape, self._ratio, self._multiple = shape, ratio, multiple
         self._fixed_heads, self._settings = key_value_heads, config
+        self._prior = {
+            name: (1 - config.spread * (1 - ranks(scores[name]))).to(self._device)
+            for name in groups
+        }
         # Removed shares of channels and heads; y by kind and layer; z, and its step.
         self._removed = torch.zeros(2)
         if key_value_heads is not None:
@@ -92,6 +93,10 @@ class MaskPrune(GateLearner):
             heads = max(1, full - round(float(self._removed[1]) * full))
         return self._shape.widest(ratio, heads, self._multiple)
 
+    def scores(self, name: str) -> Tensor:
+        """(size,) gates, weighed by the ranks of the one-shot method."""
+        return self.gates[name].detach().abs() * self._prior[name]
+
     def choosing(self) -> dict[str, Tensor]:
         """The gates."""
         return dict(self.gates)
@@ -108,9 +113,8 @@ class MaskPrune(GateLearner):
         for name, gate in self.gates.items():
             kind, size = name.rpartition(".")[2], len(gate)
             count = counts[kind]
-            squares = gate.square()
-            gate[bottom(squares, count)] /= 1 + 2 * rate * self._vanish[name]
-            squares = gate.square()
+            gate[bottom(self.scores(name), count)] /= 1 + 2 * rate * self._vanish[name]
+            squares = self.scores(name).square()
             slopes[kind].append(self._vanish[name] * float(bottom_slope(squares, count)))
             remaining = float(bottom_sum(squares, count)) / size
             self._vanish[name] += self._settings.vanish_rate * remaining
@@ -178,8 +182,8 @@ class MaskPrune(GateLearner):
         largest = 0.0
         for name, gate in self.gates.items():
             lost = len(gate) - units_of(name, width)
-            smallest = gate.detach().abs().sort().values[:lost]
-            largest = max(largest, float(smallest[-1]) if lost else 0.0)
+            smallest = gate.detach().abs()[bottom(self.scores(name), lost)]
+            largest = max(largest, float(smallest.max()) if lost else 0.0)
         return {"largest_lost_gate": largest}
 
     def learned(self) -> dict[str, Tensor]:
@@ -198,11 +202,3 @@ class MaskPrune(GateLearner):
         self._budget, self._budget_rate = learned["width.budget"].tolist()
         vanish = learned["width.vanish"].tolist()
         self._vanish = dict(zip(self._vanish, vanish, strict=True))
-
-
-def _start(scores: Tensor, kept: int, spread: float) -> Tensor:
-    """(size,) gates; those to keep are whole, or the model would have to recover first."""
-    lost = 1 - kept / len(scores)
-    if not lost:
-        return torch.ones(len(scores))
-    return 1 - spread * (1 - ranks(scores) / lost).clamp_min(0)
