@@ -126,9 +126,7 @@ def test_what_is_learned_beats_where_it_starts(trained: Path, tmp_path: Path, me
 
 
 def test_maskprune_meets_its_budget_and_lets_gates_vanish(llama: Path, tmp_path: Path) -> None:
-    result = choose(
-        llama, tmp_path / "run", "maskprune", 0.6, None, calibration=0.2, steps=80, learn_heads=True
-    )
+    result = choose(llama, tmp_path / "run", "maskprune", 0.6, calibration=0.2, steps=80)
     assert result.share <= 0.6
     rows = log(tmp_path / "run")
     deciding = [row for row in rows if "gap" in row]
@@ -141,6 +139,15 @@ def test_maskprune_meets_its_budget_and_lets_gates_vanish(llama: Path, tmp_path:
     before = [row["hidden"] for row in rows[60:64]]
     after = [row["hidden"] for row in rows[64:68]]
     assert np.mean(after) < 1.5 * np.mean(before)
+
+
+def test_heads_are_learned_where_that_is_asked_for(llama: Path, tmp_path: Path) -> None:
+    settings = {"steps": 40, "learn_heads": True}
+    result = choose(llama, tmp_path / "run", "maskprune", 0.6, None, **settings)
+    assert result.structure.width == Width(80, 1)
+    assert 0.55 < result.share <= 0.6
+    with pytest.raises(ValueError, match="2 heads are asked for, and learn_heads is on"):
+        choose(llama, tmp_path / "other", "maskprune", 0.6, 2, **settings)
 
 
 def test_fixed_heads_stay(llama: Path, tmp_path: Path) -> None:
