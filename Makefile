@@ -136,7 +136,7 @@ stubs: setup ## type stubs of the native modules, from what is built
 check: lint type test ## lint, type and test
 
 DATA ?= data
-bench: setup bench-vllm ## every measurement of docs/results but the GPU's (a day; texts in DATA, see docs/evaluation.md)
+bench: setup bench-vllm bench-agreement ## every measurement of docs/results but the GPU's (a day; texts in DATA, see docs/evaluation.md)
 	benchmarks/run_all.sh $(BIN) $(DATA)
 
 DIR ?= demo/engines/sparse

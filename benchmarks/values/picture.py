@@ -88,11 +88,11 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
     beaten = dominated(found)
-    kinds = ["dense", "gguf", *sorted({p.kind for p in found.values()} - {"dense", "gguf"})]
+    first = ["dense", "gguf", "2:4"]
+    kinds = [*first, *sorted({p.kind for p in found.values()} - set(first))]
     colours = dict(zip(kinds, ("tab:blue", "tab:grey", "tab:green", "tab:olive"), strict=False))
     for kind, colour in colours.items():
         left.scatter([], [], s=45, color=colour, label=_LEGEND.get(kind, f"twofour, {kind}"))
-    left.legend(fontsize=8, loc="center left")
     for axes, field in ((left, "tokens_per_s"), (right, "weights_mib")):
         for label, point in found.items():
             colour = colours[point.kind]
@@ -124,7 +124,8 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
                 arrowprops={"arrowstyle": "-", "color": "0.8", "shrinkA": 0, "shrinkB": 4},
             )
     figure.suptitle(f"{title}\nhollow: another arm is better in all three", fontsize=9)
-    figure.tight_layout()
+    figure.legend(loc="lower center", ncols=len(kinds), fontsize=8)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     with atomic_writer(path) as file:
         figure.savefig(file, format="png", dpi=140)
     plt.close(figure)

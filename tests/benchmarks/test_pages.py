@@ -92,8 +92,9 @@ def test_commands_name_no_folder_of_one_machine(file: Path) -> None:
 
 
 def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
+    prepared = ("setup", ".venv-vllm/.ready", ".venv-guidellm/.ready")
     recipe = subprocess.run(
-        ["make", "-n", "-o", "setup", "-o", ".venv-vllm/.ready", "bench"],
+        ["make", "-n", *(f"-o{target}" for target in prepared), "bench"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert "benchmarks/run_all.sh .venv/bin data" in recipe
@@ -120,7 +121,7 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
         command = json.loads(file.read_text())["command"].split("; ")[-1]
         if command == GPU_CHECK:
             continue
-        words = re.match(r"(?:twofour )?(bench \w+(?: [a-z]+)?|python -m [\w.]+)", command)
+        words = re.match(r"(?:twofour )?(bench \w+(?: [a-z]+(?!\S))?|python -m [\w.]+)", command)
         assert words, command
         name = file.stem.removesuffix("-avx512")
         named = f"--result {name}" if name.startswith("bench-engine-") else ""
