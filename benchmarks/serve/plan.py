@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from engines.typed_options import explain
 from loadtests.blocks import LoadPoint
 from loadtests.client import Load
 
@@ -56,7 +60,7 @@ class LoadPlan:
     trace_speed: float = 1.0
     trace_lengths: float = 1.0
     workers: int = 1
-    endpoint: str = "completions"
+    endpoint: Literal["completions", "chat"] = "completions"
     mask_mix: str | None = None
     threads: int | None = None
     request_timeout_s: float = 120.0
@@ -160,3 +164,32 @@ class LoadPlan:
         """With the files' absolute paths: locust runs in another folder."""
         pairs = (pair.partition("=") for pair in self.mask_prompts)
         return tuple(f"{mask}={Path(path).resolve()}" for mask, _, path in pairs)
+
+
+SETTINGS = (
+    *("seconds", "max_tokens", "prompt_words", "mask_prompts", "mask_mix", "trace_speed"),
+    *("trace_lengths", "workers", "endpoint", "threads", "request_timeout_s"),
+)
+"""Fields of a plan that are given as NAME=VALUE: those that most comparisons leave alone."""
+
+
+def read_plan(given: Mapping[str, Any], settings: Sequence[str]) -> LoadPlan:
+    """A plan from values, and from further ones as text.
+
+    Args:
+        given: field -> value.
+        settings: `NAME=VALUE` of a field in `SETTINGS`; `mask_prompts` may be repeated.
+
+    Raises:
+        ValueError: a setting is unknown or malformed; the message names it.
+    """
+    found: dict[str, Any] = {}
+    for pair in settings:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in SETTINGS:
+            raise ValueError(f"--set {pair!r}: give NAME=VALUE with one of {', '.join(SETTINGS)}")
+        found[name] = (*found.get(name, ()), value) if name == "mask_prompts" else value
+    try:
+        return TypeAdapter(LoadPlan).validate_python({**given, **found})
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error

@@ -26,9 +26,10 @@ def bench_commands() -> Iterator[tuple[str, Any]]:
 def test_modes_are_commands() -> None:
     assert {name.removeprefix("bench ") for name, _ in bench_commands()} == {
         *("kernels", "serve", "quality", "values", "trtllm", "pages", "picture"),
-        *("engine speed", "engine split", "engine mix"),
+        *("models", "agreement", "compare", "report"),
+        *("engine speed", "engine split", "engine mix", "engine second"),
         *("masks league", "masks domains", "masks ablations", "masks cost"),
-        *("masks products", "masks patterns", "masks permutation"),
+        *("masks products", "masks patterns", "masks permutation", "masks structure"),
         *("vllm speed", "vllm agreement"),
     }
 

@@ -167,7 +167,7 @@ def test_prune_refuses_bad_input(model: str, text: str, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     base = {"--model": model, "--data": text, "--out": out, "--length": 32, "--windows": 2}
     cases = [
-        ({"--model": "/no/such/model"}, "neither a directory nor an alias"),
+        ({"--model": "/no/such/model"}, "neither a directory nor a GGUF file nor an alias"),
         ({"--data": empty}, "holds no text"),
         ({"--data": tmp_path / "missing.txt"}, "neither a file nor a folder"),
         ({"--method": "wnada"}, "did you mean wanda"),

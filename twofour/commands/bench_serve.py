@@ -52,16 +52,10 @@ def serve(
     requests: Annotated[
         int | None, _Option(help="Measured requests of a block. [2 per user, at least 4; open: 64]")
     ] = None,
-    seconds: Annotated[float | None, _Option(help="Length of a block, instead.")] = None,
     repeats: Annotated[int, _Option(help="Blocks of every arm at every load.")] = 3,
-    max_tokens: Annotated[int, _Option(help="Tokens that every request generates.")] = 128,
-    prompt_words: Annotated[int, _Option(help="Words of the synthetic prompts.")] = 100,
     prompts: Annotated[
         Path | None,
         _Option(help="Prompts: a line each, *.jsonl with a prompt field, *.json of ShareGPT."),
-    ] = None,
-    mask_prompts: Annotated[
-        list[str] | None, _Option(help="MASK=FILE: prompts of requests for a mask (repeat).")
     ] = None,
     lengths: Annotated[
         str | None,
@@ -70,18 +64,14 @@ def serve(
     trace: Annotated[
         Path | None, _Option(help="Open loop by a trace: Mooncake's *.jsonl or Azure's *.csv.")
     ] = None,
-    trace_speed: Annotated[float, _Option(help="Its time runs so many times as fast.")] = 1.0,
-    trace_lengths: Annotated[float, _Option(help="Factor on its prompts and answers.")] = 1.0,
-    workers: Annotated[int, _Option(help="Processes that drive an open loop.")] = 1,
-    endpoint: Annotated[str, _Option(help="completions or chat.")] = "completions",
-    mask_mix: Annotated[
-        str | None,
-        _Option(help="Masks of the sparse arms' requests, unless they name their own."),
+    settings: Annotated[
+        list[str] | None,
+        _Option(
+            "--set",
+            help="Any other setting of the load, NAME=VALUE, as max_tokens=64, endpoint=chat,"
+            " workers=2, trace_speed=10 or mask_mix=uniform:a,b (repeat).",
+        ),
     ] = None,
-    threads: Annotated[int | None, _Option(help="OpenMP threads of each server.")] = None,
-    request_timeout: Annotated[
-        float, _Option(help="Seconds without any byte after which a request has failed.")
-    ] = 120.0,
     out: Annotated[
         Path | None, _Option(help="New folder for everything. [results/serve-TIME]")
     ] = None,
@@ -92,10 +82,8 @@ def serve(
     json_: JsonLine = False,
 ) -> None:
     """Measure servers in turns; a folder gets raw samples, serve.json and report.html."""
-    from benchmarks.serve.plan import LoadPlan
+    from benchmarks.serve.plan import read_plan
 
-    if endpoint not in ("completions", "chat"):
-        raise ValueError(f"--endpoint {endpoint!r}: must be completions or chat")
     if result is not None and not re.fullmatch(r"serve(-[\w.-]+)?", result):
         raise ValueError(f"--result {result!r}: must be serve or begin with serve-")
     if preset and (lengths or concurrency or rate or trace or prompts):
@@ -103,27 +91,19 @@ def serve(
             "--preset says what prompts are and how many run: give no --lengths, --concurrency, "
             "--rate, --trace or --prompts with it"
         )
-    plan = LoadPlan(
-        concurrencies=(1,) if preset else numbers(concurrency or "1,8", "--concurrency"),
-        preset=preset,
-        rates=_rates(rate) if rate else (),
-        requests=requests,
-        seconds=seconds,
-        repeats=repeats,
-        max_tokens=max_tokens,
-        prompt_words=prompt_words,
-        prompts=prompts,
-        mask_prompts=tuple(mask_prompts or ()),
-        lengths=_lengths(lengths, preset),
-        trace=trace,
-        trace_speed=trace_speed,
-        trace_lengths=trace_lengths,
-        workers=workers,
-        endpoint=endpoint,
-        mask_mix=mask_mix,
-        threads=threads,
-        request_timeout_s=request_timeout,
-        force=force,
+    plan = read_plan(
+        {
+            "concurrencies": (1,) if preset else numbers(concurrency or "1,8", "--concurrency"),
+            "preset": preset,
+            "rates": _rates(rate) if rate else (),
+            "requests": requests,
+            "repeats": repeats,
+            "prompts": prompts,
+            "lengths": _lengths(lengths, preset),
+            "trace": trace,
+            "force": force,
+        },
+        settings or [],
     )
     plan.check()
     folder = out or Path("results") / time.strftime("serve-%Y%m%d-%H%M%S")

@@ -63,7 +63,7 @@ def test_the_command_reports_what_happened(
     monkeypatch.chdir(tmp_path)
     dense = directory("dense", 0.001, DENSE)
     sparse = directory("sparse", 0.001, SPARSE, fault={"2": "exit"})
-    options = ["--concurrency", "1", "--requests", "2", "--repeats", "1", "--max-tokens", "5"]
+    options = ["--concurrency", "1", "--requests", "2", "--repeats", "1", "--set", "max_tokens=5"]
     pair = ["--dense", str(dense), "--sparse", str(sparse), "--out", "out", "--result", "serve"]
     done = CliRunner().invoke(app, ["bench", "serve", *pair, *options, "--force"])
     assert done.exit_code == 1

@@ -16,7 +16,7 @@ from benchmarks.common.machine import BusyMachineError
 from benchmarks.serve import compare
 from benchmarks.serve.arms import Arm, ComparisonError, check_reports
 from benchmarks.serve.compare import ServeComparison, compare_arms, count_problems
-from benchmarks.serve.plan import LoadPlan
+from benchmarks.serve.plan import LoadPlan, read_plan
 from benchmarks.serve.report import notes, table
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import LoadPoint
@@ -170,6 +170,7 @@ def test_disturbed_blocks_are_measured_again(
     # The look before the start finds the machine calm, the first two attempts do not.
     _pretend_busy(monkeypatch, 2)
     monkeypatch.setattr(compare, "require_quiet", lambda force: None)
+    monkeypatch.setattr(compare, "doubts", lambda blocks: [])  # this machine may be busy indeed
     plan = LoadPlan(concurrencies=(1,), requests=1, repeats=1, max_tokens=5)
     dense, sparse = directory("dense", 0.001, DENSE), directory("sparse", 0.001, SPARSE)
     found = _compare(dense, sparse, plan, tmp_path / "out")
@@ -223,7 +224,7 @@ def test_the_command_writes_the_result_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     dense, sparse = directory("dense", 0.002, DENSE), directory("sparse", 0.001, SPARSE)
-    options = ["--concurrency", "1", "--requests", "1", "--repeats", "1", "--max-tokens", "5"]
+    options = ["--concurrency", "1", "--requests", "1", "--repeats", "1", "--set", "max_tokens=5"]
     arguments = ["--dense", str(dense), "--sparse", str(sparse), *options, "--force", "--json"]
     done = CliRunner().invoke(app, ["bench", "serve", *arguments, "--result", "serve-x"])
     assert done.exit_code == 0, done.output
@@ -354,3 +355,18 @@ def test_a_server_at_an_address_that_does_not_answer_is_an_error(tmp_path: Path)
     arm = Arm.parse(f"dense=http://127.0.0.1:{free_port()}")
     with pytest.raises(ArmError, match="does not answer /v1/models"):
         compare_arms([arm], QUICK, tmp_path / "out")
+
+
+def test_settings_of_a_load_are_read_as_text() -> None:
+    settings = ["max_tokens=5", "endpoint=chat", "mask_prompts=a=x.txt", "mask_prompts=b=y.txt"]
+    plan = read_plan({"concurrencies": (1,)}, settings)
+    assert (plan.max_tokens, plan.endpoint, plan.concurrencies) == (5, "chat", (1,))
+    assert plan.mask_prompts == ("a=x.txt", "b=y.txt")
+    for wrong, message in (
+        ("max_token=5", "one of seconds, max_tokens"),
+        ("workers", "give NAME=VALUE"),
+        ("endpoint=talk", "endpoint is 'talk'"),
+        ("max_tokens=many", "max_tokens is 'many'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_plan({}, [wrong])
