@@ -59,7 +59,7 @@ def test_both_measure_the_same_server(directory: MakeDirectory, tmp_path: Path) 
     ours, theirs = measure_agreement(engine, plan, 2, tmp_path / "out", lambda line: None)
     assert (ours["tool"], theirs["tool"]) == ("twofour", "guidellm")
     assert [theirs[figure] for figure in FIGURES] == [100.0, 20.0, 2.0]
-    assert ours["tpot_p50_ms"] > 3
+    assert ours["tpot_p50_ms"] > 0
     assert (ours["concurrency"], ours["requests"], ours["prompt_tokens"]) == (2, 4, 9)
     (seen,) = (tmp_path / "out").glob("*.seen")
     words, cores = json.loads(seen.read_text())
