@@ -131,6 +131,7 @@ def recover(
     linears = keep.keys() if mask else select_layers(model, LayerChoice()).layers.keys()
     tuned = tuned_parameters(model, linears, keep, config.groups())
     dense = load_model(request.teacher or model_dir, dtype, request.device)
+    _check_vocabulary(model, dense)
     device = next(model.parameters()).device
     if device.type == "cpu" and not keep_freed_memory():
         console.print("the C library is not glibc: freed memory is not kept, steps take longer")
@@ -220,6 +221,11 @@ def _check(request: RecoverRequest, mask: Mask | None) -> None:
     config = request.config
     if mask is None:
         _check_without_mask(request)
+    elif request.teacher is not None:
+        raise ValueError(
+            "a mask is recovered against the model it belongs to: give a mask or a teacher, not"
+            " both"
+        )
     if config.rank and config.values != "bf16":
         raise ValueError(
             f"rank {config.rank} and values {config.values} do not go together: a low-rank"
@@ -250,13 +256,25 @@ def _check_without_mask(request: RecoverRequest) -> None:
             "without a mask, the model that this one was made of has to teach it: give a teacher,"
             " or a mask"
         )
+    asked = "least_squares" in config.model_fields_set  # its default is for masks
     for name, value, unused in (
         ("rank", config.rank, 0),
         ("block_steps", config.block_steps, 0),
+        ("least_squares", config.least_squares if asked else 0, 0),
         ("values", config.values, "bf16"),
     ):
         if value != unused:
             raise ValueError(f"{name} {value} needs a mask: without one, all weights are tuned")
+
+
+def _check_vocabulary(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    embeddings: list[Any] = [m.get_input_embeddings() for m in (model, teacher)]
+    own, other = (embedding.weight.shape[0] for embedding in embeddings)
+    if own != other:
+        raise ValueError(
+            f"the teacher has {other} tokens, the model {own}: their answers cannot be compared;"
+            " give the model that this one was made of"
+        )
 
 
 def _tuning_identity(request: RecoverRequest) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M for one 16:32 mask: Wanda's, recovered, measured in bf16, int8 and int4.
-# About 70 minutes on two cores with AVX2; killed and started again, it goes on where it was.
+# An hour and more on two quiet cores with AVX2 (13 s a step of 240), 2.3 hours beside other work;
+# killed and started again, it goes on where it was.
 # usage: recipes/smollm2-single-16-32.sh DATA OUT
 #   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
 #   OUT   folder for the model, its mask and the unfinished run

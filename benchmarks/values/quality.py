@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common.result_file import RESULTS, ResultRow, read_result
@@ -34,6 +35,7 @@ _KINDS = {"dense": "dense", "2:4": "sparse"}
 def run_values(
     model: str,
     masks: Sequence[Path],
+    singles: Sequence[tuple[Path, Path]],
     options: Sequence[ValueOptions],
     texts: Mapping[str, TextSet],
     windows: int,
@@ -41,11 +43,13 @@ def run_values(
     table: Table,
     say: Callable[[str], None],
 ) -> None:
-    """A row for the dense model and for each mask, with each of the types of values.
+    """A row for the dense model, each mask and each recovered model, by type of values.
 
     Args:
         model: alias or directory.
         masks: one of each pattern.
+        singles: directories that `twofour recover` wrote, each with the mask for it; one of each
+            pattern.
         options: types of values.
         texts: `wikitext2` and `c4`.
         windows: of 2,048 tokens, of each text.
@@ -53,61 +57,20 @@ def run_values(
         table: takes the rows.
         say: told every row.
     """
-    for mask in (None, *masks):
+    subjects: list[tuple[str, Path | None, str]] = [(model, None, "")]
+    subjects += [(model, mask, "") for mask in masks]
+    subjects += [(str(directory), mask, " recovered") for directory, mask in singles]
+    for directory, mask, kind in subjects:
         pattern = "dense" if mask is None else str(read_mask(mask).pattern)
         for chosen in options:
-            key = (
-                chosen.values,
-                pattern,
-                chosen.block_inputs,
-                chosen.has_minima,
-                chosen.head_values,
-            )
-
-            def measured(
-                mask: Path | None = mask, chosen: ValueOptions = chosen, pattern: str = pattern
-            ) -> ResultRow:
-                return _measure(model, mask, pattern, chosen, texts, windows, work)
-
+            minima, head = chosen.has_minima, chosen.head_values
+            key = (chosen.values, f"{pattern}{kind}", chosen.block_inputs, minima, head)
+            measured = partial(_measure, directory, mask, pattern, chosen, texts, windows, work)
             if table.measure(key, measured):
                 row = table[key]
                 say(
                     f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}, {row['weights_mib']} MiB"
                 )
-
-
-def run_recovered(
-    models: Sequence[tuple[Path, Path]],
-    options: Sequence[ValueOptions],
-    texts: Mapping[str, TextSet],
-    windows: int,
-    work: Path,
-    table: Table,
-    say: Callable[[str], None],
-) -> None:
-    """A row for every recovered model with each of the types of values.
-
-    Args:
-        models: directories that `twofour recover` wrote, each with the mask for it; one of each
-            pattern.
-        options, texts, windows, work, table, say: as of `run_values`.
-    """
-    for directory, mask in models:
-        pattern = str(read_mask(mask).pattern)
-        for chosen in options:
-            minima, head = chosen.has_minima, chosen.head_values
-            key = (chosen.values, f"{pattern} recovered", chosen.block_inputs, minima, head)
-
-            def measured(
-                directory: Path = directory,
-                mask: Path = mask,
-                pattern: str = pattern,
-                chosen: ValueOptions = chosen,
-            ) -> ResultRow:
-                return _measure(str(directory), mask, pattern, chosen, texts, windows, work)
-
-            if table.measure(key, measured):
-                say(f"{key}: wikitext2 {table[key]['wikitext2']}, c4 {table[key]['c4']}")
 
 
 def run_gguf(

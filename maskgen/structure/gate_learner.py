@@ -53,8 +53,7 @@ class GateLearner(ABC):
         learning_rate: float,
         batches: Batches,
     ) -> None:
-        self.gated, self._groups, self._batches = gated, groups, batches
-        self._config = config
+        self.gated, self._batches, self._config = gated, batches, config
         self._device = next(gated.model.parameters()).device
         self.gates = {name: nn.Parameter(start[name].float().to(self._device)) for name in groups}
         self.kept: dict[str, Tensor] = {}

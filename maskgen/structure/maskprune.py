@@ -11,11 +11,11 @@ widths by layer replaced by shared ones:
 
 m_l are a layer's gates, s how many units every layer loses, S_s the sum of the s smallest, theta
 the low-rank differences, R the share of weights left, B the budget. Of each kind of unit there is
-one s, and one y for every layer. A step: AdamW on m and theta; then the s smallest gates of every
-layer are divided by 1 + 2 rate y (the proximal step); s moves against its gradient, in which layers
-are averaged, so that the kind that is cheap in all layers shrinks; then y and z ascend. Counts are
-rounded as removal will round them before they are used (whole heads, and channels in multiples that
-fill what R leaves), and s takes their gradient as its own.
+one s, and one y for every layer. A step: m (`adam_mini`) and theta (AdamW) move; then the s
+smallest gates of every layer are divided by 1 + 2 rate y (the proximal step); s moves against its
+gradient, in which layers are averaged, so that the kind that is cheap in all layers shrinks; then y
+and z ascend. Counts are rounded as removal will round them before they are used (whole heads, and
+channels in multiples that fill what R leaves), and s takes their gradient as its own.
 
 Sums are divided by a layer's number of units, so that rates do not depend on its size. All gates
 start at 1, so that nothing but chance would say at first which are the smallest: m^2 is weighed by
@@ -190,8 +190,9 @@ class MaskPrune(GateLearner):
         """Gates, differences, widths and multipliers."""
         own = {
             "width.removed": self._removed,
-            "width.budget": torch.tensor([self._budget, self._budget_rate]),
-            "width.vanish": torch.tensor(list(self._vanish.values())),
+            # As wide as they are computed, or a resumed run would end elsewhere.
+            "width.budget": torch.tensor([self._budget, self._budget_rate], dtype=torch.float64),
+            "width.vanish": torch.tensor(list(self._vanish.values()), dtype=torch.float64),
         }
         return {**super().learned(), **own}
 

@@ -326,6 +326,7 @@ def test_a_smaller_model_is_recovered_by_the_one_it_was_made_of(model_dir, tmp_p
         (False, {}, "give a teacher, or a mask"),
         (True, {"rank": 2}, "rank 2 needs a mask"),
         (True, {"block_steps": 2}, "block_steps 2 needs a mask"),
+        (True, {"least_squares": 0.5}, "least_squares 0.5 needs a mask"),
         (True, {"values": "int8"}, "values int8 needs a mask"),
         (True, {"steps": 0}, "nothing would change"),
     ],
@@ -335,3 +336,11 @@ def test_without_a_mask_only_tuning_by_a_teacher_makes_sense(
 ):
     with pytest.raises(ValueError, match=message):
         small_recovery(model_dir, tmp_path, None, teacher=model_dir if teach else None, **settings)
+
+
+def test_a_teacher_is_for_models_without_a_mask_and_of_the_same_tokens(model_dir, mask, tmp_path):
+    with pytest.raises(ValueError, match="give a mask or a teacher, not both"):
+        small_recovery(model_dir, tmp_path, mask, teacher=model_dir)
+    other = make_tiny_llama(tmp_path / "other", vocab_size=400)
+    with pytest.raises(ValueError, match="the teacher has 400 tokens, the model"):
+        small_recovery(model_dir, tmp_path, None, teacher=other)

@@ -53,7 +53,7 @@ def values(
     """
     from benchmarks.common.table import Earlier, Table, TableSpec
     from benchmarks.values.page import values_page
-    from benchmarks.values.quality import KEY, run_gguf, run_recovered, run_values
+    from benchmarks.values.quality import KEY, run_gguf, run_values
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.digests import base_digest
@@ -61,6 +61,8 @@ def values(
     from maskgen.texts.text_sets import load_texts
 
     chosen = [read_options(ValueOptions, _fields(text), "--spec") for text in spec or _SPECS]
+    singles = [parse_directory_and_mask(pair) for pair in single or ()]
+    files = dict(_type_and_file(pair) for pair in gguf or ())
     texts = {"wikitext2": load_texts(wikitext2), "c4": load_texts(c4)}
     inputs = {name: text.digest for name, text in texts.items()}
     inputs |= {"model": base_digest(resolve_model(model)), "windows": str(windows)}
@@ -70,10 +72,7 @@ def values(
         inputs,
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
-        run_values(model, mask or [], chosen, texts, windows, Path(work), table, say)
-        singles = [parse_directory_and_mask(pair) for pair in single or ()]
-        run_recovered(singles, chosen, texts, windows, Path(work), table, say)
-        files = dict(_type_and_file(pair) for pair in gguf or ())
+        run_values(model, mask or [], singles, chosen, texts, windows, Path(work), table, say)
         run_gguf(files, texts, windows, Path(work), table, say)
     finish(table.path, json_)
 
