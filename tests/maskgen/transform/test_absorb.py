@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,32 +21,10 @@ from maskgen.transform.groups import PermutationGroup, Place, TransformError
 from maskgen.transform.verify import check_exact, compare_answers
 from tests.maskgen.transform.random_transforms import random_transform
 from tests.maskgen.transform.reference import logits
+from tests.maskgen.transform.shapes import SHAPES
 from tests.tiny_model import make_tiny_llama
 
 IDS = torch.tensor([5, 17, 250, 9, 9, 101, 33, 2, 64, 77, 120, 4])
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-tied": {"architecture": "llama"},
-    "llama-biases": {
-        "architecture": "llama",
-        "attention_bias": True,
-        "mlp_bias": True,
-        "tie_word_embeddings": False,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    },
-    "mistral-multi-query": {"architecture": "mistral", "num_key_value_heads": 1},
-    "qwen2-all-heads": {"architecture": "qwen2", "num_key_value_heads": 4},
-    "qwen3-norms": {"architecture": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 3},
-    "gemma3": {
-        "architecture": "gemma3_text",
-        "head_dim": 16,
-        "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10_000.0}
-            for kind in ("full_attention", "sliding_attention")
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
