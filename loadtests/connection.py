@@ -4,8 +4,8 @@ The standard library's client on purpose. Its `readline` hands a line over as so
 there, and a request costs a fraction of the CPU that `requests` (locust's `HttpUser`) takes: many
 streams that start at once would wait for each other in the load generator. Locust's `FastHttpUser`
 fills blocks of 1024 bytes before it yields a line, which makes a stream look like bursts, and
-`locust.contrib.oai.OpenAIUser` reads the whole body as one JSON document. `loadtests.calibration`
-measures this client before every comparison.
+`locust.contrib.oai.OpenAIUser` reads the whole body as one JSON document.
+`loadtests.client_calibration` measures this client before every comparison.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtests.gate import Slo
 from loadtests.mask_mix import MaskMix
+from loadtests.objectives import Slo
 from loadtests.open_loop import OpenLoop
 from loadtests.prompt_source import PromptPool, PromptSource, RandomPrompts, TracePrompts
 from loadtests.prompts import LoadPrompt, load_prompts, synthetic_prompts

@@ -7,12 +7,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from loadtests.budget import RequestBudget
-from loadtests.gate import violations
 from loadtests.lag import LagWatch
+from loadtests.objectives import violations
 from loadtests.open_loop import Share
 from loadtests.options import LoadSettings
 from loadtests.prompt_source import PromptSource
+from loadtests.request_budget import RequestBudget
 from loadtests.samples import RequestSample, SampleWriter
 from loadtests.summary import Percentiles, Summary, summarise
 

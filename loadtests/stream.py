@@ -2,7 +2,7 @@
 
 The lines must come from a reader that hands each over as soon as its bytes arrive: `requests`'
 `iter_lines` over a chunked response does, Locust's `FastHttpUser` does not (it fills blocks of 1024
-bytes first). `loadtests.calibration` measures it.
+bytes first). `loadtests.client_calibration` measures it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtests.calibration import LIMIT_MS
+from loadtests.client_calibration import LIMIT_MS
 from loadtests.summary import Summary
 
 CLIENT_CPU_LIMIT = 0.85

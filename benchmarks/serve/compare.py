@@ -17,8 +17,8 @@ from benchmarks.serve.plan import LoadPlan
 from benchmarks.serve.running_server import RunningServer, RunningServerReport
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import Block, LoadPoint, doubts, problems, turns
-from loadtests.calibration import Bias, CalibrationError, calibrate
 from loadtests.client import LoadError, run_load
+from loadtests.client_calibration import Bias, CalibrationError, calibrate
 from loadtests.comparison import ComparisonRow, rows
 from loadtests.samples import read_samples
 

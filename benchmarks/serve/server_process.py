@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common.arm_process import ArmError, ArmProcess
 from benchmarks.common.machine import process_seconds
-from loadtests.calibration import free_port
+from loadtests.client_calibration import free_port
 
 _POLL_S = 0.05
 

@@ -10,7 +10,7 @@ from benchmarks.common.machine import BusyMachineError, require_quiet
 from benchmarks.common.result_file import write_result
 from benchmarks.sizing.page import sizing_page
 from benchmarks.sizing.run import size
-from loadtests.calibration import free_port
+from loadtests.client_calibration import free_port
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests.calibration import fake_server, free_port
+from loadtests.client_calibration import fake_server, free_port
 from loadtests.samples import RequestSample
 
 ROOT = Path(__file__).parents[2]

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtests.arrivals import poisson_arrivals
-from loadtests.budget import RequestBudget
 from loadtests.mask_mix import MaskMix
 from loadtests.options import LoadSettings, settings_from
 from loadtests.prompts import load_prompts, salted, synthetic_prompts
 from loadtests.request import CHAT, COMPLETIONS, PreparedRequest, prepare
+from loadtests.request_budget import RequestBudget
 
 
 def test_arrivals_are_poisson_and_follow_from_the_seed() -> None:
@@ -119,7 +119,7 @@ def test_no_measured_request_starts_before_the_warm_up_has_ended() -> None:
 
 def test_a_budget_of_seconds_stops_handing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("loadtests.budget.time.perf_counter", lambda: now)
+    monkeypatch.setattr("loadtests.request_budget.time.perf_counter", lambda: now)
     budget = RequestBudget(warmup=1, requests=None, seconds=2.0)
     assert budget.take() == 0
     now = 50.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.gate import Slo, violations
+from loadtests.objectives import Slo, violations
 from loadtests.samples import RequestSample
 from loadtests.summary import Summary, summarise
 

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from loadtests.arrivals import poisson_arrivals
-from loadtests.calibration import free_port
 from loadtests.client import Load, LoadError, run_load
+from loadtests.client_calibration import free_port
 from loadtests.samples import read_samples
 from loadtests.summary import Summary
 from loadtests.verdict import client_limits
@@ -40,7 +40,7 @@ def _start_locust(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def _locust(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     with _start_locust(folder, *arguments) as process:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 

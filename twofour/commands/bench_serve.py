@@ -167,8 +167,8 @@ def _compare(
     from benchmarks.serve.compare import compare_arms
     from benchmarks.serve.folder import publish, write_folder, write_report
     from benchmarks.serve.report import notes, paper_lines, table
-    from loadtests.calibration import CalibrationError
     from loadtests.client import LoadError
+    from loadtests.client_calibration import CalibrationError
 
     console = Console()
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.serve import compare, server_process
-from loadtests.calibration import Bias
+from loadtests.client_calibration import Bias
 
 FAKE = Path(__file__).with_name("fake_twofour.py")
 SPARSE = {"sparse_layers": 14, "eligible_layers": 14, "layout": "rows16-v1", "weight_bytes": 60}

@@ -10,7 +10,7 @@ from benchmarks.serve.compare import ServeComparison
 from benchmarks.serve.folder import write_folder
 from benchmarks.serve.plan import LoadPlan
 from loadtests.blocks import Block, LoadPoint, problems
-from loadtests.calibration import Bias
+from loadtests.client_calibration import Bias
 from loadtests.comparison import rows
 from loadtests.samples import RequestSample, SampleWriter
 from loadtests.summary import summarise

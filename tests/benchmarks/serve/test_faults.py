@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.serve.arms import Arm
 from benchmarks.serve.compare import ServeComparison, compare_arms
 from benchmarks.serve.plan import LoadPlan
-from loadtests.calibration import Bias
+from loadtests.client_calibration import Bias
 from tests.benchmarks.serve.conftest import DENSE, SPARSE, MakeDirectory
 from twofour.cli import app
 

@@ -20,7 +20,7 @@ from benchmarks.serve.plan import LoadPlan, read_plan
 from benchmarks.serve.report import notes, table
 from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import LoadPoint
-from loadtests.calibration import Bias, CalibrationError, free_port
+from loadtests.client_calibration import Bias, CalibrationError, free_port
 from loadtests.samples import read_samples
 from tests.benchmarks.serve.conftest import DENSE, SPARSE, MakeDirectory
 from twofour.cli import app

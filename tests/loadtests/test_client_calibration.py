@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.calibration import Bias, CalibrationError, _get_json, bias
 from loadtests.client import Load, run_load
+from loadtests.client_calibration import Bias, CalibrationError, _get_json, bias
 from loadtests.samples import RequestSample
 
 Make = Callable[..., RequestSample]
