@@ -5,10 +5,11 @@ To add a method, write one file in `maskgen/methods/` and one line in `METHODS`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from maskgen.method_lookup import UnknownMethodError, find_method
 
 Kind = Literal["prune", "learn"]
 
@@ -63,10 +64,6 @@ METHODS: dict[str, MethodEntry] = {
 }
 
 
-class UnknownMethodError(ValueError):
-    """No method of that name, or one of the other kind."""
-
-
 def method_names(kind: Kind) -> list[str]:
     """Names of all methods of one kind, in registration order."""
     return [name for name, entry in METHODS.items() if entry.kind == kind]
@@ -78,16 +75,12 @@ def load_method(name: str, kind: Kind) -> type[Any]:
     Raises:
         UnknownMethodError: there is no such method of this kind; the message suggests one.
     """
-    entry = METHODS.get(name)
-    if entry is not None and entry.kind == kind:
-        module, _, attribute = entry.path.partition(":")
-        loaded: type[Any] = getattr(importlib.import_module(module), attribute)
-        return loaded
-    if entry is not None:
+    other = METHODS.get(name)
+    if other is not None and other.kind != kind:
         raise UnknownMethodError(
-            f"{name} is a method to {entry.kind} masks: use `twofour mask {entry.kind}`"
+            f"{name} is a method to {other.kind} masks: use `twofour mask {other.kind}`"
         )
-    names = method_names(kind)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UnknownMethodError(f"there is no method {name!r}; {hint}methods: {', '.join(names)}")
+    entry = find_method({known: METHODS[known] for known in method_names(kind)}, name)
+    module, _, attribute = entry.path.partition(":")
+    loaded: type[Any] = getattr(importlib.import_module(module), attribute)
+    return loaded

@@ -2,30 +2,17 @@
 # SmolLM2-135M for one 16:32 mask: Wanda's, recovered, measured in bf16, int8 and int4.
 # An hour and more on two quiet cores with AVX2 (13 s a step of 240), 2.3 hours beside other work;
 # killed and started again, it goes on where it was.
-# usage: recipes/smollm2-single-16-32.sh DATA OUT
-#   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
-#   OUT   folder for the model, its mask and the unfinished run
+# usage: recipes/smollm2-single-16-32.sh DATA OUT (texts.bash says what they are)
 set -euo pipefail
-data=$1 out=$2
-general=$data/general
+. "$(dirname "$0")/texts.bash" # sets data, out, learn and held_out
 
-for text in "$general"/{wikipedia,openwebtext}.{train.jsonl.gz,test.jsonl} \
-    "$data/eval/wiki.test.raw"; do
-    [ -f "$text" ] && continue
-    echo "error: $text is missing; docs/evaluation.md says where to get it" >&2
-    exit 1
-done
-
-mkdir -p "$out"
 if [ ! -f "$out/wanda.safetensors" ]; then
     twofour mask prune --model smollm2-135m --method wanda --pattern 16:32 --windows 32 \
         --data "$general/openwebtext.train.jsonl.gz" --out "$out/wanda.safetensors"
 fi
-learn=(--data "$general/wikipedia.train.jsonl.gz" --data "$general/openwebtext.train.jsonl.gz")
 if [ ! -f "$out/single.safetensors" ]; then
     twofour recover --model smollm2-135m --mask "$out/wanda.safetensors" "${learn[@]}" \
-        --held-out "$general/wikipedia.test.jsonl" --held-out "$general/openwebtext.test.jsonl" \
-        --held-out-every 20 --held-out-windows 16 --steps 240 --learning-rate 4e-4 \
+        "${held_out[@]}" --steps 240 --learning-rate 4e-4 \
         --sequence-length 1024 --batch-size 1 --micro-batches 1 \
         --set least_squares=0.5 --set windows=16 --set warm_up=10 --seed 0 --resume \
         --run-dir "$out/run" --checkpoint "$out/model" --out "$out/single.safetensors"

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serving.generation import PromptChunk
-from serving.schemas.common import PromptTokensDetails, Usage
+from serving.schemas.common import PromptTokensDetails, StreamOptions, Usage
 
 
 class UsageCounter:
-    """Token counts of one request, over all its prompts and choices."""
+    """Token counts of one request, over all its prompts and choices.
 
-    def __init__(self, prompts: Sequence[tuple[int, ...]]) -> None:
+    Args:
+        prompts: token ids of each.
+        options: of a streamed answer; None shows counts only in a whole one.
+
+    Attributes:
+        at_end: whether a stream ends with the counts.
+        in_chunks: whether every chunk of a stream has those so far.
+    """
+
+    def __init__(
+        self, prompts: Sequence[tuple[int, ...]], options: StreamOptions | None = None
+    ) -> None:
+        self.at_end = bool(options and options.include_usage)
+        self.in_chunks = bool(self.at_end and options and options.continuous_usage_stats)
         self._prompt_tokens = sum(map(len, prompts))
         self._completion_tokens = 0
         # Choices of one prompt share its tokens, so each prompt's cached ones count once.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,30 +33,48 @@ SPEED_RESULT = "bench-lowbit"
 _KINDS = {"dense": "dense", "2:4": "sparse"}
 
 
-def run_values(
-    model: str,
-    masks: Sequence[Path],
-    singles: Sequence[tuple[Path, Path]],
-    options: Sequence[ValueOptions],
-    texts: Mapping[str, TextSet],
-    windows: int,
-    work: Path,
-    table: Table,
-    say: Callable[[str], None],
-) -> None:
-    """A row for the dense model, each mask and each recovered model, by type of values.
+@dataclass(frozen=True, slots=True)
+class ValuesBench:
+    """Where rows come from and go to.
 
-    Args:
-        model: alias or directory.
-        masks: one of each pattern.
-        singles: directories that `twofour recover` wrote, each with the mask for it; one of each
-            pattern.
-        options: types of values.
+    Attributes:
         texts: `wikitext2` and `c4`.
         windows: of 2,048 tokens, of each text.
         work: folder for the directory that is built; nothing stays there.
         table: takes the rows.
         say: told every row.
+    """
+
+    texts: Mapping[str, TextSet]
+    windows: int
+    work: Path
+    table: Table
+    say: Callable[[str], None]
+
+    def row(self, key: tuple[object, ...], measure: Callable[[], ResultRow]) -> None:
+        """Measure a row, unless it is there."""
+        if self.table.measure(key, measure):
+            row = self.table[key]
+            size = row["weights_mib"]
+            self.say(f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}, {size} MiB")
+
+
+def run_values(
+    bench: ValuesBench,
+    model: str,
+    masks: Sequence[Path],
+    singles: Sequence[tuple[Path, Path]],
+    options: Sequence[ValueOptions],
+) -> None:
+    """A row for the dense model, each mask and each recovered model, by type of values.
+
+    Args:
+        bench: texts and table.
+        model: alias or directory.
+        masks: one of each pattern.
+        singles: directories that `twofour recover` wrote, each with the mask for it; one of each
+            pattern.
+        options: types of values.
     """
     subjects: list[tuple[str, Path | None, str]] = [(model, None, "")]
     subjects += [(model, mask, "") for mask in masks]
@@ -65,54 +84,33 @@ def run_values(
         for chosen in options:
             minima, head = chosen.has_minima, chosen.head_values
             key = (chosen.values, f"{pattern}{kind}", chosen.block_inputs, minima, head)
-            measured = partial(_measure, directory, mask, pattern, chosen, texts, windows, work)
-            if table.measure(key, measured):
-                row = table[key]
-                say(
-                    f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}, {row['weights_mib']} MiB"
-                )
+            bench.row(key, partial(_measure, bench, directory, mask, pattern, chosen))
 
 
-def run_gguf(
-    files: Mapping[str, Path],
-    texts: Mapping[str, TextSet],
-    windows: int,
-    work: Path,
-    table: Table,
-    say: Callable[[str], None],
-) -> None:
+def run_gguf(bench: ValuesBench, files: Mapping[str, Path]) -> None:
     """A row for every GGUF file: what its weights are worth, dequantised to bf16, in our engine.
 
     Args:
+        bench: texts and table.
         files: type, such as `q4_0` -> file.
-        texts, windows, work, table, say: as of `run_values`.
     """
     for kind, file in files.items():
 
         def measured(kind: str = kind, file: Path = file) -> ResultRow:
-            row = _measure(str(file), None, "dense", ValueOptions(), texts, windows, work)
             return {
-                **row,
+                **_measure(bench, str(file), None, "dense", ValueOptions()),
                 "file": file.name,
                 "weights_mib": round(file.stat().st_size / 2**20, 1),
                 "tokens_per_s": _measured_speed(f"ik-{kind}"),
             }
 
-        key = (kind, "dense", 0, False, "gguf")
-        if table.measure(key, measured):
-            say(f"{kind}: wikitext2 {table[key]['wikitext2']}, c4 {table[key]['c4']}")
+        bench.row((kind, "dense", 0, False, "gguf"), measured)
 
 
 def _measure(
-    model: str,
-    mask: Path | None,
-    pattern: str,
-    chosen: ValueOptions,
-    texts: Mapping[str, TextSet],
-    windows: int,
-    work: Path,
+    bench: ValuesBench, model: str, mask: Path | None, pattern: str, chosen: ValueOptions
 ) -> ResultRow:
-    directory = work / "engine"
+    directory = bench.work / "engine"
     shutil.rmtree(directory, ignore_errors=True)
     masks = {} if mask is None else {"mask": mask}
     request = BuildRequest(
@@ -123,9 +121,9 @@ def _measure(
         with engine_subject(directory, None) as subject:
             scores = {
                 name: measure_perplexity(
-                    subject.score, joined_tokens(subject.encode, text), windows=windows
+                    subject.score, joined_tokens(subject.encode, text), windows=bench.windows
                 )[0]
-                for name, text in texts.items()
+                for name, text in bench.texts.items()
             }
     finally:
         shutil.rmtree(directory)
@@ -133,7 +131,7 @@ def _measure(
         **{name: round(value, 4) for name, value in scores.items()},
         "weights_mib": round(manifest.files[ENGINE_WEIGHTS_FILE].bytes / 2**20, 1),
         "tokens_per_s": _speed(pattern, chosen),
-        "windows": windows,
+        "windows": bench.windows,
         "mask_digest": manifest.masks[0].digest if manifest.masks else None,
         "quantiser": manifest.quantisation.quantiser if manifest.quantisation else None,
     }

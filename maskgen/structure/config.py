@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from maskgen.learning.config import Count, NotNegative, Positive, RunConfig
+from maskgen.method_lookup import find_method
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -97,9 +98,7 @@ def structure_config(method: str, settings: Mapping[str, Any]) -> BaseModel:
     """The method's settings object.
 
     Raises:
-        ValueError: there is no such method; or (pydantic.ValidationError) unknown or impossible
-            settings.
+        UnknownMethodError: there is no such method.
+        pydantic.ValidationError: unknown or impossible settings.
     """
-    if method not in STRUCTURE_METHODS:
-        raise ValueError(f"there is no method {method!r}; methods: {', '.join(STRUCTURE_METHODS)}")
-    return STRUCTURE_METHODS[method].config.model_validate(settings)
+    return find_method(STRUCTURE_METHODS, method).config.model_validate(settings)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from maskgen.learning.config import Count, NotNegative, Positive, RunConfig
+from maskgen.method_lookup import find_method
 
 ChannelKind = Literal["residual", "mlp", "value"]
 
@@ -122,9 +123,7 @@ def transform_config(method: str, settings: Mapping[str, Any]) -> TransformConfi
     """The method's settings object.
 
     Raises:
-        ValueError: there is no such method; or (pydantic.ValidationError) unknown or impossible
-            settings.
+        UnknownMethodError: there is no such method.
+        pydantic.ValidationError: unknown or impossible settings.
     """
-    if method not in TRANSFORM_METHODS:
-        raise ValueError(f"there is no method {method!r}; methods: {', '.join(TRANSFORM_METHODS)}")
-    return TRANSFORM_METHODS[method].config.model_validate(settings)
+    return find_method(TRANSFORM_METHODS, method).config.model_validate(settings)

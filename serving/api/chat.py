@@ -99,14 +99,9 @@ class ChatAnswer:
         self._choices = [_Choice(conversation.plan) for _ in range(self._n)]
         self._with_tools = conversation.plan is not None
         self._prompt_entries: tuple[TokenLogprobs | None, ...] = ()
-        self._usage = UsageCounter([conversation.prompt])
+        self._usage = UsageCounter([conversation.prompt], body.stream_options)
         self._id = f"chatcmpl-{uuid4().hex}"
         self._created = int(time.time())
-        options = body.stream_options
-        self._include_usage = bool(options and options.include_usage)
-        self._running_usage = bool(
-            self._include_usage and options and options.continuous_usage_stats
-        )
 
     async def read(self, generation: Generation) -> None:
         """Take the whole generation in.
@@ -169,7 +164,7 @@ class ChatAnswer:
 
     def closing(self) -> Sequence[BaseModel]:
         """The token counts, if they were asked for."""
-        if not self._include_usage:
+        if not self._usage.at_end:
             return ()
         chunk = self._chunk([])
         chunk.usage = self._usage.usage()
@@ -205,8 +200,8 @@ class ChatAnswer:
             choices=choices,
             system_fingerprint=self._target.fingerprint,
         )
-        if self._include_usage:
-            chunk.usage = self._usage.usage() if self._running_usage else None
+        if self._usage.at_end:
+            chunk.usage = self._usage.usage() if self._usage.in_chunks else None
         return chunk
 
 

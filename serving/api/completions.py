@@ -130,7 +130,7 @@ class CompletionAnswer:
         self._target = target
         self._prompts = prompts
         self._n = body.n or 1
-        self._usage = UsageCounter(prompts)
+        self._usage = UsageCounter(prompts, body.stream_options)
         self._starts = starts
         self._echoed = [self._prompt_text(i) for i in range(len(prompts))] if body.echo else []
         self._choices = [
@@ -141,11 +141,6 @@ class CompletionAnswer:
         self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         self._id = f"cmpl-{uuid4().hex}"
         self._created = int(time.time())
-        options = body.stream_options
-        self._include_usage = bool(options and options.include_usage)
-        self._running_usage = bool(
-            self._include_usage and options and options.continuous_usage_stats
-        )
 
     async def read(self, generation: Generation) -> None:
         """Take the whole generation in.
@@ -201,14 +196,14 @@ class CompletionAnswer:
             finish_reason=finish_reason(new),
             stop_reason=new.stop_reason,
         )
-        return [self._response([event], self._usage.usage() if self._running_usage else None)]
+        return [self._response([event], self._usage.usage() if self._usage.in_chunks else None)]
 
     def failure(self, error: ApiError) -> None:
         """A failure is the error's own body."""
 
     def closing(self) -> Sequence[BaseModel]:
         """The token counts, if they were asked for."""
-        return [self._response([], self._usage.usage())] if self._include_usage else ()
+        return [self._response([], self._usage.usage())] if self._usage.at_end else ()
 
     def _add(self, piece: PromptChunk) -> int:
         """Count a chunk; the number of its choice."""
@@ -295,6 +290,6 @@ class CompletionAnswer:
             choices=choices,
             system_fingerprint=self._target.fingerprint,
         )
-        if usage is not None or self._include_usage:
+        if usage is not None or self._usage.at_end:
             answer.usage = usage
         return answer

@@ -18,8 +18,9 @@ from maskgen.format.model_directory import ModelDirectoryError
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
 from maskgen.format.tokenizer import ModelTokenizer
+from maskgen.method_lookup import UnknownMethodError
 from maskgen.prune import PruneSettings, prune
-from maskgen.registry import METHODS, UnknownMethodError, load_method, method_names
+from maskgen.registry import METHODS, load_method, method_names
 from maskgen.selection import LayerChoice, SelectionError, decoder_layers, select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import TooLittleTextError, draw_windows, token_windows

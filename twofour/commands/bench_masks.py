@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ from twofour.commands.bench_masks_inputs import (
 from twofour.commands.bench_options import JsonLine, RedoRows, finish
 from twofour.commands.first_mode import FirstModeGroup
 from twofour.commands.option_values import method_settings
-
-if TYPE_CHECKING:
-    pass
 
 _Option = typer.Option
 

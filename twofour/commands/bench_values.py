@@ -53,7 +53,7 @@ def values(
     """
     from benchmarks.common.table import Earlier, Table, TableSpec
     from benchmarks.values.page import values_page
-    from benchmarks.values.quality import KEY, run_gguf, run_values
+    from benchmarks.values.quality import KEY, ValuesBench, run_gguf, run_values
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.digests import base_digest
@@ -72,8 +72,9 @@ def values(
         inputs,
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
-        run_values(model, mask or [], singles, chosen, texts, windows, Path(work), table, say)
-        run_gguf(files, texts, windows, Path(work), table, say)
+        bench = ValuesBench(texts, windows, Path(work), table, say)
+        run_values(bench, model, mask or [], singles, chosen)
+        run_gguf(bench, files)
     finish(table.path, json_)
 
 

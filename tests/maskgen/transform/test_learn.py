@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from maskgen.format.digests import base_digest
+from maskgen.method_lookup import UnknownMethodError
 from maskgen.prune import PruneSettings, prune
-from maskgen.registry import UnknownMethodError
 from maskgen.selection import LayerChoice
 from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import TorchScorer, apply_to_module, load_model
