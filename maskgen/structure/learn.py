@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from maskgen.structure.file import Structure
 from maskgen.structure.gate_learner import GateLearner, top, units_of
 from maskgen.structure.gated_model import GatedModel
 from maskgen.structure.grasp import Grasp
+from maskgen.structure.latency import LayerLatency
 from maskgen.structure.maskprune import MaskPrune
 from maskgen.structure.removal import unit_groups, with_result
 from maskgen.structure.unit_scores import UnitScores, flap, magnitude
@@ -54,10 +55,11 @@ class StructureRequest:
     Attributes:
         method: a name of `maskgen.structure.config.STRUCTURE_METHODS`.
         config: an instance of the method's settings.
-        ratio: share of the decoder's linear weights that may be left.
+        ratio: share of the decoder's linear weights (or of `latency`) that may be left.
         key_value_heads: that every layer keeps; None for all of them, or, where the settings say
             so, to learn it.
         multiple: that the feed-forward width is one of.
+        latency: budget the time of an engine that was measured, in place of weights.
         windows: calibration windows drawn from the text.
         length: tokens in a window.
         seed: which windows are drawn, and all else that is random.
@@ -72,6 +74,7 @@ class StructureRequest:
     ratio: float
     key_value_heads: int | None = None
     multiple: int = 64
+    latency: LayerLatency | None = None
     windows: int = 32
     length: int = 1024
     seed: int = 0
@@ -88,12 +91,14 @@ class StructureResult:
     Attributes:
         structure: with the digest of its result.
         share: of the decoder's linear weights that is left.
+        latency_share: of the time that was budgeted; None if weights were.
         tokens: that calibration and learning saw.
         seconds: wall time without loading; that of a run that was resumed included.
     """
 
     structure: Structure
     share: float
+    latency_share: float | None
     tokens: int
     seconds: float
 
@@ -129,6 +134,8 @@ def learn_structure(
         ValueError: text or folder is missing, or the text has tokens that the model has not.
     """
     table, shape = model_groups(model_dir), LayerShape.of(read_model_config(model_dir))
+    if request.latency is not None:
+        shape = request.latency.applied(shape)
     groups = unit_groups(table.groups)
     shape.widest(request.ratio, request.key_value_heads, request.multiple)  # or refuse now
     if not STRUCTURE_METHODS[request.method].uses_text:
@@ -156,7 +163,11 @@ def learn_structure(
     )
     seconds = time.perf_counter() - start + chosen.earlier_seconds
     return StructureResult(
-        with_result(model_dir, structure), shape.share(structure.width), chosen.tokens, seconds
+        with_result(model_dir, structure),
+        shape.share(structure.width),
+        None if request.latency is None else shape.cost_share(structure.width),
+        chosen.tokens,
+        seconds,
     )
 
 
@@ -213,6 +224,7 @@ def _learn(
             "base_digest": base_digest(model_dir),
             "text_digest": texts.digest,
             "width": [request.ratio, request.key_value_heads, request.multiple],
+            "costs": astuple(shape.costs),
             "calibration": [request.windows, request.length, request.seed],
             "dtype": dtype_name(model),
             **{k: v for k, v in config.model_dump().items() if k not in _NOT_IDENTITY},

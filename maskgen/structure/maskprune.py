@@ -10,12 +10,13 @@ widths by layer replaced by shared ones:
         L(m, theta) + sum_l y_l S_s(m_l^2) + z (R(s) - B)
 
 m_l are a layer's gates, s how many units every layer loses, S_s the sum of the s smallest, theta
-the low-rank differences, R the share of weights left, B the budget. Of each kind of unit there is
-one s, and one y for every layer. A step: m (`adam_mini`) and theta (AdamW) move; then the s
-smallest gates of every layer are divided by 1 + 2 rate y (the proximal step); s moves against its
-gradient, in which layers are averaged, so that the kind that is cheap in all layers shrinks; then y
-and z ascend. Counts are rounded as removal will round them before they are used (whole heads, and
-channels in multiples that fill what R leaves), and s takes their gradient as its own.
+the low-rank differences, R the share of weights (or of measured time) left, B the budget. Of each
+kind of unit there is one s, and one y for every layer. A step: m (`adam_mini`) and theta (AdamW)
+move; then the s smallest gates of every layer are divided by 1 + 2 rate y (the proximal step); s
+moves against its gradient, in which layers are averaged, so that the kind that is cheap in all
+layers shrinks; then y and z ascend. Counts are rounded as removal will round them before they are
+used (whole heads, and channels in multiples that fill what R leaves), and s takes their gradient as
+its own.
 
 Sums are divided by a layer's number of units, so that rates do not depend on its size. All gates
 start at 1, so that nothing but chance would say at first which are the smallest: m^2 is weighed by
@@ -50,7 +51,7 @@ class MaskPrune(GateLearner):
     Args:
         scores: of units, whose ranks weigh gates when they are compared.
         shape: of the model's layers.
-        ratio: B, the share of the linears' weights that may be left.
+        ratio: B, the share of what layers cost (`LayerShape.costs`) that may be left.
         key_value_heads: that every layer keeps; None to learn it.
         multiple: that the feed-forward width is one of.
     """
@@ -143,22 +144,19 @@ class MaskPrune(GateLearner):
         }
 
     def _share(self, removed: Tensor) -> float:
-        shape = self._shape
-        full, total = shape.full, shape.weights(shape.full)
-        channels = full.intermediate * shape.channel_weights / total
-        return 1 - float(removed[0]) * channels - float(removed[1]) * (1 - channels)
+        return 1 - float(removed.double() @ self._cost_shares())
+
+    def _cost_shares(self) -> Tensor:
+        """(2,) float64: what all channels, and all heads, are of a layer's costs."""
+        full, costs = self._shape.full, self._shape.costs
+        kinds = [full.intermediate * costs.channel, full.key_value_heads * costs.head]
+        return torch.tensor(kinds, dtype=torch.float64) / costs.of(full)
 
     def _move_width(self, slopes: Mapping[str, float]) -> float:
         """Move removed shares against their gradient; gives how far the budget is exceeded."""
         shape, rate = self._shape, self._settings.width_rate
-        channels = shape.full.intermediate * shape.channel_weights / shape.weights(shape.full)
-        gradient = torch.tensor(
-            [
-                slopes[FEED_FORWARD] - self._budget * channels,
-                slopes[HEADS] - self._budget * (1 - channels),
-            ]
-        )
-        gradient = gradient.clamp(-1, 1)
+        slope = torch.tensor([slopes[FEED_FORWARD], slopes[HEADS]])
+        gradient = (slope - self._budget * self._cost_shares().float()).clamp(-1, 1)
         if self._fixed_heads is not None:
             gradient[1] = 0
         keys = shape.full.key_value_heads

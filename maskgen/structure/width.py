@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_ROUNDING = 1e-6  # of a channel
+
 
 class StructureError(ValueError):
     """A structure, its file, or a width is malformed or does not fit the model."""
@@ -32,6 +34,26 @@ class Width:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitCosts:
+    """What budgets count: weights of a layer, or the time that an engine takes for it.
+
+    Attributes:
+        channel: what a feed-forward channel costs.
+        head: what a key-value head costs, with its query heads.
+        fixed: what is left without either.
+    """
+
+    channel: float
+    head: float
+    fixed: float = 0.0
+
+    def of(self, width: Width) -> float:
+        """What a layer of that width costs."""
+        heads = width.key_value_heads * self.head
+        return self.fixed + width.intermediate * self.channel + heads
+
+
+@dataclass(frozen=True, slots=True)
 class LayerShape:
     """The sizes of one decoder layer; all have the same.
 
@@ -41,6 +63,7 @@ class LayerShape:
         full: the width before anything is removed.
         repeat: query heads that read one key-value head.
         head: channels of a head.
+        measured: what units cost in budgets; None counts their weights.
     """
 
     layers: int
@@ -48,6 +71,7 @@ class LayerShape:
     full: Width
     repeat: int
     head: int
+    measured: UnitCosts | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> LayerShape:
@@ -78,6 +102,11 @@ class LayerShape:
         """Weights of a key-value head with its query heads: rows of q, k and v, columns of o."""
         return self.hidden * self.head * (2 * self.repeat + 2)
 
+    @property
+    def costs(self) -> UnitCosts:
+        """What budgets count."""
+        return self.measured or UnitCosts(self.channel_weights, self.head_weights)
+
     def weights(self, width: Width) -> int:
         """Weights of one layer's linears."""
         return width.intermediate * self.channel_weights + width.key_value_heads * self.head_weights
@@ -86,11 +115,15 @@ class LayerShape:
         """How much is left of the linears' weights; the rest of the model is not counted."""
         return self.weights(width) / self.weights(self.full)
 
+    def cost_share(self, width: Width) -> float:
+        """How much is left of what layers cost: of their weights, unless something was measured."""
+        return self.costs.of(width) / self.costs.of(self.full)
+
     def widest(self, ratio: float, key_value_heads: int | None = None, multiple: int = 64) -> Width:
-        """The widest layers whose share is not above `ratio`.
+        """The widest layers that cost no more than a share of what the whole ones cost.
 
         Args:
-            ratio: between 0 and 1.
+            ratio: the share, between 0 and 1.
             key_value_heads: to keep; None for all of them.
             multiple: that the feed-forward width is one of, unless it stays what it was.
 
@@ -101,14 +134,14 @@ class LayerShape:
         self.check_heads(keys)
         if not 0 < ratio <= 1:
             raise StructureError(f"a ratio of {ratio} is not above 0 and at most 1")
-        left = ratio * self.weights(self.full) - keys * self.head_weights
-        # Half a weight: the ratio of a width itself must give that width, rounded as it is.
-        channels = int((left + 0.5) // self.channel_weights)
+        left = ratio * self.costs.of(self.full) - self.costs.of(Width(0, keys))
+        # The ratio of a width itself must give that width, rounded as it is.
+        channels = int(left / self.costs.channel + _ROUNDING)
         if channels >= self.full.intermediate:
             return Width(self.full.intermediate, keys)
         width = Width(channels // multiple * multiple, keys)
         if width.intermediate < multiple:
-            smallest = self.share(Width(multiple, keys))
+            smallest = self.cost_share(Width(multiple, keys))
             raise StructureError(
                 f"a ratio of {ratio} leaves no {multiple} feed-forward channels beside {keys}"
                 f" key-value heads; the smallest is {smallest:.3f}: give a higher ratio, or fewer"

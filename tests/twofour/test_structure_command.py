@@ -45,6 +45,24 @@ def test_units_are_chosen_shown_and_removed(model: Path, tmp_path: Path) -> None
     assert base_digest(out) == facts["result_digest"]
 
 
+def test_a_budget_of_measured_time(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Times of a machine on which two microseconds pass whatever the width.
+    line = {"fixed": 2e-6, "unit": 1e-8}
+    monkeypatch.setattr(
+        "engines.cpu.layer_latency._times",
+        lambda units, layers: {n: line["fixed"] + line["unit"] * n for n in units},
+    )
+    file, out = tmp_path / "latency.json", tmp_path / "s.safetensors"
+    said = run("structure", "latency", "--model", model, "--out", file)
+    assert "a layer takes 5.3 us" in said
+    assert "a channel 0.0100 us" in said
+    said = learn(model, out, "--method", "magnitude", "--ratio", 0.9, "--latency", file)
+    assert "72 channels, 2 key-value heads a layer, 70.8 % of the linears' weights" in said
+    assert "and 89.4 % of their time" in said
+
+
 def test_gates_learn_on_several_texts_with_the_seed_that_is_given(
     model: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,10 @@ def learn(
     model: Model,
     out: Annotated[Path, _Option(help="The structure file to write.")],
     ratio: Annotated[
-        float, _Option(help="Share of the decoder's linear weights that may be left, as 0.8.")
+        float,
+        _Option(
+            help="Share of the decoder's linear weights, or of --latency, that may be left, as 0.8."
+        ),
     ],
     data: Annotated[
         list[str] | None, _Option(help="Text: named set, file, folder or hub:NAME (repeat).")
@@ -45,6 +48,10 @@ def learn(
         ),
     ] = None,
     multiple: Annotated[int, _Option(help="The new intermediate size is one of it.", min=1)] = 64,
+    latency: Annotated[
+        Path | None,
+        _Option(help="Budget the time in this file of `structure latency`, in place of weights."),
+    ] = None,
     windows: Annotated[int, _Option(help="Calibration windows.", min=1)] = 32,
     length: Annotated[int, _Option(help="Tokens in a window.", min=2)] = 1024,
     seed: Annotated[int, _Option(help="Which windows are drawn, and all else.", min=0)] = 0,
@@ -62,6 +69,7 @@ def learn(
     from maskgen.models import resolve_model
     from maskgen.structure.config import GateConfig, structure_config
     from maskgen.structure.file import write_structure
+    from maskgen.structure.latency import read_latency
     from maskgen.structure.learn import StructureRequest, learn_structure
     from maskgen.texts.text_sets import TextSet, load_texts
 
@@ -82,6 +90,7 @@ def learn(
         ratio=ratio,
         key_value_heads=heads,
         multiple=multiple,
+        latency=None if latency is None else read_latency(latency),
         windows=windows,
         length=length,
         seed=seed,
@@ -93,10 +102,45 @@ def learn(
     with layer_bar(f"{method} on {model}") as report:
         result = learn_structure(directory, texts, request, report, console)
     write_structure(out, result.structure)
+    timed = result.latency_share
+    time = "" if timed is None else f" and {100 * timed:.1f} % of their time"
     _say(
         console,
         f"{out}: {method}, {result.structure.width} a layer, {100 * result.share:.1f} % of the"
-        f" linears' weights; from {result.tokens:,} tokens in {result.seconds:.1f} s",
+        f" linears' weights{time}; from {result.tokens:,} tokens in {result.seconds:.1f} s",
+    )
+
+
+@app.command("latency")
+def latency(
+    model: Model,
+    out: Annotated[Path, _Option(help="The latency file to write.")],
+    tokens: Annotated[int, _Option(help="In a step: how many requests run at once.", min=1)] = 1,
+    threads: Annotated[int, _Option(help="Of the engine; 0 for all.", min=0)] = 0,
+) -> None:
+    """Measure what channels and heads cost the CPU engine in time, for learn --latency."""
+    from engines.cpu.layer_latency import attention_latency, feed_forward_latency
+    from engines.native.kernels import isa
+    from maskgen.format.model_directory import read_model_config
+    from maskgen.models import resolve_model
+    from maskgen.structure.latency import LayerLatency, sizes_of, write_latency
+    from maskgen.structure.width import LayerShape, UnitCosts
+
+    shape = LayerShape.of(read_model_config(resolve_model(model)))
+    full, console = shape.full, Console()
+    with console.status("measuring layers"):
+        channels = feed_forward_latency(shape.hidden, full.intermediate, tokens, threads)
+        heads = attention_latency(
+            shape.hidden, full.key_value_heads, shape.repeat, shape.head, tokens, threads
+        )
+    costs = UnitCosts(channels.unit, heads.unit, channels.fixed + heads.fixed)
+    where = {"isa": isa(), "tokens": tokens, "threads": threads}
+    write_latency(out, LayerLatency(sizes_of(shape), costs, where))
+    _say(
+        console,
+        f"{out}: a layer takes {costs.of(full):.1f} us on {where['isa']}, of which a channel"
+        f" {costs.channel:.4f} us, a key-value head {costs.head:.3f} us, neither {costs.fixed:.1f}"
+        " us",
     )
 
 

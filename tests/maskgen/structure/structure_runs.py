@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from maskgen.structure.config import structure_config
 from maskgen.structure.file import write_structure
+from maskgen.structure.latency import LayerLatency
 from maskgen.structure.learn import StructureRequest, StructureResult, learn_structure
 from maskgen.texts.text_sets import TextSet
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
@@ -52,6 +53,7 @@ def choose(
     heads: int | None = 2,
     resume: bool = False,
     texts: TextSet = TEXT,
+    latency: LayerLatency | None = None,
     **settings: object,
 ) -> StructureResult:
     learned = method in ("grasp", "maskprune")
@@ -62,6 +64,7 @@ def choose(
         ratio,
         key_value_heads=heads,
         multiple=8,
+        latency=latency,
         windows=4,
         length=32,
         dtype="fp32",

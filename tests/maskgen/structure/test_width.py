@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskgen.structure.width import LayerShape, StructureError, Width
+from maskgen.structure.width import LayerShape, StructureError, UnitCosts, Width
 
 SMOLLM2: dict[str, Any] = {
     "num_hidden_layers": 30,
@@ -64,3 +65,15 @@ def test_budgets_that_cannot_be_met_are_refused(
 ) -> None:
     with pytest.raises(StructureError, match=message):
         LayerShape.of(SMOLLM2).widest(ratio, heads)
+
+
+def test_measured_costs_take_the_place_of_weights() -> None:
+    # 1,536 channels at 0.1 and 3 heads at 20, beside 40: 253.6 in all.
+    shape = replace(LayerShape.of(SMOLLM2), measured=UnitCosts(0.1, 20.0, 40.0))
+    assert shape.costs.of(shape.full) == pytest.approx(253.6)
+    width = shape.widest(0.8)
+    assert width == Width(1024, 3)  # 0.8 of it leaves 102.88 for channels
+    assert shape.cost_share(width) == pytest.approx(202.4 / 253.6)
+    assert shape.share(width) == LayerShape.of(SMOLLM2).share(width)
+    with pytest.raises(StructureError, match=r"the smallest is 0\.420"):
+        shape.widest(0.4)
