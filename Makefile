@@ -78,7 +78,7 @@ test-browser: setup ## the server's page in headless Chromium (apt-get install c
 	$(BIN)/python -m pytest -m browser tests/serving/test_page_in_browser.py
 
 RAY := .venv-ray
-test-ray: $(RAY)/.ready ## two replicas on Ray Serve: masks find theirs, one is killed under load
+test-ray: $(RAY)/.ready ## replicas on Ray Serve: masks find theirs, one dies under load, the queue adds one
 	$(RAY)/bin/python -m pytest -m ray tests/deploy
 
 $(RAY)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)

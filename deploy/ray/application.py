@@ -58,6 +58,12 @@ class Arguments(BaseModel):
     target_requests: float = Field(
         8.0, gt=0, description="Requests a replica that autoscaling aims at, waiting ones included."
     )
+    upscale_seconds: float = Field(
+        30.0, ge=0, description="How long there must be too many before a replica is added."
+    )
+    downscale_seconds: float = Field(
+        600.0, ge=0, description="How long there must be too few before a replica goes."
+    )
     max_requests: int = Field(64, ge=1, description="Most requests that a replica is given.")
     max_queued: int = Field(
         256, ge=1, description="Most requests that wait for a replica; more get 429."
@@ -214,6 +220,8 @@ def build(arguments: Arguments) -> serve.Application:
                 min_replicas=arguments.min_replicas,
                 max_replicas=arguments.max_replicas,
                 target_ongoing_requests=arguments.target_requests,
+                upscale_delay_s=arguments.upscale_seconds,
+                downscale_delay_s=arguments.downscale_seconds,
             ),
             ray_actor_options={"num_cpus": arguments.cpus},
             graceful_shutdown_timeout_s=limits.shutdown_timeout,

@@ -3,99 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from typing import Any
 
 import httpx
 import pytest
 
-from engines.directory.build import BuildRequest
-from engines.registry import run_builder
-from tests.engines.conftest import random_mask
-from tests.tiny_model import make_tiny_llama
+from tests.deploy.ray_cluster import MASKS, ask, request, serving
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
-# Ray's proxy gives up after 5 s otherwise, which a busy machine takes to start it.
-PROXY_SECONDS = "180"
 HEARD_SECONDS = 4.0
-MASKS = ("french", "law")
-PROMPT = "The river carried the timber"
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = PROXY_SECONDS
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
-    import ray
-    from ray import serve
-
-    from deploy.ray.application import Arguments, build
-
-    folder = tmp_path_factory.mktemp("ray")
-    model = make_tiny_llama(folder / "model", max_position_embeddings=2048)
-    masks = folder / "masks"
-    masks.mkdir()
-    for seed, name in enumerate(MASKS):
-        random_mask(model, masks / f"{name}.safetensors", seed=seed, domain=name)
-    general = random_mask(model, folder / "general.safetensors", seed=2, domain="general")
-    run_builder("cpu", BuildRequest(model, "tiny", {"general": general}, folder / "engine"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_ray()
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        arguments = Arguments(
-            directory=folder / "engine",
-            mask_folder=masks,
-            min_replicas=2,
-            max_replicas=2,
-            server={"engine_options": {"threads": 1}},
-        )
-        serve.run(build(arguments), name="twofour")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-def start_ray() -> None:
-    """Ray waits 30 s for its own processes, however busy the machine is."""
-    import ray
-
-    for attempts_left in (2, 1, 0):
-        try:
-            ray.init(num_cpus=4, include_dashboard=False, object_store_memory=128 << 20)
-            return
-        except Exception as error:
-            ray.shutdown()
-            if not attempts_left or "timed out during startup" not in str(error):
-                raise
-
-
-def request(mask: str, tokens: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "model": f"tiny:{mask}",
-        "prompt": PROMPT,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        **fields,
-    }
-
-
-def ask(url: str, mask: str, tokens: int = 8) -> httpx.Response:
-    return httpx.post(f"{url}/v1/completions", json=request(mask, tokens), timeout=120)
+    with serving(tmp_path_factory.mktemp("ray"), min_replicas=2, max_replicas=2) as running:
+        yield running
 
 
 def replica_of(url: str, mask: str) -> str:
