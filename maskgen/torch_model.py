@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,11 +43,21 @@ def resolve_dtype(dtype: str, device: str | None = None) -> str:
         ValueError: unknown dtype.
     """
     if dtype == AUTO_DTYPE:
-        on_cpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cpu")
+        on_cpu = resolve_device(device).startswith("cpu")
         return "fp32" if on_cpu and not torch.cpu._is_avx512_bf16_supported() else "bf16"
     if dtype not in TORCH_DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {AUTO_DTYPE}, {', '.join(TORCH_DTYPES)}")
     return dtype
+
+
+def resolve_device(device: str | None = None) -> str:
+    """A torch device: the one that is named, or CUDA if there is one.
+
+    Under torchrun every rank of a node has a GPU of its own, the one of its `LOCAL_RANK`.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if chosen == "cuda" and rank is not None else chosen
 
 
 def dtype_name(model: PreTrainedModel) -> str:
@@ -89,7 +100,7 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
         raise ModelDirectoryError(
             f"{directory}: {name} has shape {tuple(stored)}, config.json says {tuple(expected)}"
         )
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(resolve_device(device))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

@@ -1,8 +1,8 @@
-"""Data parallel learning under torchrun: every rank holds all logits and a share of their AdamW.
+"""Data parallel learning under torchrun: all ranks hold all parameters, each a share of AdamW.
 
-Logits are frozen-weight masks of whole layers, so gradients are summed by hand after the last
-micro-batch (the layers add into `.grad` themselves, which hooks would not see) and the optimiser's
-state is sharded by `torch.distributed.optim.ZeroRedundancyOptimizer`.
+Gradients are summed by hand after the last micro-batch (layers with mask logits add into `.grad`
+themselves, which hooks would not see) and the optimiser's state is sharded by
+`torch.distributed.optim.ZeroRedundancyOptimizer`.
 """
 
 from __future__ import annotations
@@ -56,27 +56,49 @@ class World:
         dist.all_reduce(total)
         return float(total)
 
+    @torch.no_grad()
+    def copy_from_first(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make parameters those of rank 0, to the last bit."""
+        if self.size > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter, 0)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum `.grad` over the ranks, in place."""
         if self.size == 1:
             return
         for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+            if parameter.grad is None:  # no token of this rank came by, as with a rare expert
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
 
 
 @contextmanager
 def world_from_environment(device: torch.device) -> Iterator[World]:
     """The process group that torchrun describes, or a single process without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if _ranks() == 1:
         yield World()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Numbers that are summed lie on the CPU, whatever the model's device.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def refuse_ranks(what: str) -> None:
+    """Refuse to run under torchrun.
+
+    Raises:
+        ValueError: there are several ranks.
+    """
+    if _ranks() > 1:
+        raise ValueError(f"{what} runs in one process; start it without torchrun")
+
+
+def _ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def make_adamw(

@@ -27,6 +27,10 @@ class Tuning:
         dense: the teacher; None if the loss has no KL.
         tuned: what changes.
         bf16: compute in bf16.
+        world: the ranks among which micro-batches, held-out windows and AdamW's state are divided.
+
+    Raises:
+        ValueError: micro-batches cannot be dealt evenly.
     """
 
     def __init__(
@@ -37,7 +41,9 @@ class Tuning:
         config: RecoverConfig,
         batches: Batches,
         bf16: bool,
+        world: World,
     ) -> None:
+        self._world, self._mine = world, world.micro_batches(config.micro_batches)
         self._model, self._dense, self._tuned = model, dense, tuned
         self._config, self._batches, self._bf16 = config, batches, bf16
         self._parameters = [t.parameter for t in tuned.values()]
@@ -46,7 +52,7 @@ class Tuning:
             parameter.requires_grad_(True)
         self._optimizer = make_adamw(
             self._parameters,
-            World(),
+            world,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
@@ -54,10 +60,11 @@ class Tuning:
         )
 
     def step(self, step: int) -> StepReport:
-        """One optimiser step over all micro-batches."""
+        """One optimiser step over this rank's micro-batches."""
         config = self._config
         self._optimizer.zero_grad()
-        loss = sum(self._micro_batch(step, index) for index in range(config.micro_batches))
+        loss = sum(self._micro_batch(step, index) for index in self._mine)
+        self._world.sum_gradients(self._parameters)
         for tuned in self._tuned.values():
             if tuned.dropped is not None and tuned.parameter.grad is not None:
                 tuned.parameter.grad.masked_fill_(tuned.dropped, 0)
@@ -67,7 +74,8 @@ class Tuning:
             group["lr"] = rate
         self._optimizer.step()
         return StepReport(
-            loss / config.micro_batches, {"gradient_norm": norm, "learning_rate": rate}
+            self._world.sum(loss / config.micro_batches),
+            {"gradient_norm": norm, "learning_rate": rate},
         )
 
     def _rate(self, step: int) -> float:
@@ -95,8 +103,9 @@ class Tuning:
     @torch.no_grad()
     def evaluate(self, windows: Sequence[Tensor]) -> float:
         """Mean loss, nats a token."""
-        losses = [next_token_loss(self._logits(window), window)[1] for window in windows]
-        return sum(losses) / len(losses)
+        mine = windows[self._world.rank :: self._world.size]
+        losses = [next_token_loss(self._logits(window), window)[1] for window in mine]
+        return self._world.sum(sum(losses)) / len(windows)
 
     def measure(self) -> dict[str, float]:
         """Nothing beyond what every step reports."""

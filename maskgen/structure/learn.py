@@ -21,7 +21,7 @@ from maskgen.format.model_directory import read_model_config
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
-from maskgen.learning.distributed import World
+from maskgen.learning.distributed import World, refuse_ranks
 from maskgen.learning.loop import RunOptions, run
 from maskgen.structure.config import STRUCTURE_METHODS, GateConfig, GraspConfig, MaskPruneConfig
 from maskgen.structure.file import Structure
@@ -213,6 +213,7 @@ def _learn(
     config = request.config
     if not isinstance(config, GateConfig) or request.folder is None:
         raise ValueError(f"{request.method} learns gates, and needs a folder for checkpoints")
+    refuse_ranks(request.method)
     aside, rest = _split(model, model_dir, texts, config)
     batches = Batches(rest, config.batch_size, config.seed)
     use_short_attention(model, config.sequence_length)

@@ -16,7 +16,7 @@ from maskgen.format.digests import base_digest
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.attention import use_short_attention
 from maskgen.learning.batches import Batches
-from maskgen.learning.distributed import World
+from maskgen.learning.distributed import World, refuse_ranks
 from maskgen.learning.loop import RunOptions, run
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import TooLittleTextError, draw_windows, token_windows
@@ -69,11 +69,12 @@ def learn_orders(
     Raises:
         LearningStoppedError, CheckpointError: as `maskgen.learning.loop.run`.
         TooLittleTextError: the text does not fill the sequences that are set aside, and one more.
-        ValueError: there is no text, or no folder for checkpoints.
+        ValueError: there is no text, or no folder for checkpoints; or there are several ranks.
     """
     config = request.config
     if not isinstance(config, LearnedConfig) or texts is None or request.folder is None:
         raise ValueError("learned orders need text, and a folder for checkpoints")
+    refuse_ranks("learning orders")
     if not start:
         return LearnedOrders({}, 0.0, 0.0)
     attention = use_short_attention(model, config.sequence_length)

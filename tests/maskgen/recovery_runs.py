@@ -15,8 +15,9 @@ from rich.console import Console
 
 from maskgen.format.mask import Mask
 from maskgen.format.mask_file import read_mask, write_mask
-from maskgen.recover import RecoverRequest, RecoverResult, recover
+from maskgen.recover import recover
 from maskgen.recovery.config import RecoverConfig
+from maskgen.recovery.request import RecoverRequest, RecoverResult
 from maskgen.texts.text_sets import TextSet
 from tests.maskgen.learning_runs import TEXTS
 
@@ -63,7 +64,8 @@ def main() -> None:
     mask = read_mask(root / "mask.safetensors")
     result = small_recovery(root / "dense", folder, mask, held_out=TEXTS, **settings)
     assert result.mask is not None
-    write_mask(folder / "mask.safetensors", result.mask)
+    if result.first:
+        write_mask(folder / "mask.safetensors", result.mask)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from maskgen import models
 from maskgen.format.digests import base_digest
 from maskgen.gguf_model.header import GgufError
 from maskgen.models import ModelNotFoundError, TermsError, model_name, resolve_model
-from maskgen.torch_model import resolve_dtype
+from maskgen.torch_model import resolve_device, resolve_dtype
 from tests.maskgen.gguf_model.tiny_gguf import make_tiny, write_tiny_gguf
 from twofour.cli import app
 
@@ -117,3 +117,15 @@ def test_auto_computes_in_what_the_processor_is_fast_in(monkeypatch, has_bf16, d
 def test_an_unknown_dtype_is_named():
     with pytest.raises(ValueError, match=r"'fp8' is not one of auto, bf16, fp32, fp16"):
         resolve_dtype("fp8")
+
+
+def test_each_rank_of_a_node_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert (resolve_device(), resolve_device("cuda")) == ("cuda", "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [resolve_device(d) for d in (None, "cuda", "cuda:1", "cpu")] == [
+        "cuda:3", "cuda:3", "cuda:1", "cpu",
+    ]  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device() == "cpu"

@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask, MaskFileError
-from maskgen.format.mask_file import write_mask
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.format.model_directory import read_model_config
 from maskgen.format.pattern import Pattern
 from maskgen.learning import loop
+from maskgen.learning.distributed import World
 from maskgen.least_squares import damped, kept_weights_update
 from maskgen.prune import PruneSettings, prune
 from maskgen.recovery.quantiser import WeightGrid, quantise
@@ -201,6 +204,45 @@ def test_sigkill_and_resume_give_the_model_of_an_uninterrupted_run(model_dir, ma
     assert resumed.mask.base_digest == whole.mask.base_digest
     assert resumed.best_step == whole.best_step
     assert held_out(tmp_path / "killed") == held_out(tmp_path / "whole")
+
+
+def test_two_gloo_ranks_recover_what_one_does_with_two_micro_batches(model_dir, mask, tmp_path):
+    (tmp_path / "dense").symlink_to(model_dir)
+    write_mask(tmp_path / "mask.safetensors", mask)
+    settings = {"steps": 6, "micro_batches": 2}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        str(RUNS), str(tmp_path), json.dumps(settings),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command,
+        env={**os.environ, "RUN_NAME": "two", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one = small_recovery(model_dir, tmp_path / "one", mask, held_out=TEXTS, **settings)
+    np.testing.assert_allclose(held_out(tmp_path / "two"), held_out(tmp_path / "one"), rtol=1e-5)
+    stored = [load_file(tmp_path / run / "model/model.safetensors") for run in ("one", "two")]
+    for name, whole in stored[0].items():
+        # bf16 as stored: sums in another order may round a weight to the one beside it.
+        torch.testing.assert_close(stored[1][name], whole, rtol=2**-6, atol=1e-5)
+    two = read_mask(tmp_path / "two" / "mask.safetensors")
+    assert two.base_digest == base_digest(tmp_path / "two" / "model")
+    assert (two.codes.keys(), two.pattern) == (one.mask.codes.keys(), one.mask.pattern)
+    shards = list((tmp_path / "two/run/tuning").glob("checkpoint-000006/optimiser-*"))
+    assert len(shards) == 2
+
+
+def test_micro_batches_that_cannot_be_dealt_are_refused(model_dir, mask, tmp_path, monkeypatch):
+    @contextmanager
+    def two_ranks(device):
+        yield World(1, 2)
+
+    monkeypatch.setattr("maskgen.recover.world_from_environment", two_ranks)
+    with pytest.raises(ValueError, match=r"1 micro-batches .* evenly to 2 ranks"):
+        small_recovery(model_dir, tmp_path, mask, micro_batches=1)
 
 
 def test_held_out_text_stops_a_run_and_the_best_step_is_kept(model_dir, mask, tmp_path):

@@ -67,15 +67,16 @@ def recover(
 ) -> None:
     """Tune the kept weights for one mask; writes a new model directory and the mask for it.
 
-    Without a mask, tune the weights of a smaller dense model against its teacher.
+    Without a mask, tune the weights of a smaller dense model against its teacher. Under torchrun,
+    every rank takes its share of the micro-batches.
     """
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.models import resolve_model
-    from maskgen.recover import RecoverRequest
     from maskgen.recover import recover as run
     from maskgen.recovery.config import RecoverConfig
+    from maskgen.recovery.request import RecoverRequest
     from maskgen.texts.text_sets import TextSet, load_texts
 
     if (mask is None) != (out is None):
@@ -125,6 +126,8 @@ def recover(
     console = Console()
     given_mask = None if mask is None else read_mask(mask)
     result = run(resolve_model(model), given_mask, texts_of(data), request, console)
+    if not result.first:
+        return
     kept = "" if result.best_step is None else f", best after step {result.best_step} of tuning"
     against = f"for {mask}" if mask is not None else f"by {teacher}"
     console.print(
