@@ -2,9 +2,9 @@
 # SmolLM2-135M for one 16:32 mask: Wanda's, recovered, measured in bf16, int8 and int4.
 # An hour and more on two quiet cores with AVX2 (13 s a step of 240), 2.3 hours beside other work;
 # killed and started again, it goes on where it was.
-# usage: recipes/smollm2-single-16-32.sh DATA OUT (texts.bash says what they are)
+# usage: recipes/smollm2-single-16-32.sh DATA OUT (smollm2-texts.bash says what they are)
 set -euo pipefail
-. "$(dirname "$0")/texts.bash" # sets data, out, learn and held_out
+. "$(dirname "$0")/smollm2-texts.bash" # sets data, out, learn and held_out
 
 if [ ! -f "$out/wanda.safetensors" ]; then
     twofour mask prune --model smollm2-135m --method wanda --pattern 16:32 --windows 32 \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SmolLM2-135M for one 2:4 mask: recovers the weights that the general mask keeps, and measures them.
 # At most 90 minutes on two cores; killed and started again, it goes on where it was.
-# usage: recipes/smollm2-single.sh DATA OUT (texts.bash says what they are)
+# usage: recipes/smollm2-single.sh DATA OUT (smollm2-texts.bash says what they are)
 set -euo pipefail
 root=$(dirname "$0")/..
-. "$(dirname "$0")/texts.bash" # sets data, out, learn and held_out
+. "$(dirname "$0")/smollm2-texts.bash" # sets data, out, learn and held_out
 
 if [ ! -f "$out/single.safetensors" ]; then
     twofour recover --model smollm2-135m --mask "$root/masks/smollm2-135m/general.safetensors" \
