@@ -110,7 +110,7 @@ class TwofourLinearMethod(LinearMethodBase):
         for name in self._parameter_names():
             spec = self._form.parameter(name, self._inputs)
             parameter = ModelWeightParameter(
-                data=torch.full((rows, spec.width), spec.fill, dtype=spec.dtype),
+                data=spec.unloaded(rows),
                 input_dim=1,
                 output_dim=0,
                 weight_loader=loader,

@@ -60,8 +60,7 @@ class QuantisedTableMethod(QuantizeMethodBase):
         rows = sum(output_partition_sizes)
         for name in self._form.parts(sparse=False):
             spec = self._form.parameter(name, input_size_per_partition)
-            data = torch.full((rows, spec.width), spec.fill, dtype=spec.dtype)
-            parameter = Parameter(data, requires_grad=False)
+            parameter = Parameter(spec.unloaded(rows), requires_grad=False)
             set_weight_attrs(parameter, {"input_dim": 1, "output_dim": 0, **extra})
             layer.register_parameter(name, parameter)
 

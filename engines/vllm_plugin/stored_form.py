@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from engines.errors import EngineDirectoryError
 from engines.vllm_plugin.backend import Backend, PackedRows
 from engines.vllm_plugin.format import CODES, COLUMN_STEP, KEPT, QuantizationSpec
-from engines.vllm_plugin.lowbit_format import SCALES, LowbitForm, linear_form
+from engines.vllm_plugin.lowbit_format import SCALES, VALUES, LowbitForm, linear_form
 
 UNLOADED_CODE = 0xFF
 """No pair of placement codes: what a byte of codes holds until it is loaded."""
+_SEED = 24
+_CERTAIN_BYTES = 8
 _DTYPES = {"float16": torch.float16, "int8": torch.int8, "uint8": torch.uint8}
 
 
@@ -25,12 +28,31 @@ class ParameterSpec:
     Attributes:
         dtype: of its numbers.
         width: columns, for the inputs of one worker.
-        fill: what no checkpoint holds, where the type has such a number.
+        fill: a number that no checkpoint holds; None if every number of the type is a weight.
     """
 
     dtype: torch.dtype
     width: int
-    fill: float
+    fill: float | None
+
+    def unloaded(self, rows: int) -> torch.Tensor:
+        """(rows, width) before anything is loaded; `is_unloaded` finds what was never loaded."""
+        if self.fill is None:
+            return self._random_row().repeat(rows, 1)
+        return torch.full((rows, self.width), self.fill, dtype=self.dtype)
+
+    def is_unloaded(self, tensor: torch.Tensor) -> bool:
+        """Whether a row of random bytes is still there. Rows too short to tell are taken as loaded.
+
+        Weights are not such bytes by chance: it takes 64 equal bits and more.
+        """
+        if self.fill is not None or self.width < _CERTAIN_BYTES:
+            return False
+        return bool((tensor == self._random_row()).all(1).any())
+
+    def _random_row(self) -> torch.Tensor:
+        row = np.random.default_rng(_SEED).integers(0, 256, self.width, np.uint8)
+        return torch.from_numpy(row).view(self.dtype)
 
 
 class StoredForm(Protocol):
@@ -90,9 +112,10 @@ class QuantisedForm:
     def parameter(self, part: str, k: int) -> ParameterSpec:
         spec = self.form.tensor(part, 1, k)
         # A scale that is no number, a value and a minimum of -128, a bitmap that keeps nothing: the
-        # packer refuses them. Every level of int4 is one, but comes with its row's scales.
+        # packer refuses them. Every byte is two levels of int4, so that these start at random.
         fill = float("nan") if part == SCALES else -128 if spec.dtype.name == "int8" else 0
-        return ParameterSpec(_DTYPES[spec.dtype.name], spec.shape[1], fill)
+        levels = self.form.int4 and part in (KEPT, VALUES)
+        return ParameterSpec(_DTYPES[spec.dtype.name], spec.shape[1], None if levels else fill)
 
     def inputs_step(self, *, sparse: bool) -> int:
         return self.form.block
@@ -100,6 +123,9 @@ class QuantisedForm:
     def pack(self, backend: Backend, tensors: Mapping[str, torch.Tensor], k: int) -> PackedRows:
         from engines.vllm_plugin.cpu import packed_rows
 
+        for name, tensor in tensors.items():
+            if self.parameter(name, k).is_unloaded(tensor):
+                raise EngineDirectoryError(f"{name} is missing in the checkpoint")
         arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
         try:
             return packed_rows(self.form.pack(arrays, k))
