@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
+@cache  # it is read from a file, and every request asks
 def own_version() -> str:
     """`twofour` and its version."""
     try:

@@ -71,9 +71,13 @@ class Generation:
         self._meter = meter
         self._receive = receive
         self._request_id = request_id
-        self._queue: asyncio.Queue[PromptChunk | ApiError | _End] = asyncio.Queue()
+        # Not asyncio's queue and timeout: they ask the system for the process's id every time.
+        self._loop = asyncio.get_running_loop()
         self._batch: list[PromptChunk] = []
         self._ending: ApiError | _End | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._reminder: asyncio.TimerHandle | None = None
+        self._took = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._running = len(requests)
         self._unfinished = sum(request.sampling.n for request in requests)
@@ -94,6 +98,8 @@ class Generation:
         trace: TracebackType | None,
     ) -> None:
         try:
+            if self._reminder is not None:
+                self._reminder.cancel()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -103,7 +109,12 @@ class Generation:
 
     def cancel(self, error: ApiError) -> None:
         """End the generation; the reader gets `error` after the chunks that are there."""
-        self._queue.put_nowait(error)
+        self._end(error)
+
+    def remind(self, seconds: float) -> None:
+        """From now on let `next_batch` give an empty batch after so many seconds of silence."""
+        self._took = self._loop.time()
+        self._reminder = self._loop.call_later(seconds, self._check_silence, seconds)
 
     async def pieces(self) -> AsyncIterator[PromptChunk]:
         """All chunks, in the order in which they come.
@@ -112,36 +123,49 @@ class Generation:
             ApiError: the engine refused or failed, or the generation was cancelled.
         """
         while True:
-            batch = await self.next_batch(None)
+            batch = await self.next_batch()
             if batch is None:
                 return
             for piece in batch:
                 yield piece
 
-    async def next_batch(self, timeout: float | None) -> list[PromptChunk] | None:
-        """The chunks that are there, at least one; None at the end.
+    async def next_batch(self) -> list[PromptChunk] | None:
+        """The chunks that are there, at least one unless `remind` was asked; None at the end.
 
         Raises:
-            TimeoutError: nothing came within `timeout` seconds; call again.
             ApiError: as in `pieces`.
         """
-        if self._ending is None:
-            async with asyncio.timeout(timeout):
-                self._take(await self._queue.get())
-            while self._ending is None and not self._queue.empty():
-                self._take(self._queue.get_nowait())
+        if not self._batch and self._ending is None:
+            self._news = self._loop.create_future()
+            await self._news
         batch, self._batch = self._batch, []
-        if batch:
+        self._took = self._loop.time()
+        if batch or self._ending is None:
             return batch
         if isinstance(self._ending, ApiError):
             raise self._ending
         return None
 
-    def _take(self, item: PromptChunk | ApiError | _End) -> None:
-        if isinstance(item, PromptChunk):
-            self._batch.append(item)
-        else:
-            self._ending = item
+    def _put(self, piece: PromptChunk) -> None:
+        if self._ending is None:
+            self._batch.append(piece)
+            self._wake()
+
+    def _end(self, ending: ApiError | _End) -> None:
+        if self._ending is None:
+            self._ending = ending
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _check_silence(self, seconds: float) -> None:
+        rest = self._took + seconds - self._loop.time()
+        if rest <= 0:
+            self._wake()
+            rest = seconds
+        self._reminder = self._loop.call_later(rest, self._check_silence, seconds)
 
     async def _pump(self, index: int, request: GenerationRequest) -> None:
         started: set[int] = set()
@@ -157,7 +181,7 @@ class Generation:
                         started.add(chunk.index)
                         self._ticket.started()
                     self._meter.chunk(index, chunk)
-                    self._queue.put_nowait(PromptChunk(index, chunk))
+                    self._put(PromptChunk(index, chunk))
                     if chunk.finish_reason is not None:
                         unfinished -= 1
                         self._unfinished -= 1
@@ -171,7 +195,7 @@ class Generation:
             self.cancel(answer)
         self._running -= 1
         if not self._running:
-            self._queue.put_nowait(_End())
+            self._end(_End())
 
     def _ended_by_engine(self, chunk: GenerationChunk) -> ApiError:
         if chunk.invalid:

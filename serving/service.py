@@ -103,8 +103,8 @@ class Service:
         await self.engine.close()
 
 
-def get_service(request: Request) -> Service:
-    """The app's service."""
+async def get_service(request: Request) -> Service:
+    """The app's service; not a plain function, which would be called in another thread."""
     service: Service = request.app.state.service
     return service
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import ApiError, as_api_error
+from serving.event_frame import dump
 from serving.generation import ClientGoneError, Generation, PromptChunk
 from serving.logprob_limit import INLINE_ROWS
 
@@ -29,8 +30,8 @@ class ChunkFormat(Protocol):
     def opening(self) -> Sequence[BaseModel]:
         """Events before the first token."""
 
-    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
-        """The events for one chunk; none when it adds nothing that shows."""
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel | bytes]:
+        """The events for one chunk, some as JSON; none when it adds nothing that shows."""
 
     def closing(self) -> Sequence[BaseModel]:
         """Events after the last token."""
@@ -71,14 +72,15 @@ class EventStream(Response):
         self._named = named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._generation:
-            batch = await self._next()
+        async with self._generation as generation:
+            generation.remind(self._interval)
+            batch = await generation.next_batch()
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await _write(send, self._encoded(self._chunks.opening()))
                 while batch is not None:
                     await _write(send, await self._encode(batch))
-                    batch = await self._next()
+                    batch = await generation.next_batch()
                 tail = self._encoded(self._chunks.closing()) + (b"" if self._named else DONE)
             except ClientGoneError:
                 return
@@ -87,13 +89,6 @@ class EventStream(Response):
                     logger.exception("request %s failed", scope["state"]["request_id"])
                 tail = self._failed(as_api_error(error))
             await send({"type": "http.response.body", "body": tail, "more_body": False})
-
-    async def _next(self) -> list[PromptChunk] | None:
-        """The next chunks; none after an interval of silence."""
-        try:
-            return await self._generation.next_batch(self._interval)
-        except TimeoutError:
-            return []
 
     async def _encode(self, batch: list[PromptChunk]) -> bytes:
         if not batch:
@@ -109,11 +104,11 @@ class EventStream(Response):
         event = self._chunks.failure(error)
         return _data(json.dumps(error.body()).encode()) if event is None else self._encoded([event])
 
-    def _encoded(self, events: Sequence[BaseModel]) -> bytes:
+    def _encoded(self, events: Sequence[BaseModel | bytes]) -> bytes:
         if not self._named:
-            return b"".join(_data(e.model_dump_json(exclude_unset=True).encode()) for e in events)
+            return b"".join(_data(e if isinstance(e, bytes) else dump(e)) for e in events)
         return b"".join(
-            f"event: {e.type}\n".encode() + _data(e.model_dump_json().encode())  # type: ignore[attr-defined]
+            f"event: {e.type}\n".encode() + _data(e.model_dump_json().encode())  # type: ignore[union-attr]
             for e in events
         )
 

@@ -20,6 +20,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": "Error"} for status in STATUSES
 }
 
+STREAMED: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {
+        "description": "The answer; with `stream: true` as server-sent events",
+        "content": {"text/event-stream": {}},
+    }
+}
+
 
 def json_response(body: BaseModel) -> Response:
     """A body as JSON. Fields that were never set are left out; null ones that were set stay."""

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
-from serving.api.answers import ERRORS, finish_reason, whole_response
+from serving.api.answers import STREAMED, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.conversation import Conversation, start_conversation
 from serving.errors import ApiError
+from serving.event_frame import EventFrame
 from serving.generation import Generation, PromptChunk
 from serving.schemas.chat import (
     AssistantMessage,
@@ -39,7 +40,7 @@ from serving.usage import UsageCounter
 router = APIRouter(route_class=ApiRoute, tags=["generation"])
 
 
-@router.post("/v1/chat/completions", response_model=ChatResponse, responses=ERRORS)
+@router.post("/v1/chat/completions", response_model=ChatResponse, responses=STREAMED)
 async def create_chat_completion(body: ChatRequest, http: Request, service: ServiceDep) -> Response:
     """Answer a conversation."""
     conversation = await start_conversation(body, http, service)
@@ -102,6 +103,8 @@ class ChatAnswer:
         self._usage = UsageCounter([conversation.prompt], body.stream_options)
         self._id = f"chatcmpl-{uuid4().hex}"
         self._created = int(time.time())
+        plain = not (self._with_tools or body.logprobs or self._usage.in_chunks)
+        self._frame = EventFrame(self._chunk([])) if plain else None
 
     async def read(self, generation: Generation) -> None:
         """Take the whole generation in.
@@ -143,7 +146,7 @@ class ChatAnswer:
         delta = ChatDelta(role="assistant", content="")
         return [self._chunk([_chunk_choice(index, delta)]) for index in range(self._n)]
 
-    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel | bytes]:
         """The event for one chunk."""
         self._usage.add(piece)
         new = piece.chunk
@@ -151,6 +154,8 @@ class ChatAnswer:
         part = choice.take(new)
         if not (new.text or new.token_ids or new.finish_reason):
             return ()
+        if self._frame is not None:
+            return [self._frame.event(_plain_choice(new.index, part.text, choice))]
         entries = self._logprobs(new.logprobs)
         held = self._with_tools and not (part.text or part.calls)
         if held and entries is None and new.finish_reason is None:
@@ -216,6 +221,20 @@ def _chunk_choice(
     if choice is not None and choice.last is not None and choice.last.stop_reason is not None:
         chunk.stop_reason = choice.last.stop_reason
     return chunk
+
+
+def _plain_choice(index: int, text: str, choice: _Choice) -> dict[str, object]:
+    """What a chunk without calls and log-probs adds."""
+    last = choice.last
+    fields: dict[str, object] = {
+        "index": index,
+        "delta": {"content": text} if last is not None and last.token_ids else {},
+        "logprobs": None,
+        "finish_reason": choice.finish_reason,
+    }
+    if last is not None and last.stop_reason is not None:
+        fields["stop_reason"] = last.stop_reason
+    return fields
 
 
 def _call_delta(call: CallPiece) -> ToolCallDelta:

@@ -14,9 +14,10 @@ from starlette.responses import Response
 
 from engines.base import GenerationChunk, TokenLogprobs
 from engines.text import TextStream
-from serving.api.answers import ERRORS, finish_reason, whole_response
+from serving.api.answers import STREAMED, finish_reason, whole_response
 from serving.auth import ApiRoute
 from serving.errors import ApiError
+from serving.event_frame import EventFrame
 from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import limit_logprobs
 from serving.names import ResolvedModel
@@ -40,7 +41,7 @@ DEFAULT_MAX_TOKENS = 16
 TokenIds = tuple[int, ...]
 
 
-@router.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS)
+@router.post("/v1/completions", response_model=CompletionResponse, responses=STREAMED)
 async def create_completion(
     body: CompletionRequest, http: Request, service: ServiceDep
 ) -> Response:
@@ -141,6 +142,8 @@ class CompletionAnswer:
         self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         self._id = f"cmpl-{uuid4().hex}"
         self._created = int(time.time())
+        plain = body.logprobs is None and not self._usage.in_chunks
+        self._frame = EventFrame(self._response([], None)) if plain else None
 
     async def read(self, generation: Generation) -> None:
         """Take the whole generation in.
@@ -173,7 +176,7 @@ class CompletionAnswer:
         """A completion stream starts with its first token."""
         return ()
 
-    def events(self, piece: PromptChunk) -> Sequence[BaseModel]:
+    def events(self, piece: PromptChunk) -> Sequence[BaseModel | bytes]:
         """The event for one chunk."""
         index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
@@ -189,6 +192,15 @@ class CompletionAnswer:
         choice.last = new
         if not (text or token_ids or new.finish_reason):
             return ()
+        if self._frame is not None:
+            plain = {
+                "index": index,
+                "text": text,
+                "logprobs": None,
+                "finish_reason": finish_reason(new),
+                "stop_reason": new.stop_reason,
+            }
+            return [self._frame.event(plain)]
         event = CompletionChoice(
             index=index,
             text=text,

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.answers import ERRORS
+from serving.api.answers import STREAMED
 from serving.api.response_answer import ResponseAnswer
 from serving.auth import ApiRoute
 from serving.conversation import start_conversation
@@ -21,7 +21,7 @@ router = APIRouter(route_class=ApiRoute, tags=["generation"])
 _NOT_KEPT = "responses are not kept: send the whole conversation as input with every request"
 
 
-@router.post("/v1/responses", response_model=ResponseObject, responses=ERRORS)
+@router.post("/v1/responses", response_model=ResponseObject, responses=STREAMED)
 async def create_response(body: ResponsesRequest, http: Request, service: ServiceDep) -> Response:
     """Answer a conversation; nothing of it is kept."""
     try:
