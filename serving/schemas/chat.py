@@ -61,6 +61,7 @@ class Message(StrictModel):
         None, max_length=256, description="The call that a tool's message answers."
     )
     annotations: Empty | None = None
+    parsed: Any = Field(None, description="What OpenAI's clients made of content; not read.")
 
     @field_validator("content")
     @classmethod

@@ -57,6 +57,9 @@ class CalledFunction(StrictModel):
 
     name: FunctionName
     arguments: str = Field(description="JSON, as it was received.")
+    parsed_arguments: Any = Field(
+        None, description="What OpenAI's clients made of arguments; not read."
+    )
 
 
 class ToolCallMessage(StrictModel):

@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
 
 from tests.serving.conftest import App, open_app
 from tests.serving.tools.templates import CLOCK, TEMPLATES, WEATHER, open_client, open_family
@@ -20,6 +21,12 @@ WRITTEN = {
     "mistral": '[TOOL_CALLS][{"name": "get_weather", "arguments": %s}]',
     "json": '{"name": "get_weather", "arguments": %s}',
 }
+
+
+class Weather(BaseModel):
+    """What an answer is parsed into."""
+
+    rain: bool
 
 
 def asks(text: str) -> list[dict[str, Any]]:
@@ -63,6 +70,31 @@ async def test_a_call_is_read_whole_and_streamed(tmp_path: Path, family: str) ->
         assert streamed.message.tool_calls[0].function.name == "get_weather"
         pieces = [e for e in events if e.type == "tool_calls.function.arguments.delta"]
         assert len(pieces) > 10, "arguments come as they are written"
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the client's own
+async def test_messages_that_the_client_parsed_go_back_as_they_are(tmp_path: Path) -> None:
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    async with open_client(tmp_path, "hermes") as client:
+        history = asks("OBEY")
+        called = await client.chat.completions.parse(
+            model="tiny", messages=history, tools=[strict], tool_choice="required"
+        )
+        [call, *others] = called.choices[0].message.tool_calls
+        assert call.function.parsed_arguments == json.loads(call.function.arguments)
+        results = [
+            {"role": "tool", "tool_call_id": one.id, "content": "Rain."} for one in (call, *others)
+        ]
+        history += [called.choices[0].message, *results]
+        parsed = await client.chat.completions.parse(
+            model="tiny", messages=history, response_format=Weather
+        )
+        message = parsed.choices[0].message
+        assert isinstance(message.parsed, Weather)
+        last = await client.chat.completions.create(
+            model="tiny", messages=[*history, message, *asks("SAY hi YAS")], tools=[WEATHER]
+        )
+    assert last.choices[0].message.content == "hi"
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
