@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
+from benchmarks.engine.export import export_page
 from benchmarks.engine.mix_page import mix_page
 from benchmarks.engine.pages import lowbit_speed_page, quality_page, speed_page, split_page
 from benchmarks.engine.second_model import second_model_page
@@ -46,6 +47,7 @@ PAGES: Mapping[str, Page] = {
     "engine-split": split_page,
     "mask-mix": mix_page,
     "quality": quality_page,
+    "export": export_page,
     "masks": league_page,
     "patterns": patterns_page,
     "domains": domains_page,

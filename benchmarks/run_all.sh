@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every measurement of docs/results but those through vLLM (make bench-vllm) and TensorRT-LLM, which
-# needs a GPU. Takes most of a day. llama.cpp is measured too if llama-batched-bench is on the PATH
-# and runs/bench holds its files (docs/engine.md).
+# needs a GPU. Takes most of a day. llama.cpp is measured too if llama-batched-bench and
+# llama-perplexity are on the PATH and runs/bench holds its files (docs/engine.md).
 # usage: benchmarks/run_all.sh BIN DATA
 #   BIN   folder of the twofour command
 #   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
@@ -79,6 +79,9 @@ twofour bench engine split "${pair[@]}"
 twofour bench engine mix --sparse $runs/sparse
 twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
     ${gguf[@]+"${gguf[@]}"} --redo
+if program=$(command -v llama-perplexity); then
+    twofour bench export --mask $general --data "$data/eval/wiki.test.raw" --program "$program" --redo
+fi
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
 twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4 --result serve
 

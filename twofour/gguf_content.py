@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model: its metadata, from how the engines understand config.json."""
+"""GGUF files of models: what they say comes from how the engines understand config.json."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from engines.directory.config_fields import read_field
 from engines.directory.decoder_config import DecoderConfig, decoder_config
 from engines.directory.rope import Rope
 from engines.errors import EngineDirectoryError
+from maskgen.apply import check_base
+from maskgen.format.mask import Mask
 from maskgen.format.model_directory import end_token_ids, read_model_config
 from maskgen.gguf_model.architectures import ARCHITECTURES, GgufArchitecture
 from maskgen.gguf_model.config import model_config
 from maskgen.gguf_model.header import GgufError, read_gguf_header
 from maskgen.gguf_model.rope import LLAMA3_FREQUENCIES, LONG_FACTORS, SHORT_FACTORS
 from maskgen.gguf_model.vocabulary_metadata import vocabulary_metadata
-from maskgen.gguf_model.write import GgufContent
+from maskgen.gguf_model.write import EXPORT_TYPES, GgufContent, write_gguf
 
 _SAME_AS_LLAMA = {"mistral": "llama"}
 """Families that llama.cpp runs as another one, where they have no windows."""
@@ -80,6 +82,44 @@ def gguf_content(model: Path, name: str) -> GgufContent:
         metadata["tokenizer.ggml.eot_token_id"] = turns[0]
     told = {"num_hidden_layers": decoder.layers} | _flags(decoder, architecture)
     return GgufContent(found[0], architecture, told, decoder.head_dim, metadata, vectors)
+
+
+def export_gguf(
+    directory: Path, out: Path, name: str, mask: Mask | None, kind: str
+) -> dict[str, int]:
+    """Write a model as a GGUF file, whole or not at all.
+
+    Args:
+        directory: of the model.
+        out: the file; must not exist.
+        name: what the file calls the model.
+        mask: what it drops becomes zero.
+        kind: type of the matrices, one of `EXPORT_TYPES`.
+
+    Returns:
+        How many matrices got which type.
+
+    Raises:
+        ValueError: the type is unknown.
+        FileExistsError: `out` exists.
+        MaskFileError: the mask belongs to another model.
+        GgufError: a GGUF file cannot say what the model is.
+    """
+    if kind not in EXPORT_TYPES:
+        raise ValueError(f"--type {kind!r} is none of {', '.join(EXPORT_TYPES)}")
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; name a new file")
+    if mask is not None:
+        check_base(directory, mask)
+    content = gguf_content(directory, name)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        counts = write_gguf(directory, partial, content, mask, EXPORT_TYPES[kind])
+        check_said(directory, partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return counts
 
 
 def check_said(model: Path, file: Path) -> None:

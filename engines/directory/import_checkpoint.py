@@ -29,6 +29,11 @@ from maskgen.format.two_four import GROUP
 
 MODEL_FOLDER, MASK_FILE = "model", "mask.safetensors"
 _NEVER_SPARSE = ("embed", "lm_head", "norm")
+_UNFINISHED = {
+    ".parametrizations.": "call squash_mask() of the sparsifier (torch, torchao)",
+    "._weight_mask": "call modelopt.torch.sparsity.export",
+}
+"""Part of a tensor's name that a tool uses while it prunes -> what makes the zeros final."""
 # A dense layer has more than two weights in every group, an unstructured one of 50 % in a third.
 _REFILLED_AT_MOST, _STILL_EXACT = 0.25, 0.6
 
@@ -77,6 +82,7 @@ def import_checkpoint(
     """
     checkpoint = Checkpoint(source, encoded=True)
     _refuse_quantised(checkpoint)
+    _refuse_unfinished(checkpoint)
     view = DenseView(checkpoint)
     _require_head(view)
     codes, counts = _survey(view, progress)
@@ -140,6 +146,16 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
             f"{checkpoint.directory} is quantised ({quantization.method});"
             " only 16- and 32-bit weights can be imported"
         )
+
+
+def _refuse_unfinished(checkpoint: Checkpoint) -> None:
+    for name in checkpoint:
+        for part, remedy in _UNFINISHED.items():
+            if part in name:
+                raise EngineDirectoryError(
+                    f"{checkpoint.directory} holds {name}: its weights were pruned and the zeros"
+                    f" not written into them; {remedy} and save it again"
+                )
 
 
 def _require_head(view: DenseView) -> None:

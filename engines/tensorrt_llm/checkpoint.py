@@ -135,6 +135,8 @@ def _read(
     tensor = source.tensor(wanted.name)
     if mask is not None and wanted.name == f"{wanted.layer}.weight" and wanted.layer in mask.codes:
         tensor = _masked(tensor, mask.codes[wanted.layer])
+    if wanted.offset:
+        tensor = tensor.astype(np.float32) + np.float32(wanted.offset)
     if tensor.dtype == dtype:
         return tensor
     with np.errstate(over="ignore"):

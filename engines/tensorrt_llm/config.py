@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from engines.directory.decoder_config import DecoderConfig, decoder_config
-from engines.directory.families import LINEARS
+from engines.directory.families import ACTIVATIONS, LINEARS
 from engines.directory.rope import Rope
 from engines.errors import EngineDirectoryError
 
@@ -16,8 +16,27 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "granite": "GraniteForCausalLM",
 }
 """`model_type` of the supported models -> TensorRT-LLM's name for them."""
+
+_NO_ORACLE = "NVIDIA's exporter, which conversions are checked with, refuses it"
+_UNKNOWN = "TensorRT-LLM 1.2 does not have it"
+REFUSED = {
+    "gemma2": _NO_ORACLE,
+    "gemma3_text": _NO_ORACLE,
+    "phi3": _NO_ORACLE,
+    "cohere": "NVIDIA's exporter, which conversions are checked with, loses its norms",
+    "cohere2": _UNKNOWN,
+    "glm": _UNKNOWN,
+    "glm4": _UNKNOWN,
+    "olmo2": _UNKNOWN,
+    "olmo3": _UNKNOWN,
+    "smollm3": _UNKNOWN,
+    "stablelm": _UNKNOWN,
+}
+"""`model_type` of other decoders that twofour knows -> why they are not converted."""
 
 _ROPES = ("default", "linear", "dynamic", "llama3")
 
@@ -53,8 +72,13 @@ def convertible_decoder(config: dict[str, Any]) -> DecoderConfig:
     decoder = decoder_config(config)
     if decoder.model_type not in ARCHITECTURES:
         raise EngineDirectoryError(
-            f"model_type {decoder.model_type!r} is not converted to TensorRT-LLM; supported:"
-            f" {', '.join(ARCHITECTURES)}"
+            f"model_type {decoder.model_type!r} cannot be built for TensorRT-LLM"
+            f" ({REFUSED[decoder.model_type]}); supported: {', '.join(ARCHITECTURES)}"
+        )
+    if shares_embedding(decoder) and not decoder.tied:
+        raise EngineDirectoryError(
+            f"tie_word_embeddings is false; TensorRT-LLM runs {decoder.model_type} with its"
+            " embedding as head only"
         )
     if decoder.biases and decoder.model_type != "qwen2":
         field = "attention_bias" if LINEARS[0] in decoder.biases else "mlp_bias"
@@ -84,7 +108,7 @@ def checkpoint_config(decoder: DecoderConfig, dtype: str, mapping: Mapping) -> d
         "num_key_value_heads": decoder.kv_heads,
         "head_size": decoder.head_dim,
         "intermediate_size": decoder.intermediate,
-        "hidden_act": "silu",
+        "hidden_act": next(name for name, gate in ACTIVATIONS.items() if gate == decoder.gate),
         "norm_epsilon": decoder.eps,
         "position_embedding_type": "rope_gpt_neox",
         "max_position_embeddings": decoder.context,
@@ -108,12 +132,32 @@ def checkpoint_config(decoder: DecoderConfig, dtype: str, mapping: Mapping) -> d
             "moe_shared_expert_intermediate_size": 0,
             "tie_word_embeddings": decoder.tied,
         }
+    if shares_embedding(decoder):
+        config |= {"share_embedding_table": True, "use_parallel_embedding": mapping.tp_size > 1}
+    if decoder.model_type == "granite":
+        config |= {
+            "embedding_multiplier": decoder.scales.embedding,
+            # Of scores that are divided by the root of head_size already.
+            "attention_multiplier": decoder.scales.attention * decoder.head_dim**0.5,
+            "residual_multiplier": decoder.scales.residual,
+            "output_multiplier_scale": decoder.scales.logit,
+        }
     return config
+
+
+def shares_embedding(decoder: DecoderConfig) -> bool:
+    """Whether TensorRT-LLM reads the head from the embedding, which then is cut over the ranks."""
+    return decoder.model_type == "gemma"
 
 
 def check_mapping(decoder: DecoderConfig, mapping: Mapping) -> None:
     """Raise EngineDirectoryError unless the model can be cut in this many parts."""
     tp, pp = mapping.tp_size, mapping.pp_size
+    if pp > 1 and shares_embedding(decoder):
+        raise EngineDirectoryError(
+            f"pp_size is {pp}; TensorRT-LLM keeps embedding and head of {decoder.model_type} in one"
+            " stage: use pp_size 1"
+        )
     for name, count in (
         ("num_attention_heads", decoder.heads),
         ("intermediate_size", decoder.intermediate),

@@ -15,7 +15,7 @@ import numpy as np
 
 from engines.directory.decoder_config import DecoderConfig
 from engines.directory.tensor_file import Array
-from engines.tensorrt_llm.config import Mapping
+from engines.tensorrt_llm.config import Mapping, shares_embedding
 
 
 class Split(Enum):
@@ -32,10 +32,17 @@ class Split(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One Hugging Face tensor and how it is split."""
+    """One Hugging Face tensor and how it is split.
+
+    Attributes:
+        name: in the model directory.
+        split: where it is cut.
+        offset: added to its values: some families store gains less 1.
+    """
 
     name: str
     split: Split
+    offset: float = 0.0
 
     @property
     def layer(self) -> str:
@@ -61,14 +68,19 @@ class TargetTensor:
 def stage_targets(decoder: DecoderConfig, mapping: Mapping, stage: int) -> Iterator[TargetTensor]:
     """The tensors of each rank of pipeline stage `stage`, in the order of the model."""
     per_stage = decoder.layers // mapping.pp_size
+    shared = shares_embedding(decoder)
     if stage == 0:
-        yield _whole("transformer.vocab_embedding.weight", "model.embed_tokens.weight")
+        split = Split.VOCAB_ROWS if shared else Split.WHOLE
+        table = SourceTensor("model.embed_tokens.weight", split)
+        yield TargetTensor("transformer.vocab_embedding.weight", (table,))
     for local in range(per_stage):
         yield from _layer_targets(decoder, local, stage * per_stage + local)
     if stage == mapping.pp_size - 1:
         head = "model.embed_tokens" if decoder.tied else "lm_head"
-        yield _whole("transformer.ln_f.weight", "model.norm.weight")
-        yield TargetTensor("lm_head.weight", (SourceTensor(f"{head}.weight", Split.VOCAB_ROWS),))
+        yield _norm(decoder, "transformer.ln_f.weight", "model.norm.weight")
+        if not shared:
+            rows = SourceTensor(f"{head}.weight", Split.VOCAB_ROWS)
+            yield TargetTensor("lm_head.weight", (rows,))
 
 
 def local_shape(
@@ -115,13 +127,15 @@ def _kv_heads(decoder: DecoderConfig, tp: int) -> int:
     return max(1, decoder.kv_heads // tp)
 
 
-def _whole(name: str, source: str) -> TargetTensor:
-    return TargetTensor(name, (SourceTensor(source, Split.WHOLE),))
+def _norm(decoder: DecoderConfig, name: str, source: str) -> TargetTensor:
+    whole = SourceTensor(source, Split.WHOLE, decoder.family.gain_offset)
+    return TargetTensor(name, (whole,))
 
 
 def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[TargetTensor]:
     ours, theirs = f"transformer.layers.{local}", f"model.layers.{layer}"
-    yield _whole(f"{ours}.input_layernorm.weight", f"{theirs}.input_layernorm.weight")
+    before = decoder.family.norms["attention_input"]
+    yield _norm(decoder, f"{ours}.input_layernorm.weight", f"{theirs}.{before}.weight")
     for kind in ("weight", "bias") if decoder.biases else ("weight",):
         sources = (
             SourceTensor(f"{theirs}.self_attn.q_proj.{kind}", Split.ROWS),
@@ -132,7 +146,7 @@ def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[T
     if decoder.family.head_norms == "head":
         for name in "q", "k":
             source = f"{theirs}.self_attn.{name}_norm.weight"
-            yield _whole(f"{ours}.attention.{name}_layernorm.weight", source)
+            yield _norm(decoder, f"{ours}.attention.{name}_layernorm.weight", source)
     for name, source, split in (
         ("attention.dense", "self_attn.o_proj", Split.COLUMNS),
         ("mlp.fc", "mlp.gate_proj", Split.ROWS),
@@ -141,4 +155,5 @@ def _layer_targets(decoder: DecoderConfig, local: int, layer: int) -> Iterator[T
     ):
         weight = SourceTensor(f"{theirs}.{source}.weight", split)
         yield TargetTensor(f"{ours}.{name}.weight", (weight,), linear=True)
-    yield _whole(f"{ours}.post_layernorm.weight", f"{theirs}.post_attention_layernorm.weight")
+    after = decoder.family.norms["mlp_input"]
+    yield _norm(decoder, f"{ours}.post_layernorm.weight", f"{theirs}.{after}.weight")

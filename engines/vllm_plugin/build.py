@@ -15,6 +15,7 @@ from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import MODEL_TYPES, decoder_config
+from engines.directory.families import FAMILIES
 from engines.directory.manifest import COMPLEMENT_FILE, LayoutRecord, Manifest
 from engines.directory.tensor_file import Array, TensorSpec, TensorWriter
 from engines.directory.values_source import (
@@ -54,7 +55,7 @@ from maskgen.format.placements import keep_from_codes
 from maskgen.format.weight_files import EMBEDDING, HEAD
 
 _U8 = np.dtype(np.uint8)
-TESTED_MODEL_TYPES = ("llama",)
+TESTED_MODEL_TYPES = tuple(FAMILIES)
 """`model_type` of the models that the plugin's tests run through vLLM."""
 
 

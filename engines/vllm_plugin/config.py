@@ -14,6 +14,12 @@ from engines.vllm_plugin.format import QUANT_METHOD, QuantizationSpec, parse_spe
 from engines.vllm_plugin.stored_form import stored_form
 from engines.vllm_plugin.version import check_version, vllm_version
 
+_FUSED = {
+    "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+"""What vLLM's layers of these names consist of where it does not say so."""
+
 
 class TwofourConfig(QuantizationConfig):
     """`quantization_config` of a checkpoint that `twofour build --target vllm` wrote."""
@@ -51,7 +57,10 @@ class TwofourConfig(QuantizationConfig):
     def parts_of(self, prefix: str) -> list[tuple[str, bool]]:
         """The checkpoint's layers that vLLM fuses into `prefix`, and whether each is sparse."""
         parent, _, name = prefix.rpartition(".")
-        fused = self.packed_modules_mapping.get(name, [name])
+        # How a checkpoint is cut shows in what it lists: vLLM is wrong about GLM-4's gate and up,
+        # which are one matrix, and silent about StableLM.
+        fused = self.packed_modules_mapping.get(name) or _FUSED.get(name, [name])
+        fused = [name] if prefix in self._sparse else fused
         names = [f"{parent}.{part}" if parent else part for part in fused]
         return [(part, part in self._sparse) for part in names]
 

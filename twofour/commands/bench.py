@@ -11,6 +11,7 @@ from twofour.commands import (
     bench_agreement,
     bench_compare,
     bench_engine,
+    bench_export,
     bench_kernels,
     bench_masks,
     bench_pages,
@@ -34,6 +35,7 @@ def bench() -> None:
 app.command("kernels")(bench_kernels.kernels)
 app.add_typer(bench_engine.app, name="engine")
 app.command("quality")(bench_quality.quality)
+app.command("export")(bench_export.export)
 app.command("values")(bench_values.values)
 app.add_typer(bench_masks.app, name="masks")
 app.command("serve")(bench_serve.serve)

@@ -25,7 +25,8 @@ def import_checkpoint(
 ) -> None:
     """Turn a checkpoint of compressed-tensors, or a dense one that is 2:4, into model and mask.
 
-    A GGUF file counts as dense; some of its types give back no zeros.
+    A GGUF file counts as dense, and so do FP8 weights with a scale per block; some types of the
+    former give back no zeros.
     """
     from rich.progress import Progress
 
@@ -71,22 +72,30 @@ def import_checkpoint(
 def _opened(checkpoint: Path) -> Iterator[tuple[Path, str]]:
     """The model directory to import, and what a GGUF file's types did to its zeros.
 
-    Errors speak of the file, and not of what was made of it.
+    Errors speak of the checkpoint, and not of what was made of it.
     """
     from engines.errors import EngineDirectoryError
-    from maskgen.gguf_model.header import read_gguf_header
-    from maskgen.gguf_model.values import zero_losing_matrices
-    from maskgen.models import from_gguf, is_gguf
+    from maskgen.models import from_gguf, is_gguf, without_fp8
 
-    if not is_gguf(checkpoint):
-        yield checkpoint, ""
-        return
-    lost = zero_losing_matrices(read_gguf_header(checkpoint))
-    counts = ", ".join(f"{count} as {name}" for name, count in sorted(lost.items()))
-    note = f"matrices stored in types that give back no zeros: {counts}" if lost else ""
-    directory = from_gguf(checkpoint)
+    note = ""
+    if is_gguf(checkpoint):
+        note = _lost_zeros(checkpoint)
+        directory = from_gguf(checkpoint)
+    elif (checkpoint / "config.json").is_file():
+        directory = without_fp8(checkpoint)
+    else:
+        directory = checkpoint
     try:
         yield directory, note
     except EngineDirectoryError as error:
         message = str(error).replace(str(directory), str(checkpoint))
         raise EngineDirectoryError(f"{message}; {note}" if note else message) from error
+
+
+def _lost_zeros(file: Path) -> str:
+    from maskgen.gguf_model.header import read_gguf_header
+    from maskgen.gguf_model.values import zero_losing_matrices
+
+    lost = zero_losing_matrices(read_gguf_header(file))
+    counts = ", ".join(f"{count} as {name}" for name, count in sorted(lost.items()))
+    return f"matrices stored in types that give back no zeros: {counts}" if lost else ""

@@ -10,6 +10,8 @@ from typing import Any
 
 from engines.directory.checkpoint import Checkpoint, check_shapes
 from engines.support import Check, model_support
+from maskgen.format.block_fp8 import BlockFp8Model, is_block_fp8, read_block_fp8
+from maskgen.format.weight_files import HEAD
 from maskgen.gguf_model.config import architecture_of, model_config
 from maskgen.gguf_model.header import read_gguf_header
 from maskgen.gguf_model.tensors import planned_tensors
@@ -24,9 +26,11 @@ def describe_model(model: str) -> dict[str, dict[str, Any]]:
 
     Raises:
         ModelNotFoundError: it is not on this machine.
-        GgufError, EngineDirectoryError: it is malformed.
+        GgufError, ModelDirectoryError, EngineDirectoryError: it is malformed.
     """
     path = located(model)
+    if path.is_dir() and is_block_fp8(path):
+        return _described_fp8(read_block_fp8(path))
     if path.is_dir():
         checkpoint = Checkpoint(path)
         specs = [checkpoint.spec(name) for name in checkpoint]
@@ -40,6 +44,19 @@ def describe_model(model: str) -> dict[str, dict[str, Any]]:
     types = Counter(tensor.source.type.name for tensor in planned.values())
     weights = sum(map(prod, shapes.values()))
     return _described(path, config, types, weights, lambda said: check_shapes(path, shapes, said))
+
+
+def _described_fp8(model: BlockFp8Model) -> dict[str, dict[str, Any]]:
+    types = Counter(tensor.entry.dtype for tensor in model.tensors.values())
+    shapes = {name: tensor.entry.shape for name, tensor in model.tensors.items()}
+    weights = sum(map(prod, shapes.values()))
+
+    def check(said: Mapping[str, tuple[int, ...]]) -> None:
+        tied = HEAD not in said  # a file may hold a tied head a second time
+        held = {name: shape for name, shape in shapes.items() if not (tied and name == HEAD)}
+        check_shapes(model.directory, held, said)
+
+    return _described(model.directory, model.config, types, weights, check)
 
 
 def _described(

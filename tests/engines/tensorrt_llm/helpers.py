@@ -71,12 +71,16 @@ def restore(checkpoint: Path) -> dict[str, torch.Tensor]:
     )
     ranks = [load_file(checkpoint / f"rank{r}.safetensors") for r in range(tp * pp)]
     per_stage = config["num_hidden_layers"] // pp
-    state = {"model.embed_tokens.weight": ranks[0]["transformer.vocab_embedding.weight"]}
+    table = [rank["transformer.vocab_embedding.weight"] for rank in ranks[:tp]]
     last = ranks[-tp:]
-    state["model.norm.weight"] = last[0]["transformer.ln_f.weight"]
-    head = torch.cat([rank["lm_head.weight"] for rank in last])
+    shared = config.get("share_embedding_table", False)
+    head = torch.cat(table if shared else [rank["lm_head.weight"] for rank in last])
     assert not head[config["vocab_size"] :].any()
-    state["lm_head.weight"] = head[: config["vocab_size"]]
+    state = {
+        "model.norm.weight": last[0]["transformer.ln_f.weight"],
+        "lm_head.weight": head[: config["vocab_size"]],
+        "model.embed_tokens.weight": head[: config["vocab_size"]] if shared else table[0],
+    }
     for layer in range(config["num_hidden_layers"]):
         stage, local = divmod(layer, per_stage)
         parts = [
