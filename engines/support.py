@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engines.directory.decoder_config import DecoderConfig, decoder_config
+from engines.directory.decoder_config import OTHER_MIXTURE, DecoderConfig, decoder_config
 from engines.directory.families import FAMILIES, MIXTURES
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.config import ARCHITECTURES, REFUSED, convertible_decoder
@@ -40,8 +40,8 @@ def family_support(model_type: str) -> dict[str, Support]:
 
     `reference` is left out: it runs what transformers runs.
     """
-    mixture = model_type in MIXTURES
-    unknown = Support("refused", "a mixture of experts" if mixture else "the family is not known")
+    mixture = MIXTURES.get(model_type)
+    unknown = Support("refused", OTHER_MIXTURE if mixture else "the family is not known")
     converted = model_type in ARCHITECTURES
     refused = REFUSED.get(model_type)
     return {

@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskgen.experts import LEAST_ROWS, RareExperts, experts_in, whole
 from maskgen.format.placements import Codes, keep_from_codes
 from maskgen.methods.base import PrunedLayer, PruneMethod, Statistic
 from maskgen.selection import Selection, SelectionError, decoder_layers
@@ -31,10 +32,12 @@ class PruneOutcome:
     Attributes:
         codes: layer name -> (N, K/M) codes of the method's pattern.
         weights: layer name -> changed (N, K) fp32 weight, for methods that change weights.
+        rare: experts that too few tokens chose.
     """
 
     codes: dict[str, Codes]
     weights: dict[str, Tensor]
+    rare: RareExperts = field(default_factory=RareExperts)
 
 
 @torch.no_grad()
@@ -57,12 +60,14 @@ def prune_sequentially(
     selection: Selection,
     windows: Windows,
     progress: LayerProgress,
+    least_rows: int = LEAST_ROWS,
 ) -> PruneOutcome:
     """Prune the selected layers in order; the model is left with the pruned weights.
 
     Args:
         model: a causal language model of `transformers` in evaluation mode.
         windows: (windows, length) token ids.
+        least_rows: of a mixture, tokens below which an expert is rare.
 
     Raises:
         SelectionError: the decoder layers take arguments that depend on the text, which this pass
@@ -70,14 +75,15 @@ def prune_sequentially(
         ValueError: a method cannot decide a layer; the message names it.
     """
     prefix, stack = decoder_layers(model)
-    outcome = PruneOutcome({}, {})
+    outcome = PruneOutcome({}, {}, RareExperts(least_rows))
     arguments, hidden = embed(model, stack, windows)
     for index, layer in enumerate(stack):
-        inner = _inside(selection.layers, f"{prefix}.{index}")
+        place = f"{prefix}.{index}"
+        inner = _inside(selection.layers, place)
         if inner:
-            for name, pruned in _prune_decoder_layer(
-                method, layer, inner, arguments[index], hidden
-            ).items():
+            pass_ = _LayerPass(place, layer, arguments[index], hidden)
+            statistics = pass_.statistics(inner, method.statistic, outcome.rare)
+            for name, pruned in _prune_linears(method, inner, statistics).items():
                 outcome.codes[name] = pruned.codes
                 if pruned.weight is not None:
                     outcome.weights[name] = pruned.weight
@@ -94,6 +100,7 @@ def dense_statistics(
     make: Callable[[int, torch.device], Statistic],
     windows: Windows,
     progress: LayerProgress,
+    rare: RareExperts | None = None,
 ) -> Iterator[dict[str, Statistic]]:
     """The statistics of the dense model's linears, one decoder layer after the other.
 
@@ -102,45 +109,90 @@ def dense_statistics(
         linears: by name; which inputs are observed.
         make: a fresh statistic for an input width and a device.
         windows: (windows, length) token ids.
+        rare: is told the experts that too few tokens chose.
 
     Raises:
         SelectionError: as `prune_sequentially`.
     """
     prefix, stack = decoder_layers(model)
     arguments, hidden = embed(model, stack, windows)
+    rare = RareExperts() if rare is None else rare
     for index, layer in enumerate(stack):
-        inner = _inside(linears, f"{prefix}.{index}")
-        with observe(inner, make) as statistics:
-            for window, states in enumerate(hidden):
-                hidden[window] = run_layer(layer, states, arguments[index])
-        for name in inner:
-            _refuse_unseen(name, statistics)
-        progress(index + 1, len(stack), f"{prefix}.{index}")
+        place = f"{prefix}.{index}"
+        # Rare experts need the inputs a second time; without experts the outputs take their place.
+        outputs = list(hidden) if experts_in(layer) else hidden
+        pass_ = _LayerPass(place, layer, arguments[index], hidden, outputs)
+        statistics = pass_.statistics(_inside(linears, place), make, rare)
+        hidden = outputs
+        progress(index + 1, len(stack), place)
         yield statistics
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerPass:
+    """A decoder layer over all windows.
+
+    Attributes:
+        place: the layer's name.
+        layer: the layer.
+        arguments: beside the hidden states.
+        hidden: (windows) inputs.
+        outputs: where what the layer makes of them goes; None if nobody needs it.
+    """
+
+    place: str
+    layer: nn.Module
+    arguments: dict[str, Any]
+    hidden: list[Tensor]
+    outputs: list[Tensor] | None = None
+
+    def statistics(
+        self,
+        linears: Mapping[str, nn.Linear],
+        make: Callable[[int, torch.device], Statistic],
+        rare: RareExperts,
+    ) -> dict[str, Statistic]:
+        """Of what each linear reads: in an expert, of the tokens that chose it.
+
+        Those of a rare expert are of all tokens of the layer instead, which takes a second run.
+
+        Raises:
+            SelectionError: a linear saw nothing.
+        """
+        mixtures = experts_in(self.layer)
+        for mixture in mixtures.values():
+            mixture.rows = [0] * len(mixture)
+        with observe(linears, make) as statistics:
+            for window, states in enumerate(self.hidden):
+                output = run_layer(self.layer, states, self.arguments)
+                if self.outputs is not None:
+                    self.outputs[window] = output
+        for name, mixture in mixtures.items():
+            again = rare.find(f"{self.place}.{name}", mixture, linears)
+            if not again:
+                continue
+            theirs = {n: linears[n] for names in again.values() for n in names}
+            with whole(mixture, again), observe(theirs, make) as anew:
+                for states in self.hidden:
+                    run_layer(self.layer, states, self.arguments)
+            statistics |= anew
+        for name in linears:
+            if name not in statistics:
+                raise SelectionError(f"{name} saw no input on the calibration text; exclude it")
+        return statistics
 
 
 def _inside(linears: Mapping[str, nn.Linear], layer: str) -> dict[str, nn.Linear]:
     return {name: linear for name, linear in linears.items() if name.startswith(f"{layer}.")}
 
 
-def _refuse_unseen(name: str, statistics: Mapping[str, Statistic]) -> None:
-    if name not in statistics:
-        raise SelectionError(f"{name} saw no input on the calibration text; exclude it")
-
-
-def _prune_decoder_layer(
+def _prune_linears(
     method: PruneMethod[Any],
-    layer: nn.Module,
     linears: Mapping[str, nn.Linear],
-    arguments: dict[str, Any],
-    hidden: list[Tensor],
+    statistics: Mapping[str, Statistic],
 ) -> dict[str, PrunedLayer]:
-    with observe(linears, method.statistic) as statistics:
-        for states in hidden:
-            run_layer(layer, states, arguments)
     result = {}
     for name, linear in linears.items():
-        _refuse_unseen(name, statistics)
         result[name] = pruned = _prune(method, name, linear, statistics[name])
         keep = torch.from_numpy(keep_from_codes(pruned.codes, method.pattern)).to(
             linear.weight.device

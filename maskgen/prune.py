@@ -9,6 +9,7 @@ from typing import Any
 
 from maskgen.apply import Change, rewrite_weights
 from maskgen.calibration import LayerProgress, PruneOutcome, prune_by_weight, prune_sequentially
+from maskgen.experts import LEAST_ROWS, RareExperts
 from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask
@@ -37,6 +38,7 @@ class PruneSettings:
         layers: which layers get a mask.
         pattern: how many weights of a group are kept.
         checkpoint: where a method that changes weights writes the new model directory.
+        expert_rows: tokens that must choose an expert for its own statistics to count.
     """
 
     method: str
@@ -48,6 +50,7 @@ class PruneSettings:
     layers: LayerChoice = field(default_factory=LayerChoice)
     checkpoint: Path | None = None
     pattern: Pattern = TWO_FOUR
+    expert_rows: int = LEAST_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,14 @@ class PruneResult:
         dense: matrices inside decoder layers that stay dense, by name.
         tokens: calibration tokens used.
         seconds: wall time of the pass, without loading.
+        rare: experts that too few tokens chose.
     """
 
     mask: Mask
     dense: dict[str, DenseWeight]
     tokens: int
     seconds: float
+    rare: RareExperts
 
 
 def prune(
@@ -105,7 +110,9 @@ def prune(
         windows = draw_windows(windows, settings.windows, settings.seed)
         tokens = windows.size
         start = time.perf_counter()
-        outcome = prune_sequentially(model, method, selection, windows, progress)
+        outcome = prune_sequentially(
+            model, method, selection, windows, progress, settings.expert_rows
+        )
     seconds = time.perf_counter() - start
     if settings.checkpoint is not None:
         digest = _write_checkpoint(model_dir, settings.checkpoint, outcome)
@@ -119,7 +126,7 @@ def prune(
         pattern=settings.pattern,
         decoder_weights=selection.decoder_weights,
     )
-    return PruneResult(mask, selection.dense, tokens, seconds)
+    return PruneResult(mask, selection.dense, tokens, seconds, outcome.rare)
 
 
 def _check(method: PruneMethod[Any], texts: TextSet | None, settings: PruneSettings) -> None:

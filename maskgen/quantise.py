@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskgen.calibration import LayerProgress, dense_statistics
+from maskgen.experts import RareExperts
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask
 from maskgen.format.placements import keep_from_codes
@@ -51,6 +52,7 @@ def quantise_model(
     out: Path,
     mask: Mask | None = None,
     progress: LayerProgress = lambda done, count, name: None,
+    rare: RareExperts | None = None,
 ) -> ValuesHeader:
     """Write a values file: every linear of the decoder's layers, by GPTQ.
 
@@ -62,6 +64,7 @@ def quantise_model(
         mask: make values for what this mask keeps, and for it alone; None for the dense matrices,
             whose values serve every mask.
         progress: called after every decoder layer.
+        rare: is told the experts that too few tokens chose.
 
     Raises:
         SelectionError: the architecture does not fit the pass.
@@ -82,7 +85,7 @@ def quantise_model(
     windows = draw_windows(windows, settings.windows, settings.seed)
 
     def layers() -> Iterator[tuple[str, LayerValues]]:
-        for statistics in dense_statistics(model, linears, Hessian, windows, progress):
+        for statistics in dense_statistics(model, linears, Hessian, windows, progress, rare):
             factors: dict[int, Tensor] = {}  # query, key and value have one Hessian
             for name, statistic in statistics.items():
                 assert isinstance(statistic, Hessian)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from maskgen.format.coverage import DenseWeight, grouped, together
+from maskgen.format.experts import is_router
 from maskgen.format.pattern import TWO_FOUR, Pattern
 
 
@@ -40,7 +41,7 @@ class Selection:
     Attributes:
         layers: module name -> linear, in the order of the model.
         dense: every other matrix inside the decoder layers: linears by module name, parameters
-            of other modules (experts, routers, Conv1D) by their own name without `.weight`.
+            of other modules (routers, fused experts, Conv1D) by their own name without `.weight`.
     """
 
     layers: dict[str, nn.Linear]
@@ -75,8 +76,8 @@ def select_layers(
     """Choose the linears inside the decoder layers whose width is a multiple of the pattern's M.
 
     Embeddings and the output head lie outside the decoder layers and are never chosen. Matrices
-    that are no `nn.Linear` stay dense: experts, which transformers 5 keeps as parameters of three
-    dimensions, and the Conv1D of GPT-2, which stores its weight the other way round.
+    that are no `nn.Linear` stay dense: routers, experts that the files hold fused, and the Conv1D
+    of GPT-2, which stores its weight the other way round.
 
     Raises:
         SelectionError: nothing is chosen, or an include or exclude glob matches no weight.
@@ -127,6 +128,8 @@ def _matrices(
 def _why_dense(
     name: str, linear: nn.Linear, index: int, count: int, choice: LayerChoice, pattern: Pattern
 ) -> str | None:
+    if is_router(f"{name}.weight"):
+        return "it weighs experts"
     if linear.in_features % pattern.m:
         return f"its width {linear.in_features} is not a multiple of {pattern.m}"
     if index < choice.dense_first or index >= count - choice.dense_last:

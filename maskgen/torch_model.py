@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskgen.experts import split_experts
 from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError, read_model_config
 from maskgen.format.weight_files import (
@@ -68,6 +69,8 @@ def dtype_name(model: PreTrainedModel) -> str:
 def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTrainedModel:
     """A causal language model in evaluation mode, without gradients.
 
+    Its experts, if it has any, are linears of the names that the files give them.
+
     Args:
         directory: as `maskgen.models.resolve_model` gives it.
         dtype: `bf16`, `fp32`, `fp16` or `auto` (see `resolve_dtype`).
@@ -96,10 +99,11 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
             output_loading_info=True,
         )
     refuse_other_weights(directory, found["missing_keys"], found["unexpected_keys"])
-    for name, stored, expected in sorted(found["mismatched_keys"]):
+    for name, shape, expected in sorted(found["mismatched_keys"]):
         raise ModelDirectoryError(
-            f"{directory}: {name} has shape {tuple(stored)}, config.json says {tuple(expected)}"
+            f"{directory}: {name} has shape {tuple(shape)}, config.json says {tuple(expected)}"
         )
+    split_experts(model, stored)
     model.to(resolve_device(device))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded

@@ -81,9 +81,13 @@ def write_tiny_model(directory: Path, config: Mapping[str, Any], *, seed: int = 
     (directory / "config.json").write_text(json.dumps(config))
     model = random_model(AutoConfig.from_pretrained(directory), seed)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del weights["lm_head.weight"]
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    if any(".experts." in name for name in weights):
+        model.save_pretrained(directory)  # which takes fused experts apart
+        (directory / "config.json").write_text(json.dumps(config))
+    else:
+        if model.config.tie_word_embeddings:
+            del weights["lm_head.weight"]
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
     write_tokenizer(directory, make_tokenizer(), bos=False)
     return directory
 

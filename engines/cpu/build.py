@@ -25,7 +25,6 @@ from engines.directory.atomic_directory import atomic_directory
 from engines.directory.build import BuildInputs, BuildRequest, finish_directory, open_inputs
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.decoder_config import DecoderConfig, decoder_config
-from engines.directory.families import LINEARS
 from engines.directory.manifest import (
     COMPLEMENT_FILE,
     DENSE_FILE,
@@ -176,6 +175,7 @@ class _Plan:
             specs[f"{PACKED_EMBEDDING}.{table.name.lower()}"] = TensorSpec(_U8, (size,))
         elif not config.tied:
             specs[EMBEDDING] = TensorSpec(BF16, (config.vocab, config.hidden))
+        specs |= {n: TensorSpec(_F32, shape) for n, shape in config.router_shapes().items()}
         return specs | {n: TensorSpec(_F32, (size,)) for n, size in config.vector_sizes().items()}
 
     def complement_specs(self) -> dict[str, TensorSpec]:
@@ -221,7 +221,7 @@ def _write_shared(
 ) -> None:
     config = plan.config
     request.progress("packing the head", 0, config.layers)
-    for name in config.vector_sizes():
+    for name in (*config.vector_sizes(), *config.router_shapes()):
         weights.write(name, checkpoint.tensor(name).astype(np.float32))
     source = EMBEDDING if config.tied else HEAD
     table = plan.table_layout.name.lower()
@@ -255,7 +255,7 @@ def _write_layers(
     config = plan.config
     for layer in range(config.layers):
         request.progress("packing layers", layer, config.layers)
-        for linear in LINEARS:
+        for linear in config.linears(layer):
             name = config.module(layer, linear)
             stored, rows = config.place(layer, linear)
             matrix = plan.matrix(stored, inputs.checkpoint.tensor(f"{stored}.weight"), rows)

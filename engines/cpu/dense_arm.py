@@ -5,7 +5,6 @@ from __future__ import annotations
 from engines.cpu.loaded_weights import LoadedTensors
 from engines.cpu.masks import DenseModel
 from engines.cpu.model import CpuModel, load_packed, native_layers
-from engines.directory.families import LINEARS
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
 
@@ -23,7 +22,7 @@ def add_dense_arm(model: CpuModel, file: LoadedTensors | TensorFile) -> DenseMod
     config, layers, own_bytes = model.config, [], 0
     for layer, row in enumerate(model.base):
         dense = []
-        for linear, packed in zip(LINEARS, row, strict=True):
+        for linear, packed in zip(config.linears(layer), row, strict=True):
             if packed.layout.sparse:
                 name = config.module(layer, linear)
                 packed = load_packed(file, name, (packed.n, packed.k), model.forms.linears)

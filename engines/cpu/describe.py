@@ -8,7 +8,6 @@ from engines.cpu.model import CpuModel
 from engines.cpu.storage_rule import storage_of
 from engines.cpu.value_form import ValueForm, ValueForms, forms_of
 from engines.directory.decoder_config import DecoderConfig, read_decoder_config
-from engines.directory.families import LINEARS
 from engines.directory.manifest import ENGINE_WEIGHTS_FILE, read_manifest
 from engines.directory.tensor_file import read_index
 from engines.native import kernels
@@ -35,7 +34,7 @@ def kernels_of_directory(directory: Path) -> dict[str, str]:
     forms = forms_of(read_manifest(directory).quantisation)
     found: dict[str, set[Layout]] = {}
     for layer in range(config.layers):
-        for linear in LINEARS:
+        for linear in config.linears(layer):
             n, k = config.shape(linear)
             for layout in Layout:
                 if f"{config.module(layer, linear)}.{layout.name.lower()}" in file:

@@ -22,7 +22,6 @@ from engines.cpu.model import CpuModel
 from engines.cpu.options import CpuOptions
 from engines.cpu.storage_measurement import measured_rule
 from engines.cpu.storage_rule import chosen_rule
-from engines.directory.families import LINEARS
 from engines.directory.manifest import Manifest, MaskRecord
 from engines.directory.opening import read_own_mask
 from engines.directory.tensor_file import TensorFile
@@ -313,7 +312,7 @@ class MaskStore:
         sparse = {
             model.config.module(layer, linear): (weights.n, weights.k // mask.pattern.m)
             for layer, row in enumerate(model.base)
-            for linear, weights in zip(LINEARS, row, strict=True)
+            for linear, weights in zip(model.config.linears(layer), row, strict=True)
             if weights.layout.sparse
         }
         listed = {name: codes.shape for name, codes in model.config.codes_of_parts(mask).items()}

@@ -5,7 +5,6 @@ Both come from the base mask's packed layers and `complement.safetensors`, one l
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,6 @@ import numpy as np
 
 from engines.cpu.matrix import Kept, Matrix, changed_groups, kept_of, unpack_matrix
 from engines.directory.decoder_config import DecoderConfig
-from engines.directory.families import LINEARS
 from engines.directory.tied_file import TiedFile
 from engines.errors import EngineDirectoryError
 from engines.native._native import LowbitPatchArrays, PatchArrays
@@ -22,10 +20,10 @@ from engines.native.patch import AnyPatch, apply_patch
 from maskgen.format.mask import Mask
 
 LayerPatches = list[list[AnyPatch | None]]
-"""By layer and linear, in the order of `LINEARS`; None where the masks agree."""
+"""By layer and linear, in the order of `DecoderConfig.linears`; None where the masks agree."""
 
 LayerWeights = list[list[PackedWeights]]
-"""By layer and linear, in the order of `LINEARS`."""
+"""By layer and linear, in the order of `DecoderConfig.linears`."""
 
 
 @dataclass
@@ -54,7 +52,7 @@ class DenseSource:
         changed, weights = 0, 0
         codes = self.config.codes_of_parts(mask)
         for layer, row in enumerate(self.base):
-            for linear, packed in zip(LINEARS, row, strict=True):
+            for linear, packed in zip(self.config.linears(layer), row, strict=True):
                 name = self.config.module(layer, linear)
                 if name in codes:
                     kept = unpack_matrix(packed)[1]
@@ -75,8 +73,8 @@ class DenseSource:
         """
         codes = self.config.codes_of_parts(mask)
         with self.complement.reading() as complement:
-            for layer, number in itertools.product(range(self.config.layers), range(len(LINEARS))):
-                name = self.config.module(layer, LINEARS[number])
+            for layer, number, linear in self._linears():
+                name = self.config.module(layer, linear)
                 if name not in codes:
                     continue
                 packed = self.base[layer][number]
@@ -92,6 +90,12 @@ class DenseSource:
                 matrix.put_back(home, complement.tensor(f"{name}.dropped"), new, kept)
                 yield layer, number, matrix, kept, new
 
+    def _linears(self) -> Iterator[tuple[int, int, str]]:
+        """(layer, number in it, linear) of every linear layer."""
+        for layer in range(self.config.layers):
+            for number, linear in enumerate(self.config.linears(layer)):
+                yield layer, number, linear
+
 
 def _at_home(packed: PackedWeights, patch: AnyPatch) -> tuple[Matrix, Kept]:
     """A layer and what it keeps after a patch that the packed weights themselves do not get."""
@@ -104,7 +108,7 @@ def _at_home(packed: PackedWeights, patch: AnyPatch) -> tuple[Matrix, Kept]:
 
 def patches_of(source: DenseSource, mask: Mask) -> LayerPatches:
     """A mask as differences to the base mask."""
-    patches: LayerPatches = [[None] * len(LINEARS) for _ in source.base]
+    patches: LayerPatches = [[None] * len(row) for row in source.base]
     for layer, number, matrix, kept, new in source.layers(mask):
         patches[layer][number] = matrix.patch(kept, new)
     return patches

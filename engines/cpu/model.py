@@ -12,6 +12,7 @@ from engines.cpu.loaded_weights import LoadedTensors
 from engines.cpu.value_form import BF16_FORMS, ValueForm, ValueForms
 from engines.directory.decoder_config import FINAL_NORM, DecoderConfig
 from engines.directory.families import LINEARS, NormRole
+from engines.directory.mixture import Mixture as ConfigMixture
 from engines.directory.rope import Rope as RotaryEmbedding
 from engines.directory.tensor_file import TensorFile
 from engines.errors import EngineDirectoryError
@@ -21,6 +22,7 @@ from engines.native._native import (
     Decoder,
     Layer,
     Limits,
+    Mixture,
     Model,
     Norm,
     PackedLayer,
@@ -65,7 +67,7 @@ class CpuModel:
         self.base: list[list[PackedWeights]] = [
             [
                 self._load(config.module(layer, name), config.shape(name), forms.linears)
-                for name in LINEARS
+                for name in config.linears(layer)
             ]
             for layer in range(config.layers)
         ]
@@ -102,6 +104,7 @@ class CpuModel:
             embedding=table.native if isinstance(table, PackedWeights) else table,
             layers=self._layers[:layers],
             block=self.forms.linears.block,
+            mixture=_mixture(config.mixture),
         )
         return Decoder(model, limits, self.isa)
 
@@ -126,6 +129,19 @@ class CpuModel:
             raise EngineDirectoryError(
                 f"{self._file.path}: {name} is {values.dtype} {values.shape},"
                 f" expected float32 ({size},)"
+            )
+        return values.copy()
+
+    def _router(self, layer: int) -> npt.NDArray[np.float32] | None:
+        config = self.config
+        if config.mixture is None or not config.mixture.layers[layer]:
+            return None
+        name, shape = f"{config.router(layer)}.weight", (config.mixture.experts, config.hidden)
+        values = self._file.tensor(name)
+        if values.shape != shape or values.dtype != np.float32:
+            raise EngineDirectoryError(
+                f"{self._file.path}: {name} is {values.dtype} {values.shape},"
+                f" expected float32 {shape}"
             )
         return values.copy()
 
@@ -177,6 +193,7 @@ class CpuModel:
             q_norm=head_norm("q_norm", "q_proj"),
             k_norm=head_norm("k_norm", "k_proj"),
             biases=[bias(name) for name in LINEARS],
+            router=self._router(layer),
         )
 
 
@@ -227,6 +244,16 @@ def _blocks(config: DecoderConfig) -> Blocks:
         attention_cap=scales.attention_cap,
         logit_scale=scales.logit,
         logit_cap=scales.logit_cap,
+    )
+
+
+def _mixture(mixture: ConfigMixture | None) -> Mixture | None:
+    if mixture is None:
+        return None
+    return Mixture(
+        chosen=mixture.chosen,
+        intermediate=mixture.intermediate,
+        normalised=mixture.normalised,
     )
 
 

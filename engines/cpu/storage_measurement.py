@@ -79,8 +79,7 @@ def _measure(model: CpuModel) -> dict[str, float]:
     native = model.decoder(limits, len(layers))
     base = native.add_weights(native_layers(layers))
     # The same layers in another order: nothing is copied, and none is in a cache at its turn.
-    half = len(layers) // 2
-    other = native.add_weights(native_layers(layers[half:] + layers[:half]))
+    other = native.add_weights(native_layers(_in_another_order(layers)))
     plain = native.add_mask(base, [])
     masks = {"copy": native.add_mask(other, [])}
     for name, share in zip(("thin", "thick"), _PROBES, strict=True):
@@ -120,6 +119,18 @@ def _some_layers(layers: list[list[PackedWeights]]) -> list[list[PackedWeights]]
         size += sum(weights.data.nbytes for weights in layers[count])
         count += 1
     return layers[:count]
+
+
+def _in_another_order(layers: list[list[PackedWeights]]) -> list[list[PackedWeights]]:
+    """Turned by half, layers with experts and layers without each among themselves."""
+    shapes = [tuple((weights.n, weights.k) for weights in layer) for layer in layers]
+    turned = list(layers)
+    for kind in set(shapes):
+        places = [place for place, shape in enumerate(shapes) if shape == kind]
+        half = len(places) // 2
+        for place, other in zip(places, places[half:] + places[:half], strict=True):
+            turned[place] = layers[other]
+    return turned
 
 
 def _synthetic(layers: list[list[PackedWeights]], share: float) -> LayerPatches:

@@ -15,8 +15,16 @@ from typing import Any
 import numpy as np
 
 from engines.directory.config_fields import read_count, read_field, read_flag, read_number
-from engines.directory.families import ACTIVATIONS, FAMILIES, LINEARS, MIXTURES, Family
+from engines.directory.families import (
+    ACTIVATIONS,
+    FAMILIES,
+    LINEARS,
+    MIXTURES,
+    ROUTER,
+    Family,
+)
 from engines.directory.layer_types import layer_types, rope_of_layer, windows
+from engines.directory.mixture import Mixture, read_mixture
 from engines.directory.rope import Rope, read_rope, rope_fields
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.json_file import read_json
@@ -28,6 +36,9 @@ from maskgen.format.weight_files import EMBEDDING, HEAD
 FINAL_NORM = "model.norm"
 MODEL_TYPES = tuple(FAMILIES)
 """The `model_type`s that are understood."""
+
+OTHER_MIXTURE = "a mixture of experts of a kind that is not run"
+"""Why the families in `MIXTURES` are refused."""
 
 _MOST_LAYERS = 10_000
 
@@ -66,6 +77,7 @@ class DecoderConfig:
         rope_of_layer: per layer, which of `ropes` it has (-1: none).
         gate: a, b of the activation x sigmoid(a x + b x^3).
         scales: factors of the family's own.
+        mixture: its mixtures of experts; None where every layer has one MLP.
     """
 
     model_type: str
@@ -85,6 +97,7 @@ class DecoderConfig:
     rope_of_layer: tuple[int, ...]
     gate: tuple[float, float]
     scales: Scales
+    mixture: Mixture | None
 
     @property
     def family(self) -> Family:
@@ -96,21 +109,34 @@ class DecoderConfig:
         """The rope of layers that see all, which most families have in every layer."""
         return self.ropes[0]
 
+    def linears(self, layer: int) -> tuple[str, ...]:
+        """The linear layers of a decoder layer, in the order of the native decoder.
+
+        `LINEARS`, or with experts `experts.0.gate_proj` and its like in place of the last three.
+        """
+        if self.mixture is None or not self.mixture.layers[layer]:
+            return LINEARS
+        return (*LINEARS[:4], *self.mixture.linears)
+
     def shape(self, linear: str) -> tuple[int, int]:
-        """(outputs, inputs) of a linear layer in `LINEARS`."""
+        """(outputs, inputs) of one of `linears`."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        expert, _, role = linear.rpartition(".")
+        inner = self.mixture.intermediate if expert and self.mixture else self.intermediate
         return {
             "q_proj": (q, self.hidden),
             "k_proj": (kv, self.hidden),
             "v_proj": (kv, self.hidden),
             "o_proj": (self.hidden, q),
-            "gate_proj": (self.intermediate, self.hidden),
-            "up_proj": (self.intermediate, self.hidden),
-            "down_proj": (self.hidden, self.intermediate),
-        }[linear]
+            "gate_proj": (inner, self.hidden),
+            "up_proj": (inner, self.hidden),
+            "down_proj": (self.hidden, inner),
+        }[role]
 
     def module(self, layer: int, linear: str) -> str:
         """Hugging Face's name of a linear layer, or of one that a fused matrix is a part of."""
+        if self.mixture is not None and linear.startswith("experts."):
+            return f"model.layers.{layer}.{self.mixture.module(linear)}"
         attention = (*LINEARS[:4], "qkv_proj")
         block = "self_attn" if linear in attention else "mlp"
         return f"model.layers.{layer}.{block}.{linear}"
@@ -120,14 +146,14 @@ class DecoderConfig:
         return {
             self.module(layer, linear): self.shape(linear)
             for layer in range(self.layers)
-            for linear in LINEARS
+            for linear in self.linears(layer)
         }
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of every matrix of the decoder layers, by the checkpoint's name."""
         shapes: dict[str, tuple[int, int]] = {}
         for layer in range(self.layers):
-            for linear in LINEARS:
+            for linear in self.linears(layer):
                 name, rows = self.place(layer, linear)
                 shapes[name] = (rows.stop, self.shape(linear)[1])
         return shapes
@@ -146,7 +172,7 @@ class DecoderConfig:
         places = {
             self.module(layer, linear): self.place(layer, linear)
             for layer in range(self.layers)
-            for linear in LINEARS
+            for linear in self.linears(layer)
         }
         fused = {name for name, _ in places.values()}
         codes = {name: codes for name, codes in mask.codes.items() if name not in fused}
@@ -174,11 +200,28 @@ class DecoderConfig:
                 sizes[f"{self.module(layer, linear)}.bias"] = self.shape(linear)[0]
         return sizes
 
+    def router_shapes(self) -> dict[str, tuple[int, int]]:
+        """(experts, hidden) of every mixture's router, by the tensor's name."""
+        mixture = self.mixture
+        if mixture is None:
+            return {}
+        return {
+            f"{self.router(layer)}.weight": (mixture.experts, self.hidden)
+            for layer in range(self.layers)
+            if mixture.layers[layer]
+        }
+
+    def router(self, layer: int) -> str:
+        """Name of a mixture's router."""
+        assert self.mixture is not None
+        return f"model.layers.{layer}.{self.mixture.names.block}.{ROUTER}"
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors that a checkpoint of this model holds."""
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab, self.hidden)}
         shapes |= {} if self.tied else {HEAD: (self.vocab, self.hidden)}
         shapes |= {f"{name}.weight": shape for name, shape in self.linear_shapes().items()}
+        shapes |= self.router_shapes()
         return shapes | {name: (size,) for name, size in self.vector_sizes().items()}
 
 
@@ -203,7 +246,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     if not isinstance(kind, str) or kind not in FAMILIES:
         mixture = isinstance(kind, str) and kind in MIXTURES
         raise EngineDirectoryError(
-            f"model_type {kind!r} is not supported{': a mixture of experts' if mixture else ''}"
+            f"model_type {kind!r} is not supported{f': {OTHER_MIXTURE}' if mixture else ''}"
             f" (supported: {', '.join(MODEL_TYPES)})"
         )
     family = FAMILIES[kind]
@@ -237,6 +280,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         rope_of_layer=rope_of_layer(config, family, types),
         gate=_gate(config, family),
         scales=_scales(config, hidden, head_dim),
+        mixture=read_mixture(config, family, layers),
     )
 
 

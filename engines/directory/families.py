@@ -10,9 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from maskgen.format.experts import EXPERTS, ExpertNames
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of a decoder layer, in the order of the native decoder."""
+"""The linear layers of a decoder layer without experts, in the order of the native decoder."""
 _QKV, _ATTENTION, _MLP = LINEARS[:3], LINEARS[:4], LINEARS[4:]
+
+ROUTER = "gate"
+"""What the files of all families that are run call a mixture's router."""
 
 NormRole = Literal["attention_input", "attention_output", "mlp_input", "mlp_output"]
 """What a norm is applied to: what a block reads, or what it adds to the residual stream."""
@@ -50,6 +55,25 @@ ACTIVATIONS: Mapping[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Where config.json says what a family's mixtures of experts are.
+
+    Attributes:
+        names: of the matrices in the checkpoint.
+        counts: fields of the number of experts, of which one is there; the last has a default.
+        width: field of an expert's intermediate size.
+        normalised: flag that the weights of a token's experts add up to 1; "": they always do.
+        some_layers: `mlp_only_layers` and `decoder_sparse_step` say which layers have experts.
+    """
+
+    names: ExpertNames
+    counts: tuple[str, ...]
+    width: str
+    normalised: str
+    some_layers: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of decoders.
 
@@ -64,8 +88,9 @@ class Family:
         head_norms: queries and keys are RMS-normalised: no, per `head`, or over all heads (`wide`).
         parallel: attention and MLP read the same residual stream.
         biases: flag of config.json -> linear layers that have a bias where it is set; "": always.
-        windows: which layers have attention windows: `none`, `all`, those that `layer_types` names
-            if `use_sliding_window` is set (`switched`), or those that it names (`typed`).
+        windows: which layers have attention windows: `none`, `all`, all if `use_sliding_window` is
+            set (`flagged`), those that `layer_types` names if it is (`switched`), or those that it
+            names (`typed`).
         full_every: where `layer_types` is absent, every so many `typed` layers one sees all.
         ropes: `one`, or `typed`: one for layers with a window and one for the others.
         turned: the layers that have a rope: `all`, those in `no_rope_layers` (`listed`), or those
@@ -82,6 +107,7 @@ class Family:
         activation: field of the activation.
         renamed: activation -> the one that is really run under this name.
         refused: field -> the only value that is run; null counts as that.
+        mixing: its mixtures of experts; None where a layer has one MLP.
     """
 
     models: str
@@ -93,7 +119,7 @@ class Family:
     head_norms: Literal["no", "head", "wide"] = "no"
     parallel: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    windows: Literal["none", "all", "switched", "typed"] = "none"
+    windows: Literal["none", "all", "flagged", "switched", "typed"] = "none"
     full_every: int = 1
     ropes: Literal["one", "typed"] = "one"
     turned: Literal["all", "listed", "windowed"] = "all"
@@ -107,6 +133,7 @@ class Family:
     activation: str = "hidden_act"
     renamed: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, Any] = field(default_factory=dict)
+    mixing: Mixing | None = None
 
     @property
     def epsilon(self) -> str:
@@ -292,15 +319,46 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "glm": replace(_GLM4, models="GLM-4 (9B)", norms=_BEFORE),
     "glm4": _GLM4,
+    "mixtral": Family(
+        "Mixtral",
+        _defaults(32000, 14336, 8, 131072, rms_norm_eps=1e-5, rope_theta=1_000_000.0)
+        | {"sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+        windows="all",
+        mixing=Mixing(EXPERTS["mixtral"], ("num_local_experts",), "intermediate_size", ""),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3-MoE",
+        _defaults(151936, 6144, 4, 32768)
+        | {"hidden_size": 2048, "num_hidden_layers": 24, "moe_intermediate_size": 768}
+        | {"num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1},
+        biases={"attention_bias": _ATTENTION},
+        windows="flagged",
+        head_norms="head",
+        mixing=Mixing(
+            EXPERTS["qwen3_moe"],
+            ("num_local_experts", "num_experts"),
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            some_layers=True,
+        ),
+    ),
+    "olmoe": Family(
+        "OLMoE",
+        _defaults(50304, 2048, None, 4096, rms_norm_eps=1e-5)
+        | {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16}
+        | {"num_experts": 64, "num_experts_per_tok": 8},
+        head_norms="wide",
+        biases={"attention_bias": _ATTENTION},
+        any_head_dim=False,
+        refused={"clip_qkv": None},
+        mixing=Mixing(EXPERTS["olmoe"], ("num_experts",), "intermediate_size", "norm_topk_prob"),
+    ),
 }
 """What is understood, by `model_type`."""
 
 MIXTURES: Mapping[str, str] = {
-    "mixtral": "Mixtral",
     "qwen2_moe": "Qwen1.5-MoE, Qwen2-MoE",
-    "qwen3_moe": "Qwen3-MoE",
-    "olmoe": "OLMoE",
     "granitemoe": "Granite 3 MoE",
     "phimoe": "Phi-3.5-MoE",
 }
-"""Mixtures of experts, which are not."""
+"""Mixtures of experts that are not."""

@@ -14,11 +14,13 @@ import numpy as np
 from engines.directory.build import copy_text_files
 from engines.directory.checkpoint import Checkpoint
 from engines.directory.compressed import DenseView
+from engines.directory.decoder_config import MODEL_TYPES
 from engines.directory.progress import BuildProgress, silent
 from engines.directory.tensor_file import TensorWriter
 from engines.errors import EngineDirectoryError, as_engine_directory_error
 from maskgen.format.coverage import DenseWeight, decoder_position, decoder_weights, share
 from maskgen.format.digests import base_digest
+from maskgen.format.experts import is_router
 from maskgen.format.json_file import write_json
 from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.mask_file import write_mask
@@ -223,6 +225,7 @@ def _may_be_sparse(view: DenseView, name: str) -> bool:
         and len(shape) == 2
         and shape[1] % GROUP == 0
         and not any(part in name for part in _NEVER_SPARSE)
+        and not is_router(name)
     )
 
 
@@ -237,6 +240,7 @@ def _dense(view: DenseView, mask: Mask, counts: dict[str, _GroupCounts]) -> dict
             continue
         sizes = "x".join(map(str, shape))
         reason = str(counts[layer]) if layer in counts else f"its shape {sizes} cannot be 2:4"
+        reason = "it routes tokens to experts" if is_router(name) else reason
         dense[layer] = DenseWeight(reason, int(np.prod(shape)))
     return dense
 
@@ -246,7 +250,9 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [f"{layer} was {_REFILLED}" for layer, count in counts.items() if count.refilled]
     if any(".experts." in layer for layer in codes):
-        notes.append("the mask lists experts, which no engine of twofour runs sparse")
+        kind = view.checkpoint.config.get("model_type")
+        runs = "cpu alone runs" if kind in MODEL_TYPES else "no engine of twofour runs"
+        notes.append(f"the mask lists experts, which {runs} sparse")
     if view.prefixed:
         notes.append("the tensors' names lacked their prefix `model.`; the written model has it")
     return tuple(notes)

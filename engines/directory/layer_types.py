@@ -17,10 +17,10 @@ def layer_types(config: Mapping[str, Any], family: Family, layers: int) -> list[
         EngineDirectoryError: `layer_types` is malformed, or names what no engine does.
     """
     windowed = family.windows != "none" and read_field(config, "sliding_window") is not None
-    if family.windows in ("none", "all"):  # which do not look at the field
-        return ["sliding_attention" if windowed else "full_attention"] * layers
-    if family.windows == "switched":
+    if family.windows in ("flagged", "switched"):
         windowed = windowed and read_flag(config, "use_sliding_window")
+    if family.windows in ("none", "all", "flagged"):  # which do not look at the field
+        return ["sliding_attention" if windowed else "full_attention"] * layers
     types = config.get("layer_types")
     if types is None:
         return _silent_types(config, family, layers, windowed=windowed)

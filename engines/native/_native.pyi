@@ -167,15 +167,28 @@ class Blocks:
 
     def __init__(self, *, layer_norm: bool = False, wide_head_norms: bool = False, parallel: bool = False, interleaved: bool = False, gate_linear: float = 1.0, gate_cubic: float = 0.0, embedding_scale: float = 1.0, residual_scale: float = 1.0, attention_scale: float, attention_cap: float = 0.0, logit_scale: float = 1.0, logit_cap: float = 0.0) -> None: ...
 
+class Mixture:
+    """
+    How a token's experts are chosen: by a softmax over a layer's.
+
+    Args:
+        chosen: experts that a token goes to; 0 where no layer has any.
+        intermediate: of an expert.
+        normalised: the weights of the chosen ones add up to 1.
+    """
+
+    def __init__(self, *, chosen: int = 0, intermediate: int = 0, normalised: bool = False) -> None: ...
+
 class Layer:
     """
     A layer's vectors: norms of what its blocks read and of what they add, each
     perhaps None, norms over a head (head_dim,) or over all, or None, the biases of
     its seven linear layers, each perhaps None; how many positions attention sees
-    (0: all), and which of the model's ropes it has (-1: none).
+    (0: all), which of the model's ropes it has (-1: none), and where the MLP is a
+    mixture its (experts, hidden) router.
     """
 
-    def __init__(self, *, attention_input: Norm | None, mlp_input: Norm | None, attention_output: Norm | None = None, mlp_output: Norm | None = None, window: int, rope: int = 0, q_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, k_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None]) -> None: ...
+    def __init__(self, *, attention_input: Norm | None, mlp_input: Norm | None, attention_output: Norm | None = None, mlp_output: Norm | None = None, window: int, rope: int = 0, q_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, k_norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None], router: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None) -> None: ...
 
 class Model:
     """
@@ -187,7 +200,7 @@ class Model:
     bf16.
     """
 
-    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, rotary_dim: int, eps: float, blocks: Blocks, ropes: Sequence[Rope], final_norm: Norm, head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | PackedLayer | None, layers: Sequence[Layer], block: int = 0) -> None: ...
+    def __init__(self, *, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int, rotary_dim: int, eps: float, blocks: Blocks, ropes: Sequence[Rope], final_norm: Norm, head: PackedLayer, embedding: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)] | PackedLayer | None, layers: Sequence[Layer], block: int = 0, mixture: Mixture | None = None) -> None: ...
 
 class Step:
     """
@@ -236,13 +249,16 @@ class Decoder:
     def __init__(self, model: Model, limits: Limits, isa: str) -> None: ...
 
     def add_weights(self, layers: Sequence[Sequence[PackedLayer]]) -> int:
-        """A set: by layer, its seven linear layers."""
+        """
+        A set: by layer, its seven linear layers, and three for each expert but the first.
+        """
 
     def remove_weights(self, set: int) -> None: ...
 
     def add_mask(self, set: int, patches: Sequence[Sequence[PatchArrays | LowbitPatchArrays | None]]) -> int:
         """
-        A mask: by layer, the seven patches, None where it agrees; no layers for none at all.
+        A mask: by layer, its linear layers' patches, None where it agrees; no layers for none
+        at all.
         """
 
     def remove_mask(self, mask: int) -> None: ...

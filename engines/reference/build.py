@@ -13,6 +13,7 @@ from engines.directory.build import BuildRequest, finish_directory, open_inputs
 from engines.directory.manifest import Manifest
 from engines.errors import MaskError
 from engines.reference.model import load_transformers_model
+from engines.reference.weights import weight_of
 from maskgen.format.weight_files import files_of_weights
 
 
@@ -34,13 +35,12 @@ def build(request: BuildRequest) -> Manifest:
 
 
 def _check_layers(directory: Path, layers: set[str]) -> None:
-    """Load the model as serving will; refuse layers that transformers does not keep as linears."""
+    """Load the model as serving will; refuse layers that transformers keeps as something else."""
     model = load_transformers_model(directory, torch.bfloat16)
-    modules = dict(model.named_modules())
     for layer in sorted(layers):
-        if not isinstance(modules.get(layer), torch.nn.Linear):
+        if weight_of(model, layer) is None:
             raise MaskError(
                 f"the mask lists {layer}, which {type(model).__name__} of transformers"
-                f" {transformers.__version__} does not keep as an nn.Linear: the reference engine"
-                " cannot mask it. Use a mask without such layers, or none"
+                f" {transformers.__version__} keeps neither as an nn.Linear nor as an expert: the"
+                " reference engine cannot mask it. Use a mask without such layers, or none"
             )

@@ -57,6 +57,7 @@ from engines.mask_rules import (
 from engines.reference.model import load_transformers_model
 from engines.reference.options import ReferenceOptions
 from engines.reference.semi_structured import PackedMasks, checked_device, has_sparse_kernels
+from engines.reference.weights import linears_of, weights_of
 from engines.text import TextCodec
 from engines.typed_options import read_options
 from maskgen.format.mask import Mask
@@ -106,21 +107,22 @@ class ReferenceEngine(Engine):
         dtype = torch.bfloat16 if sparse else torch.float32
         self._model = load_transformers_model(directory, dtype)
         torch.nn.Module.to(self._model.eval(), self._device)
-        self._modules = dict(self._model.named_modules())
         # Renamed in transformers 5.24.
         accepted = inspect.signature(self._model.forward).parameters
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"
         self._masks = {m.name: read_own_mask(directory, manifest, m) for m in manifest.masks}
         layers = () if manifest.default_mask is None else self._masks[manifest.default_mask].codes
         self._layers = frozenset(layers)
+        self._weights: dict[str, torch.Tensor] = {}
         self._dense: dict[str, torch.Tensor] = {}
         self._packed: PackedMasks | None = None
         if sparse and layers:
-            self._packed = PackedMasks({layer: self._modules[layer] for layer in layers})
+            self._packed = PackedMasks(linears_of(self._model, layers))
             for name, mask in self._masks.items():
                 self._packed.add(name, mask)
         else:
-            self._dense = {n: self._modules[n].weight.detach().clone() for n in layers}
+            self._weights = weights_of(self._model, layers)
+            self._dense = {layer: weight.clone() for layer, weight in self._weights.items()}
         self._active: str | None = None
         self._max_requests = chosen.max_requests
         self._running: dict[str, bool] = {}
@@ -347,6 +349,6 @@ class ReferenceEngine(Engine):
             self._packed.activate(name)
         for layer, dense in self._dense.items():
             keep = torch.from_numpy(mask.keep(layer))
-            self._modules[layer].weight.data.copy_(dense * keep)
+            self._weights[layer].copy_(dense * keep)
         self._active = name
         self._stats = replace(self._stats, mask_switches=self._stats.mask_switches + 1)

@@ -112,7 +112,7 @@ def _check_layers(mask: Mask) -> None:
         if ".experts." in name:
             raise MaskError(
                 f"the mask lists {name}: vLLM fuses experts, and the plugin multiplies linear"
-                " layers only. Use a mask without them, or none"
+                " layers only. Use a mask without them (`--exclude '*.experts.*'`), or none"
             )
         if k % COLUMN_STEP:
             raise MaskError(
@@ -172,9 +172,10 @@ class _Plan:
         if self._linears is None:
             return
         kind = self.checkpoint.config.get("model_type")
-        if kind not in MODEL_TYPES:
+        able = [name for name in MODEL_TYPES if FAMILIES[name].mixing is None]
+        if kind not in able:
             raise EngineDirectoryError(
-                f"int8 and int4 values need one of the model types {', '.join(MODEL_TYPES)}; this"
+                f"int8 and int4 values need one of the model types {', '.join(able)}; this"
                 f" model is {kind}: build it with --values bf16"
             )
         for name, (_, k) in self._quantised_linears.items():

@@ -35,6 +35,7 @@ FORMS = {name: (values, "2:4") for name, values in VALUES.items()} | {
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = ("qkv_proj", "gate_up_proj")
+EXPERT = ("w1", "w2", "w3")
 
 
 def random_mask(
@@ -50,9 +51,10 @@ def random_mask(
     rng = np.random.default_rng(seed)
     checkpoint = Checkpoint(model)
     codes = {}
+    masked = LINEARS + FUSED + EXPERT
     for name in checkpoint:
         layer = name.removesuffix(".weight")
-        if not layer.endswith(LINEARS + FUSED) or (leave_out and layer.endswith(leave_out)):
+        if not layer.endswith(masked) or (leave_out and layer.endswith(leave_out)):
             continue
         codes[layer] = project(rng.random(checkpoint.spec(name).shape), Pattern.parse(pattern))
     write_mask(

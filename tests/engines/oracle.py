@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from engines.base import Engine, GenerationRequest, TokenLogprobs
 from engines.sampling import SamplingParams
 from maskgen.format.mask_file import read_mask
 from maskgen.format.placements import keep_from_codes
+
+ROUTE_MARGIN = 0.05
+"""Of router logits: what rounding activations to bf16 may turn."""
 
 
 @dataclass
@@ -72,23 +77,52 @@ async def many(
 
 
 class Oracle:
-    """The model in float32, its weights masked."""
+    """The model in float32, its weights masked.
+
+    Attributes:
+        route_margins: (tokens,) of the last `log_probs`: by how much the router's last chosen
+            expert was ahead of the next one, in logits, at its closest; infinite without experts.
+    """
 
     def __init__(self, model: Path, mask: Path | None = None) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.float32, attn_implementation="eager"
         ).eval()
+        self._margins: list[np.ndarray] = []
+        self.route_margins = np.empty(0)
+        for module in self.model.modules():
+            if type(module).__name__.endswith("TopKRouter"):
+                module.register_forward_hook(self._record_margin)
         if mask is not None:
             with torch.no_grad():
                 found = read_mask(mask)
                 for layer, codes in found.codes.items():
                     keep = torch.from_numpy(keep_from_codes(codes, found.pattern))
-                    self.model.get_submodule(layer).weight.mul_(keep)
+                    self._weight(layer).mul_(keep)
+
+    def _record_margin(self, router: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
+        if router.top_k < output[0].shape[-1]:
+            ranked = output[0].sort(dim=-1, descending=True).values
+            self._margins.append((ranked[:, router.top_k - 1] - ranked[:, router.top_k]).numpy())
+
+    def _weight(self, layer: str) -> torch.Tensor:
+        """A linear's weight, or the part of a fused parameter that holds an expert's matrix."""
+        expert = re.fullmatch(r"(.*)\.(\w+)\.experts\.(\d+)\.(\w+)", layer)
+        if expert is None:
+            weight: torch.Tensor = self.model.get_submodule(layer).weight
+            return weight
+        fused = self.model.get_submodule(f"{expert[1]}.mlp.experts")
+        if expert[4] in ("w2", "down_proj"):
+            return fused.down_proj[int(expert[3])]
+        gate, up = fused.gate_up_proj[int(expert[3])].chunk(2)
+        return gate if expert[4] in ("w1", "gate_proj") else up
 
     @torch.no_grad()
     def log_probs(self, tokens: Sequence[int]) -> np.ndarray:
         """(tokens, vocab) log-probabilities of what follows each token."""
+        self._margins = [np.full(len(tokens), np.inf)]
         logits = self.model(torch.tensor([list(tokens)])).logits[0]
+        self.route_margins = np.min(self._margins, axis=0)
         return torch.log_softmax(logits.double(), dim=-1).numpy()
 
 
@@ -106,14 +140,19 @@ def check_greedy(
 ) -> Agreement:
     """DESIGN's rule: the answer is the oracle's until a step whose top-2 margin is below `margin`.
 
-    Log-probs are compared on the answer's own tokens, at every step.
+    Log-probs are compared on the answer's own tokens, at every step but those at which two experts
+    are so nearly level that rounding may choose the other one.
     """
     rows = oracle.log_probs([*prompt, *answer.token_ids])[len(prompt) - 1 : -1]
+    margins = oracle.route_margins[len(prompt) - 1 : -1]
     agreement = Agreement()
-    for step, (row, token, logprob) in enumerate(
-        zip(rows, answer.token_ids, answer.logprobs, strict=True)
+    for step, (row, route, token, logprob) in enumerate(
+        zip(rows, margins, answer.token_ids, answer.logprobs, strict=True)
     ):
         agreement.steps += 1
+        if route < ROUTE_MARGIN:
+            agreement.unclear += 1
+            continue
         error = abs(row[token] - logprob.logprob)
         assert error <= tolerance, f"step {step}"
         agreement.error += error

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from maskgen.apply import apply_mask, with_decoder_weights
-from maskgen.format.coverage import DenseWeight, dense_lines, share
+from maskgen.apply import apply_mask
+from maskgen.format.coverage import DenseWeight
 from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask, MaskFileError
 from maskgen.format.model_directory import ModelDirectoryError
@@ -211,36 +211,6 @@ def test_widths_that_are_no_multiple_of_four_stay_dense(tmp_path: Path) -> None:
     assert len(result.mask.codes) == 12
     dense = DenseWeight("its width 126 is not a multiple of 4", 64 * 126)
     assert result.dense == {f"model.layers.{i}.mlp.down_proj": dense for i in range(2)}
-
-
-EXPERTS = {
-    "mixtral": {"num_local_experts": 4},
-    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 64},
-    "olmoe": {"num_experts": 4},
-}
-
-
-@pytest.mark.parametrize("architecture", EXPERTS)
-def test_experts_are_named_with_their_share(tmp_path: Path, architecture: str) -> None:
-    """They are parameters of three dimensions: masks leave most of such a model dense."""
-    directory = make_tiny_llama(
-        tmp_path / "model", architecture=architecture, **EXPERTS[architecture]
-    )
-    result = prune(directory, None, PruneSettings("magnitude"))
-    model = load_model(directory, "fp32")
-    every = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n and p.ndim > 1)
-    assert result.mask.decoder_weights == every
-    assert sum(weight.weights for weight in result.dense.values()) == every - result.mask.weights
-    lines = "\n".join(dense_lines(result.dense, every))
-    experts = sum(w.weights for name, w in result.dense.items() if name.endswith("gate_up_proj"))
-    assert (
-        f"model.layers.0-1.mlp.experts.gate_up_proj stays dense ({share(experts, every)}" in lines
-    )
-    assert "mlp.experts.down_proj" in lines
-    assert "mlp.gate stays dense" in lines
-    # On disk some of them lie otherwise, a matrix for every expert; the sum is the same.
-    counted = with_decoder_weights(result.mask, directory)
-    assert counted.decoder_weights == every
 
 
 def test_layers_that_are_no_linears_are_named_in_the_refusal() -> None:

@@ -61,7 +61,17 @@ def test_what_a_model_lacks_is_said(tmp_path: Path) -> None:
         num_local_experts=2,
         tie_word_embeddings=False,
     )
-    assert "a mixture of experts" in str(report(mixtral)["runs"]["cpu"])
+    runs = report(mixtral)["runs"]
+    assert (runs["cpu"], runs["vllm"]) == ("tested", "not tested")
+    assert str(runs["tensorrt-llm"]).startswith("refused: model_type 'mixtral' is not converted")
+    other = make_tiny_llama(
+        tmp_path / "other",
+        architecture="qwen2_moe",
+        num_experts=4,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+    assert "a mixture of experts of a kind" in str(report(other)["runs"]["cpu"])
     model = make_tiny("llama", tmp_path / "model")
     config = model / "config.json"
     config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 32'))

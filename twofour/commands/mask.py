@@ -60,6 +60,13 @@ def prune(
     pattern: Annotated[
         str, typer.Option(help="N:M, weights that are kept of every M, such as 4:8 or 16:32.")
     ] = "2:4",
+    expert_rows: Annotated[
+        int,
+        typer.Option(
+            help="Tokens that must choose an expert; rarer ones are judged on all of their layer.",
+            min=0,
+        ),
+    ] = 256,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="New model directory, for methods that change weights."),
@@ -96,6 +103,7 @@ def prune(
         layers=LayerChoice(include or (), exclude or (), dense_first, dense_last),
         checkpoint=checkpoint,
         pattern=Pattern.parse(pattern),
+        expert_rows=expert_rows,
     )
     console = Console()
     directory = resolve_model(model, transform)
@@ -112,7 +120,10 @@ def prune(
     with layer_bar(f"{method} on {model}") as report:
         result = run(directory, texts, settings, report)
     write_mask(out, result.mask, parent=base)
-    for line in dense_lines(result.dense, result.mask.decoder_weights or 0):
+    for line in (
+        *dense_lines(result.dense, result.mask.decoder_weights or 0),
+        *result.rare.lines(),
+    ):
         _say(console, line)
     bits = out.stat().st_size * 8 / result.mask.weights
     _say(

@@ -38,6 +38,7 @@ def quantise(
 
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
+    from maskgen.experts import RareExperts
     from maskgen.format.mask_file import read_mask
     from maskgen.models import resolve_model
     from maskgen.quantise import QuantiseSettings, quantise_model
@@ -53,6 +54,7 @@ def quantise(
     kind: Values = "int8" if options.values == "int8" else "int4"
     grid = WeightGrid(kind, options.block_inputs, options.has_minima)
     settings = QuantiseSettings(grid, windows, length, seed, dtype)
+    rare = RareExperts()
     with Progress(transient=True) as bar:
         task = bar.add_task("layer by layer", total=None)
         header = quantise_model(
@@ -62,6 +64,9 @@ def quantise(
             out,
             read_mask(mask) if mask else None,
             lambda done, count, name: bar.update(task, completed=done, total=count),
+            rare,
         )
+    for line in rare.lines():
+        typer.echo(line)
     masks = "every mask" if header.mask_digest is None else "this mask alone"
     typer.echo(f"{out}: {header.values} values by {header.quantiser}, for {masks}")

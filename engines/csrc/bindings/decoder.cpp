@@ -51,6 +51,7 @@ struct LayerArrays {
   std::int32_t window, rope;
   std::optional<Vector> q_norm, k_norm;
   std::vector<std::optional<Vector>> biases;
+  std::optional<Array<const float, 2>> router;
 };
 
 struct RopeArrays {
@@ -69,6 +70,7 @@ struct ModelArrays {
   std::optional<Embedding> embedding;
   std::vector<LayerArrays> layers;
   std::size_t block;
+  std::optional<Mixture> mixture;
 };
 
 bool is_dense(const Weights& w) {
@@ -102,6 +104,12 @@ Layer layer_of(const LayerArrays& arrays, const Model& model) {
   layer.k_norm = sized(arrays.k_norm, "k_norm", wide ? kv : model.head_dim);
   layer.window = arrays.window;
   layer.rope = arrays.rope;
+  if (arrays.router) {
+    require(arrays.router->shape(0) > 0 && arrays.router->shape(1) == model.hidden,
+            "a router has another shape than experts x hidden");
+    layer.router = arrays.router->data();
+    layer.experts = arrays.router->shape(0);
+  }
   return layer;
 }
 
@@ -125,6 +133,7 @@ Model model_of(const ModelArrays& arrays) {
   require(model.head.n == model.vocab && model.head.k == model.hidden,
           "the head has another shape");
   model.block = arrays.block;
+  if (arrays.mixture) model.mixture = *arrays.mixture;
   model.table = model.head;
   if (arrays.embedding) {
     if (const auto* plain = std::get_if<0>(&*arrays.embedding)) {
@@ -173,9 +182,8 @@ class BoundDecoder {
   std::size_t add_weights(const std::vector<std::vector<PackedLayer>>& layers) {
     std::vector<Linears> linears;
     for (const std::vector<PackedLayer>& layer : layers) {
-      require(layer.size() == linear_count, "a layer has seven linear weights");
       Linears& to = linears.emplace_back();
-      for (std::size_t id = 0; id < linear_count; ++id) to[id] = layer[id].weights;
+      for (const PackedLayer& linear : layer) to.push_back(linear.weights);
     }
     const std::size_t set = decoder_.add_weights(std::move(linears));
     weights_[set] = layers;
@@ -190,9 +198,8 @@ class BoundDecoder {
   std::size_t add_mask(std::size_t set, std::vector<LayerPatches> layers) {
     std::vector<Patches> patches;
     for (const auto& layer : layers) {
-      require(layer.size() == linear_count, "a layer has seven linear weights");
-      Patches& to = patches.emplace_back();
-      for (std::size_t id = 0; id < linear_count; ++id) {
+      Patches& to = patches.emplace_back(layer.size());
+      for (std::size_t id = 0; id < layer.size(); ++id) {
         if (!layer[id]) continue;
         if (const auto* bf16 = std::get_if<PatchArrays>(&*layer[id])) to[id].bf16 = &bf16->patch;
         if (const auto* lowbit = std::get_if<LowbitPatchArrays>(&*layer[id])) {
@@ -305,19 +312,33 @@ void bind_structs(nb::module_& m) {
           "interleaved"_a = false, "gate_linear"_a = 1.0f, "gate_cubic"_a = 0.0f,
           "embedding_scale"_a = 1.0f, "residual_scale"_a = 1.0f, "attention_scale"_a,
           "attention_cap"_a = 0.0f, "logit_scale"_a = 1.0f, "logit_cap"_a = 0.0f);
+  nb::class_<Mixture>(m, "Mixture",
+                      "How a token's experts are chosen: by a softmax over a layer's.\n\n"
+                      "Args:\n"
+                      "    chosen: experts that a token goes to; 0 where no layer has any.\n"
+                      "    intermediate: of an expert.\n"
+                      "    normalised: the weights of the chosen ones add up to 1.")
+      .def(
+          "__init__",
+          [](Mixture* self, std::size_t chosen, std::size_t intermediate, bool normalised) {
+            new (self) Mixture{chosen, intermediate, normalised};
+          },
+          nb::kw_only(), "chosen"_a = 0, "intermediate"_a = 0, "normalised"_a = false);
   nb::class_<LayerArrays>(
       m, "Layer",
       "A layer's vectors: norms of what its blocks read and of what they add, each\n"
       "perhaps None, norms over a head (head_dim,) or over all, or None, the biases of\n"
       "its seven linear layers, each perhaps None; how many positions attention sees\n"
-      "(0: all), and which of the model's ropes it has (-1: none).")
+      "(0: all), which of the model's ropes it has (-1: none), and where the MLP is a\n"
+      "mixture its (experts, hidden) router.")
       .def(
           "__init__",
           [](LayerArrays* self, std::optional<NormArrays> attention_input,
              std::optional<NormArrays> mlp_input, std::optional<NormArrays> attention_output,
              std::optional<NormArrays> mlp_output, std::int32_t window, std::int32_t rope,
              std::optional<Vector> q_norm, std::optional<Vector> k_norm,
-             std::vector<std::optional<Vector>> biases) {
+             std::vector<std::optional<Vector>> biases,
+             std::optional<Array<const float, 2>> router) {
             new (self) LayerArrays{std::move(attention_input),
                                    std::move(mlp_input),
                                    std::move(attention_output),
@@ -326,12 +347,13 @@ void bind_structs(nb::module_& m) {
                                    rope,
                                    std::move(q_norm),
                                    std::move(k_norm),
-                                   std::move(biases)};
+                                   std::move(biases),
+                                   std::move(router)};
           },
           nb::kw_only(), "attention_input"_a.none(), "mlp_input"_a.none(),
           "attention_output"_a.none() = nb::none(), "mlp_output"_a.none() = nb::none(), "window"_a,
           "rope"_a = 0, "q_norm"_a.none().noconvert(), "k_norm"_a.none().noconvert(),
-          "biases"_a.noconvert());
+          "biases"_a.noconvert(), "router"_a.none().noconvert() = nb::none());
   nb::class_<ModelArrays>(
       m, "Model",
       "All of a model but its linear layers.\n\n"
@@ -345,7 +367,7 @@ void bind_structs(nb::module_& m) {
              std::size_t head_dim, std::size_t intermediate, std::size_t vocab,
              std::size_t rotary_dim, float eps, const Blocks& blocks, std::vector<RopeArrays> ropes,
              NormArrays final_norm, const PackedLayer& head, std::optional<Embedding> embedding,
-             std::vector<LayerArrays> layers, std::size_t block) {
+             std::vector<LayerArrays> layers, std::size_t block, std::optional<Mixture> mixture) {
             new (self) ModelArrays{hidden,
                                    heads,
                                    kv_heads,
@@ -360,11 +382,13 @@ void bind_structs(nb::module_& m) {
                                    head,
                                    std::move(embedding),
                                    std::move(layers),
-                                   block};
+                                   block,
+                                   mixture};
           },
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "intermediate"_a,
           "vocab"_a, "rotary_dim"_a, "eps"_a, "blocks"_a, "ropes"_a, "final_norm"_a, "head"_a,
-          "embedding"_a.none().noconvert(), "layers"_a, "block"_a = 0);
+          "embedding"_a.none().noconvert(), "layers"_a, "block"_a = 0,
+          "mixture"_a.none() = nb::none());
   nb::class_<Step>(m, "Step",
                    "What one step computes.\n\n"
                    "Args:\n"
@@ -408,10 +432,12 @@ void bind_decoder(nb::module_& m) {
       .def(nb::init<const ModelArrays&, const DecoderLimits&, const std::string&>(), "model"_a,
            "limits"_a, "isa"_a)
       .def("add_weights", &BoundDecoder::add_weights, "layers"_a,
-           "A set: by layer, its seven linear layers.")
+           "A set: by layer, its seven linear layers, and three for each expert but the first.")
       .def("remove_weights", &BoundDecoder::remove_weights, "set"_a)
-      .def("add_mask", &BoundDecoder::add_mask, "set"_a, "patches"_a,
-           "A mask: by layer, the seven patches, None where it agrees; no layers for none at all.")
+      .def(
+          "add_mask", &BoundDecoder::add_mask, "set"_a, "patches"_a,
+          "A mask: by layer, its linear layers' patches, None where it agrees; no layers for none\n"
+          "at all.")
       .def("remove_mask", &BoundDecoder::remove_mask, "mask"_a)
       .def("step", &BoundDecoder::step, "step"_a, "logits"_a.noconvert(),
            "Writes (rows, vocab) logits; how many rows. ValueError, and nothing computed, where a\n"

@@ -48,6 +48,14 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
     if (layer.rope < -1 || layer.rope >= static_cast<std::int32_t>(model_.ropes.size())) {
       throw std::invalid_argument("decoder: a layer names no rope of the model");
     }
+    if (layer.router && (model_.mixture.chosen < 1 || model_.mixture.chosen > layer.experts)) {
+      throw std::invalid_argument("decoder: a token goes to " +
+                                  std::to_string(model_.mixture.chosen) + " of " +
+                                  std::to_string(layer.experts) + " experts");
+    }
+    if (layer.router && (layer.bias[gate_proj] || layer.bias[up_proj] || layer.bias[down_proj])) {
+      throw std::invalid_argument("decoder: experts have no biases");
+    }
   }
   if (limits_.threads < 1 || limits_.max_tokens < 1 || limits_.pages < 1) {
     throw std::invalid_argument("decoder: a limit is below 1");
@@ -64,11 +72,18 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
   attention_ = floats(model_.q_width());
   rotary_ = floats(model_.rotary_dim * model_.ropes.size());
   addend_ = floats(adds_apart_ ? model_.hidden : 0);
-  gate_ = floats(model_.intermediate);
-  up_ = floats(model_.intermediate);
+  const std::size_t rows = model_.rows_per_token();
+  const std::size_t inner = std::max(model_.intermediate, rows * model_.mixture.intermediate);
+  gate_ = floats(inner);
+  up_ = floats(inner);
+  normed_ = floats(model_.mixture.chosen > 0 ? model_.hidden : 0);
+  chosen_ = std::make_unique<LazyBuffer>(tokens * model_.mixture.chosen * sizeof(std::uint32_t));
+  chosen_weights_ = floats(model_.mixture.chosen);
+  expert_out_ = floats(model_.mixture.chosen * model_.hidden);
   query_ = std::make_unique<LazyBuffer>(tokens * model_.heads * padded_dim(model_.head_dim) *
                                         sizeof(std::uint16_t));
-  const std::size_t width = std::max({model_.hidden, model_.q_width(), model_.intermediate});
+  const std::size_t width =
+      std::max({model_.hidden, model_.q_width(), model_.intermediate, model_.mixture.intermediate});
   // Every unit starts on a boundary of its own: see Run::unit_offset.
   const auto prepared = [&](std::size_t count, std::size_t k) {
     return count * (layer_products_.prepared_bytes(1, k) + vector_bytes);
@@ -77,17 +92,21 @@ Decoder::Decoder(Model model, DecoderLimits limits, Isa isa)
     return count * (head_products_.prepared_bytes(1, model_.hidden) + vector_bytes);
   };
   prepared_ = std::make_unique<LazyBuffer>(
-      std::max(prepared(tokens, width), prepared_head(limits_.max_logits)));
+      std::max(prepared(tokens * rows, width), prepared_head(limits_.max_logits)));
   intermediate_ = std::make_unique<LazyBuffer>(
-      layer_products_.prepares_gated() ? prepared(tokens, model_.intermediate) : 0);
+      layer_products_.prepares_gated()
+          ? std::max(prepared(tokens, model_.intermediate),
+                     prepared(tokens * rows, model_.mixture.intermediate))
+          : 0);
   const std::size_t blocks =
       layer_products_.quantises() ? lowbit::block_count(width, model_.block) : 0;
-  quantised_ = std::make_unique<LazyBuffer>(blocks > 0 ? tokens * width : 0);
-  quantised_scales_ = floats(blocks);
+  quantised_ = std::make_unique<LazyBuffer>(blocks > 0 ? tokens * rows * width : 0);
+  quantised_scales_ = floats(rows * blocks);
   next_item_ = std::make_unique<std::atomic<std::size_t>[]>(model_.layers.size());
   for (int i = 0; i < limits_.threads; ++i) {
     scratch_.push_back(std::make_unique<Scratch>(
-        model_, width, std::max(prepared(few_tokens, width), prepared_head(few_tokens)), blocks));
+        model_, width, std::max(prepared(few_tokens * rows, width), prepared_head(few_tokens)),
+        blocks));
   }
 }
 
@@ -95,18 +114,24 @@ std::size_t Decoder::add_weights(std::vector<Linears> layers) {
   if (layers.size() != model_.layers.size()) {
     throw std::invalid_argument("decoder: weights for another number of layers");
   }
-  const std::size_t q = model_.q_width(), kv = model_.kv_width(), h = model_.hidden,
-                    i = model_.intermediate;
-  const std::size_t shapes[linear_count][2] = {{q, h}, {kv, h}, {kv, h}, {h, q},
-                                               {i, h}, {i, h},  {h, i}};
-  for (const Linears& linears : layers) {
-    for (std::size_t id = 0; id < linear_count; ++id) {
-      if (linears[id].n != shapes[id][0] || linears[id].k != shapes[id][1]) {
+  const std::size_t q = model_.q_width(), kv = model_.kv_width(), h = model_.hidden;
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    const Linears& linears = layers[layer];
+    if (linears.size() != model_.linears(model_.layers[layer])) {
+      throw std::invalid_argument("decoder: a layer with another number of linear weights");
+    }
+    const std::size_t i = model_.inner(model_.layers[layer]);
+    const std::size_t shapes[linear_count][2] = {{q, h}, {kv, h}, {kv, h}, {h, q},
+                                                 {i, h}, {i, h},  {h, i}};
+    for (std::size_t index = 0; index < linears.size(); ++index) {
+      const auto& shape =
+          shapes[index < linear_count ? index : gate_proj + (index - gate_proj) % 3];
+      if (linears[index].n != shape[0] || linears[index].k != shape[1]) {
         throw std::invalid_argument("decoder: weights of another shape");
       }
-      if (linears[id].block != model_.block) {
+      if (linears[index].block != model_.block) {
         throw std::invalid_argument("decoder: weights with a scale for " +
-                                    std::to_string(linears[id].block) + " inputs, not " +
+                                    std::to_string(linears[index].block) + " inputs, not " +
                                     std::to_string(model_.block) + " (0: bf16)");
       }
     }
@@ -134,7 +159,10 @@ std::size_t Decoder::add_mask(std::size_t set, std::vector<Patches> patches) {
     throw std::invalid_argument("decoder: patches for another number of layers");
   }
   for (std::size_t layer = 0; layer < patches.size(); ++layer) {
-    for (std::size_t id = 0; id < linear_count; ++id) {
+    if (patches[layer].size() != sets_[set][layer].size()) {
+      throw std::invalid_argument("decoder: patches for another number of linear weights");
+    }
+    for (std::size_t id = 0; id < patches[layer].size(); ++id) {
       const LayerPatch& patch = patches[layer][id];
       const Weights& weights = sets_[set][layer][id];
       if ((patch.bf16 && layer_products_.quantises()) ||

@@ -86,6 +86,8 @@ class Decoder {
   // Sized for max_tokens once, so that a step allocates nothing but its plan.
   std::unique_ptr<LazyBuffer> residual_, qkv_, query_, attention_, rotary_, gate_, up_, prepared_,
       addend_, intermediate_, quantised_, quantised_scales_;
+  // Of layers with experts: normed tokens, what each goes to and how it counts, experts' answers.
+  std::unique_ptr<LazyBuffer> normed_, chosen_, chosen_weights_, expert_out_;
   std::vector<float> partial_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::unique_ptr<std::atomic<std::size_t>[]> next_item_;

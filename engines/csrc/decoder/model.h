@@ -23,14 +23,19 @@ enum LinearId : std::size_t {
   linear_count
 };
 
-using Linears = std::array<Weights, linear_count>;
+// Of a layer with experts, the last three are those of expert 0; three for each other one follow.
+inline std::size_t linear_of(LinearId id, std::size_t expert) {
+  return id < gate_proj ? id : id + 3 * expert;
+}
+
+using Linears = std::vector<Weights>;  // by `linear_of`
 // What a mask adds to one layer's products: at most one of the two, by the type of its values.
 struct LayerPatch {
   const Patch* bf16 = nullptr;
   const LowbitPatch* lowbit = nullptr;
   explicit operator bool() const { return bf16 || lowbit; }
 };
-using Patches = std::array<LayerPatch, linear_count>;
+using Patches = std::vector<LayerPatch>;  // by `linear_of`
 
 struct Norm {
   const float* gain = nullptr;  // null: there is no norm here
@@ -46,6 +51,16 @@ struct Layer {
   const float* k_norm = nullptr;
   std::int32_t window = 0;  // positions that attention sees; 0: all
   std::int32_t rope = 0;    // which of the model's; -1: none
+  // A mixture: experts x hidden weights that decide which experts a token goes to. Null: an MLP.
+  const float* router = nullptr;
+  std::size_t experts = 1;
+};
+
+// How a token's experts are chosen and weighed: by a softmax over all of a layer's.
+struct Mixture {
+  std::size_t chosen = 0;        // experts a token goes to; 0: no layer has any
+  std::size_t intermediate = 0;  // of an expert
+  bool normalised = false;       // the weights of the chosen ones add up to 1
 };
 
 // A rotary embedding of the first `rotary_dim` dimensions of a head.
@@ -80,11 +95,18 @@ struct Model {
   Weights head;
   std::size_t block;  // inputs that share a scale in all linear layers; 0: they are bf16
   Norm final_norm;
+  Mixture mixture;
   std::vector<Layer> layers;
 
   std::size_t q_width() const { return heads * head_dim; }
   std::size_t kv_width() const { return kv_heads * head_dim; }
   std::size_t group() const { return heads / kv_heads; }
+  std::size_t inner(const Layer& layer) const {
+    return layer.router ? mixture.intermediate : intermediate;
+  }
+  std::size_t linears(const Layer& layer) const { return linear_count + 3 * (layer.experts - 1); }
+  // Rows that a token may take in a product.
+  std::size_t rows_per_token() const { return std::max<std::size_t>(mixture.chosen, 1); }
   // Whether what a block adds is changed, or held back, before it is added.
   bool adds_apart() const {
     if (blocks.parallel || blocks.residual_scale != 1.0f) return true;

@@ -76,6 +76,8 @@ struct DecoderOps {
   // out = (x - mean(x)) / deviation(x) * gain (+ bias).
   void (*layer_norm)(const float* x, const float* gain, const float* bias, std::size_t n, float eps,
                      float* out);
+  // Sum of x[i] * y[i], in an order that depends on n alone.
+  float (*dot)(const float* x, const float* y, std::size_t n);
   // x *= scale; with cap > 0 then x = cap tanh(x / cap).
   void (*soft_cap)(float* x, std::size_t n, float scale, float cap);
   void (*widen)(const std::uint16_t* x, std::size_t n, float* out);

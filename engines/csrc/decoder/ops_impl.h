@@ -75,6 +75,19 @@ void layer_norm(const float* x, const float* gain, const float* bias, std::size_
   }
 }
 
+template <class Lanes>
+float dot(const float* x, const float* y, std::size_t n) {
+  Floats even{}, odd{};
+  std::size_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    even = Lanes::fused(load(x + i), load(y + i), even);
+    odd = Lanes::fused(load(x + i + lanes), load(y + i + lanes), odd);
+  }
+  float sum = sum_lanes(even + odd);
+  for (; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
 // c tanh(x / c): tanh(y) = 1 - 2 / (e^2y + 1).
 float capped(float x, float cap) { return cap - 2.0f * cap / (exp_clamped(2.0f * x / cap) + 1.0f); }
 
@@ -315,8 +328,8 @@ void finish(const float* acc, float sum, std::size_t head_dim, float* out) {
 
 template <class Lanes>
 constexpr DecoderOps decoder_ops_of() {
-  return {rms_norm<Lanes>, layer_norm,    soft_cap, widen, rotate,
-          store_position,  attend<Lanes>, merge,    finish};
+  return {rms_norm<Lanes>, layer_norm,     dot<Lanes>,    soft_cap, widen,
+          rotate,          store_position, attend<Lanes>, merge,    finish};
 }
 
 }  // namespace

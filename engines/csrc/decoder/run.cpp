@@ -7,20 +7,17 @@
 
 namespace twofour {
 
-namespace {
-
-float* floats(const std::unique_ptr<LazyBuffer>& buffer) {
-  return reinterpret_cast<float*>(buffer->data());
-}
-
-}  // namespace
-
 Decoder::Scratch::Scratch(const Model& model, std::size_t width, std::size_t prepared_bytes,
                           std::size_t blocks)
     : row(std::max(width, model.hidden)),
       prepared(prepared_bytes),
-      quantised(blocks > 0 ? few_tokens * width : 0),
-      quantised_scales(few_tokens * blocks) {
+      quantised(blocks > 0 ? few_tokens * model.rows_per_token() * width : 0),
+      quantised_scales(few_tokens * model.rows_per_token() * blocks) {
+  if (model.mixture.chosen > 0) {
+    normed.resize(few_tokens * model.hidden);
+    chosen_weights.resize(few_tokens * model.mixture.chosen);
+    chosen.resize(few_tokens * model.mixture.chosen);
+  }
   const std::size_t dim = padded_dim(model.head_dim), rows = item_tokens * model.group();
   queries.resize(model.group() * dim);
   key.resize(dim);
@@ -51,7 +48,11 @@ void Decoder::Run::work(std::size_t thread, std::size_t count) {
   barrier_.wait();
   for (std::size_t layer = 0; layer < m_.layers.size(); ++layer) {
     attention_layer(layer, thread, count);
-    mlp_layer(layer, thread, count);
+    if (m_.layers[layer].router) {
+      expert_layer(layer, thread, count);
+    } else {
+      mlp_layer(layer, thread, count);
+    }
   }
   if (in_.logit_count > 0) head(thread, count);
 }
@@ -87,7 +88,7 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
   const Layer& weights = m_.layers[layer];
   const Inputs normed = prepare_normed(weights.attention_input, thread, count);
   const std::size_t q = m_.q_width(), kv = m_.kv_width();
-  multiply(layer, normed,
+  multiply(layer, plan_.rows, normed,
            {{q_proj, OutputKind::f32, qkv_, qkv_width_},
             {k_proj, OutputKind::f32, qkv_ + q, qkv_width_},
             {v_proj, OutputKind::f32, qkv_ + q + kv, qkv_width_}},
@@ -112,7 +113,7 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
   }
   barrier_.wait();
   const Inputs context = prepare_attention(thread, count);
-  multiply(layer, context, {output_job(o_proj, d_.adds_apart_)}, thread, count);
+  multiply(layer, plan_.rows, context, {output_job(o_proj, d_.adds_apart_)}, thread, count);
   barrier_.wait();
   // In parallel blocks the MLP reads the stream as it was before attention.
   if (d_.adds_apart_ && !m_.blocks.parallel) add_apart(weights.attention_output, thread, count);
@@ -120,12 +121,11 @@ void Decoder::Run::attention_layer(std::size_t layer, std::size_t thread, std::s
 
 void Decoder::Run::mlp_layer(std::size_t layer, std::size_t thread, std::size_t count) {
   const Inputs normed = prepare_normed(m_.layers[layer].mlp_input, thread, count);
-  gated(layer, normed, thread, count);
+  gated(layer, plan_.rows, normed, thread, count);
   barrier_.wait();
-  const Inputs product = d_.layer_products_.prepares_gated() ? Inputs{d_.intermediate_->data(), {}}
-                                                             : prepare_gated(thread, count);
+  const Inputs product = gated_inputs(layer, plan_.rows, thread, count);
   const bool apart = d_.adds_apart_ && !m_.blocks.parallel;
-  multiply(layer, product, {output_job(down_proj, apart)}, thread, count);
+  multiply(layer, plan_.rows, product, {output_job(down_proj, apart)}, thread, count);
   barrier_.wait();
   if (d_.adds_apart_) add_apart(m_.layers[layer].mlp_output, thread, count);
 }
@@ -183,117 +183,101 @@ void Decoder::Run::normalise(const float* x, const Norm& norm, float* out) const
   }
 }
 
-template <class Fill>
-Decoder::Run::Inputs Decoder::Run::prepare(std::size_t k, std::size_t thread, std::size_t count,
-                                           Fill fill) {
-  Scratch& scratch = *d_.scratch_[thread];
-  const Products& products = d_.layer_products_;
-  std::byte* to = replicate_ ? scratch.prepared.data() : d_.prepared_->data();
-  std::int8_t* values =
-      replicate_ ? scratch.quantised.data() : reinterpret_cast<std::int8_t*>(d_.quantised_->data());
-  float* scales = replicate_ ? scratch.quantised_scales.data() : floats(d_.quantised_scales_);
-  const bool patched = products.quantises() && !plan_.patch_runs.empty();
-  const std::size_t blocks = patched ? lowbit::block_count(k, products.block()) : 0;
-  const Range mine = replicate_ ? Range{0, plan_.tokens} : share(plan_.tokens, thread, count);
-  for (std::size_t t = mine.begin; t < mine.end; ++t) {
-    const std::size_t number = plan_.places[t].unit;
-    const Unit& unit = plan_.units[number];
-    const float* row = fill(t, scratch.row.data());
-    products.prepare(row, unit.size(), k, to + unit_offset(number, k), t - unit.begin);
-    if (patched) quantise_row(row, k, products.block(), values + t * k, scales + t * blocks);
-  }
-  if (!replicate_) barrier_.wait();
-  return {to, {values, scales}};
-}
-
 Decoder::Run::Inputs Decoder::Run::prepare_normed(const Norm& norm, std::size_t thread,
                                                   std::size_t count) {
-  return prepare(m_.hidden, thread, count, [&](std::size_t t, float* row) {
+  return prepare(plan_.rows, m_.hidden, thread, count, [&](std::size_t t, float* row) {
     normalise(residual_ + t * m_.hidden, norm, row);
     return row;
   });
 }
 
-Decoder::Run::Inputs Decoder::Run::prepare_gated(std::size_t thread, std::size_t count) {
-  return prepare(m_.intermediate, thread, count,
-                 [&](std::size_t t, float*) { return floats(d_.gate_) + t * m_.intermediate; });
+Decoder::Run::Inputs Decoder::Run::gated_inputs(std::size_t layer, const Rows& rows,
+                                                std::size_t thread, std::size_t count) {
+  if (d_.layer_products_.prepares_gated()) return {d_.intermediate_->data(), {}};
+  const std::size_t width = m_.inner(m_.layers[layer]);
+  return prepare(rows, width, thread, count,
+                 [&](std::size_t r, float*) { return floats(d_.gate_) + r * width; });
 }
 
 Decoder::Run::Inputs Decoder::Run::prepare_attention(std::size_t thread, std::size_t count) {
-  return prepare(m_.q_width(), thread, count, [&](std::size_t t, float* row) -> const float* {
+  const auto fill = [&](std::size_t t, float* row) -> const float* {
     if (plan_.places[t].partial_count == 0) return attention_ + t * m_.q_width();
     collect(t, row, *d_.scratch_[thread]);
     return row;
-  });
+  };
+  return prepare(plan_.rows, m_.q_width(), thread, count, fill);
 }
 
-void Decoder::Run::multiply(std::size_t layer, const Inputs& inputs,
+void Decoder::Run::multiply(std::size_t layer, const Rows& rows, const Inputs& inputs,
                             std::initializer_list<Job> jobs, std::size_t thread,
                             std::size_t count) {
-  for (std::size_t number = 0; number < plan_.units.size(); ++number) {
-    const Unit& unit = plan_.units[number];
+  for (std::size_t number = 0; number < rows.units.size(); ++number) {
+    const Unit& unit = rows.units[number];
     const Linears& linears = d_.sets_[unit.weights][layer];
     // The row blocks of all jobs are shared as if they were one matrix: three small ones (query,
     // key and value) would not divide evenly, each by itself.
     std::size_t blocks = 0;
-    for (const Job& job : jobs) blocks += row_blocks(linears[job.id].n);
+    for (const Job& job : jobs) blocks += row_blocks(linears[linear_of(job.id, unit.expert)].n);
     const Range mine = share(blocks, thread, count);
     std::size_t first = 0;  // of this job, among the blocks of all
     for (const Job& job : jobs) {
-      const Weights& weights = linears[job.id];
+      const Weights& weights = linears[linear_of(job.id, unit.expert)];
       const std::size_t own = row_blocks(weights.n);
       const std::size_t begin = std::clamp(mine.begin, first, first + own) - first;
       const std::size_t end = std::clamp(mine.end, first, first + own) - first;
       first += own;
       if (begin == end) continue;
-      const std::byte* x = inputs.prepared + unit_offset(number, weights.k);
+      const std::byte* x = inputs.prepared + unit_offset(unit, weights.k);
       const Output out{job.kind, job.data + unit.begin * job.stride, job.stride,
                        m_.layers[layer].bias[job.id]};
       d_.layer_products_.linear(weights, x, unit.size(), out, {begin, end});
-      for (const PatchRun& run : plan_.patch_runs) {
-        if (run.unit == number) patch(run, layer, job, inputs, {begin, end});
+      for (const PatchRun& run : rows.patch_runs) {
+        if (run.unit == number) patch(run, unit, layer, job, inputs, {begin, end});
       }
     }
   }
 }
 
-void Decoder::Run::patch(const PatchRun& run, std::size_t layer, const Job& job,
-                         const Inputs& inputs, Range rows) {
-  const LayerPatch& difference = d_.masks_[run.mask].patches[layer][job.id];
+void Decoder::Run::patch(const PatchRun& run, const Unit& unit, std::size_t layer, const Job& job,
+                         const Inputs& inputs, Range blocks) {
+  const std::size_t linear = linear_of(job.id, unit.expert);
+  const LayerPatch& difference = d_.masks_[run.mask].patches[layer][linear];
   if (!difference) return;
-  const Unit& unit = plan_.units[run.unit];
-  const Weights& base = d_.sets_[unit.weights][layer][job.id];
+  const Weights& base = d_.sets_[unit.weights][layer][linear];
   float* y = job.data + unit.begin * job.stride;
   if (difference.bf16) {
-    d_.kernels_.patch_add(*difference.bf16, inputs.prepared + unit_offset(run.unit, base.k),
+    d_.kernels_.patch_add(*difference.bf16, inputs.prepared + unit_offset(unit, base.k),
                           unit.size(), run.which.data(), run.which.size(), y, job.stride,
-                          rows.begin, rows.end);
+                          blocks.begin, blocks.end);
     return;
   }
-  const std::size_t blocks = lowbit::block_count(base.k, base.block);
+  const std::size_t scales = lowbit::block_count(base.k, base.block);
   const QuantisedInputs x{inputs.quantised.values + unit.begin * base.k,
-                          inputs.quantised.scales + unit.begin * blocks};
+                          inputs.quantised.scales + unit.begin * scales};
   add_patch(*difference.lowbit, base, x, run.which.data(), run.which.size(), y, job.stride,
-            rows.begin, rows.end);
+            blocks.begin, blocks.end);
 }
 
-bool Decoder::Run::patched(std::size_t unit, std::size_t layer, LinearId id) const {
-  return std::any_of(plan_.patch_runs.begin(), plan_.patch_runs.end(), [&](const PatchRun& run) {
-    return run.unit == unit && d_.masks_[run.mask].patches[layer][id];
+bool Decoder::Run::patched(const Rows& rows, std::size_t unit, std::size_t layer,
+                           LinearId id) const {
+  const std::size_t linear = linear_of(id, rows.units[unit].expert);
+  return std::any_of(rows.patch_runs.begin(), rows.patch_runs.end(), [&](const PatchRun& run) {
+    return run.unit == unit && d_.masks_[run.mask].patches[layer][linear];
   });
 }
 
-void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t thread,
-                         std::size_t count) {
-  const std::size_t width = m_.intermediate;
-  for (std::size_t number = 0; number < plan_.units.size(); ++number) {
-    const Unit& unit = plan_.units[number];
-    const Weights& gate = d_.sets_[unit.weights][layer][gate_proj];
-    const Weights& up = d_.sets_[unit.weights][layer][up_proj];
-    const std::byte* x = inputs.prepared + unit_offset(number, gate.k);
+void Decoder::Run::gated(std::size_t layer, const Rows& rows, const Inputs& inputs,
+                         std::size_t thread, std::size_t count) {
+  const std::size_t width = m_.inner(m_.layers[layer]);
+  for (std::size_t number = 0; number < rows.units.size(); ++number) {
+    const Unit& unit = rows.units[number];
+    const Linears& linears = d_.sets_[unit.weights][layer];
+    const Weights& gate = linears[linear_of(gate_proj, unit.expert)];
+    const Weights& up = linears[linear_of(up_proj, unit.expert)];
+    const std::byte* x = inputs.prepared + unit_offset(unit, gate.k);
     const Output out =
         d_.layer_products_.prepares_gated()
-            ? Output{OutputKind::prepared, d_.intermediate_->data() + unit_offset(number, width), 0,
+            ? Output{OutputKind::prepared, d_.intermediate_->data() + unit_offset(unit, width), 0,
                      nullptr, m_.blocks.curve}
             : Output{OutputKind::f32, floats(d_.gate_) + unit.begin * width, width, nullptr,
                      m_.blocks.curve};
@@ -302,7 +286,8 @@ void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t th
     // A bias, a patch or another layout of one of the two must reach its product before they meet.
     const bool apart = gate.layout != up.layout || gate.minima != up.minima ||
                        m_.layers[layer].bias[gate_proj] || m_.layers[layer].bias[up_proj] ||
-                       patched(number, layer, gate_proj) || patched(number, layer, up_proj);
+                       patched(rows, number, layer, gate_proj) ||
+                       patched(rows, number, layer, up_proj);
     if (!apart) {
       d_.layer_products_.gated(gate, up, x, unit.size(), out, mine);
       continue;
@@ -313,8 +298,8 @@ void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t th
       const Output to{job.kind, job.data + unit.begin * width, width,
                       m_.layers[layer].bias[job.id]};
       d_.layer_products_.linear(job.id == gate_proj ? gate : up, x, unit.size(), to, mine);
-      for (const PatchRun& run : plan_.patch_runs) {
-        if (run.unit == number) patch(run, layer, job, inputs, mine);
+      for (const PatchRun& run : rows.patch_runs) {
+        if (run.unit == number) patch(run, unit, layer, job, inputs, mine);
       }
     }
     d_.kernels_.gate_mul(jobs[0].data + unit.begin * width, jobs[1].data + unit.begin * width,
@@ -322,11 +307,11 @@ void Decoder::Run::gated(std::size_t layer, const Inputs& inputs, std::size_t th
   }
 }
 
-std::size_t Decoder::Run::unit_offset(std::size_t unit, std::size_t k) const {
-  // As if each token before took one vector more than it does, rounded down to whole vectors: a
+std::size_t Decoder::Run::unit_offset(const Unit& unit, std::size_t k) const {
+  // As if each row before took one vector more than it does, rounded down to whole vectors: a
   // unit then ends before the next begins, and begins aligned, without a sum over the units.
-  return plan_.units[unit].begin * (d_.layer_products_.prepared_bytes(1, k) + vector_bytes) /
-         vector_bytes * vector_bytes;
+  return unit.begin * (d_.layer_products_.prepared_bytes(1, k) + vector_bytes) / vector_bytes *
+         vector_bytes;
 }
 
 }  // namespace twofour

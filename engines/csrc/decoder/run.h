@@ -1,7 +1,10 @@
 // One step of the decoder, as every thread of the parallel region executes it.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
+#include <memory>
+#include <vector>
 
 #include "decoder/barrier.h"
 #include "decoder/decoder.h"
@@ -18,6 +21,14 @@ struct Decoder::Scratch {
 
   std::vector<float> row;  // one token, the widest input of a product
   LazyBuffer prepared;     // few_tokens of them
+  // Of a layer with experts. The first three are of few_tokens.
+  std::vector<float> normed, chosen_weights;
+  std::vector<std::uint32_t> chosen;
+  std::vector<float> router_scores;
+  Rows routed;                            // the rows that experts get
+  std::vector<std::uint32_t> token_of;    // of a routed row
+  std::vector<std::uint32_t> row_of;      // of a token's choice
+  std::vector<std::size_t> expert_begin;  // first routed row of each expert
   std::vector<std::int8_t> quantised;
   std::vector<float> quantised_scales;
   std::vector<std::uint16_t> queries, key;
@@ -50,6 +61,19 @@ class Decoder::Run {
   void embed(std::size_t thread, std::size_t count);
   void attention_layer(std::size_t layer, std::size_t thread, std::size_t count);
   void mlp_layer(std::size_t layer, std::size_t thread, std::size_t count);
+  void expert_layer(std::size_t layer, std::size_t thread, std::size_t count);
+  // Where tokens go: `chosen` and `weights` have the model's choices a token.
+  struct Choices {
+    const float* normed;
+    const std::uint32_t* chosen;
+    const float* weights;
+  };
+  Choices route_tokens(std::size_t layer, std::size_t thread, std::size_t count);
+  void route(const Layer& layer, const float* normed, std::uint32_t* chosen, float* weights,
+             std::vector<float>& scores) const;
+  void gather_rows(const Layer& layer, const Choices& choices, Scratch& scratch) const;
+  void gather_patches(std::size_t unit, std::size_t first, Scratch& scratch) const;
+  void add_experts(const Choices& choices, std::size_t thread, std::size_t count);
   void head(std::size_t thread, std::size_t count);
 
   void normalise(const float* x, const Norm& norm, float* out) const;
@@ -60,17 +84,20 @@ class Decoder::Run {
   // Adds what lies beside the residual stream to it, normed and scaled; ends with a wait.
   void add_apart(const Norm& norm, std::size_t thread, std::size_t count);
   Inputs prepare_attention(std::size_t thread, std::size_t count);
-  Inputs prepare_gated(std::size_t thread, std::size_t count);
-  // Prepares every unit's tokens, each of them the k floats that `fill(token, row)` returns.
+  // Prepares every unit's rows, each of them the k floats that `fill(row, to)` returns.
   template <class Fill>
-  Inputs prepare(std::size_t k, std::size_t thread, std::size_t count, Fill fill);
-  void multiply(std::size_t layer, const Inputs& inputs, std::initializer_list<Job> jobs,
-                std::size_t thread, std::size_t count);
-  void patch(const PatchRun& run, std::size_t layer, const Job& job, const Inputs& inputs,
-             Range rows);
-  void gated(std::size_t layer, const Inputs& inputs, std::size_t thread, std::size_t count);
-  bool patched(std::size_t unit, std::size_t layer, LinearId id) const;
-  std::size_t unit_offset(std::size_t unit, std::size_t k) const;
+  Inputs prepare(const Rows& rows, std::size_t k, std::size_t thread, std::size_t count, Fill fill);
+  void multiply(std::size_t layer, const Rows& rows, const Inputs& inputs,
+                std::initializer_list<Job> jobs, std::size_t thread, std::size_t count);
+  void patch(const PatchRun& run, const Unit& unit, std::size_t layer, const Job& job,
+             const Inputs& inputs, Range blocks);
+  // Gate and up of every unit, the product prepared or as floats (`prepares_gated`).
+  void gated(std::size_t layer, const Rows& rows, const Inputs& inputs, std::size_t thread,
+             std::size_t count);
+  // What `gated` left, as the input of the next product.
+  Inputs gated_inputs(std::size_t layer, const Rows& rows, std::size_t thread, std::size_t count);
+  bool patched(const Rows& rows, std::size_t unit, std::size_t layer, LinearId id) const;
+  std::size_t unit_offset(const Unit& unit, std::size_t k) const;
 
   void rotate_tokens(std::size_t layer, std::size_t thread, std::size_t count);
   void store_key_value(std::size_t layer, std::size_t token, std::size_t kv_head, Scratch& scratch);
@@ -97,5 +124,33 @@ class Decoder::Run {
   bool replicate_;
   Barrier barrier_;
 };
+
+// Templates that both run.cpp and run_experts.cpp use.
+inline float* floats(const std::unique_ptr<LazyBuffer>& buffer) {
+  return reinterpret_cast<float*>(buffer->data());
+}
+
+template <class Fill>
+Decoder::Run::Inputs Decoder::Run::prepare(const Rows& rows, std::size_t k, std::size_t thread,
+                                           std::size_t count, Fill fill) {
+  Scratch& scratch = *d_.scratch_[thread];
+  const Products& products = d_.layer_products_;
+  std::byte* to = replicate_ ? scratch.prepared.data() : d_.prepared_->data();
+  std::int8_t* values =
+      replicate_ ? scratch.quantised.data() : reinterpret_cast<std::int8_t*>(d_.quantised_->data());
+  float* scales = replicate_ ? scratch.quantised_scales.data() : floats(d_.quantised_scales_);
+  const bool patched = products.quantises() && !rows.patch_runs.empty();
+  const std::size_t blocks = patched ? lowbit::block_count(k, products.block()) : 0;
+  const Range mine = replicate_ ? Range{0, rows.count()} : share(rows.count(), thread, count);
+  for (const Unit& unit : rows.units) {
+    for (std::size_t r = std::max(mine.begin, unit.begin); r < std::min(mine.end, unit.end); ++r) {
+      const float* row = fill(r, scratch.row.data());
+      products.prepare(row, unit.size(), k, to + unit_offset(unit, k), r - unit.begin);
+      if (patched) quantise_row(row, k, products.block(), values + r * k, scales + r * blocks);
+    }
+  }
+  if (!replicate_) barrier_.wait();
+  return {to, {values, scales}};
+}
 
 }  // namespace twofour

@@ -69,20 +69,20 @@ StepPlan Decoder::plan(const StepInput& in) const {
     const auto number = static_cast<std::size_t>(in.masks[s]);
     const Mask& mask = masks_[number];
     // Only neighbours are joined: the caller sorts sequences by weights, and each set is read once.
-    if (plan.units.empty() || plan.units.back().weights != mask.weights) {
-      plan.units.push_back({mask.weights, begin, begin});
+    if (plan.rows.units.empty() || plan.rows.units.back().weights != mask.weights) {
+      plan.rows.units.push_back({mask.weights, begin, begin});
     }
-    plan.units.back().end = end;
-    const std::size_t unit = plan.units.size() - 1;
+    plan.rows.units.back().end = end;
+    const std::size_t unit = plan.rows.units.size() - 1;
     if (!mask.patches.empty()) {
       auto run =
-          std::find_if(plan.patch_runs.begin(), plan.patch_runs.end(),
+          std::find_if(plan.rows.patch_runs.begin(), plan.rows.patch_runs.end(),
                        [&](const PatchRun& r) { return r.unit == unit && r.mask == number; });
-      if (run == plan.patch_runs.end()) {
-        run = plan.patch_runs.insert(run, PatchRun{unit, number, {}});
+      if (run == plan.rows.patch_runs.end()) {
+        run = plan.rows.patch_runs.insert(run, PatchRun{unit, number, {}});
       }
       for (std::size_t t = begin; t < end; ++t) {
-        run->which.push_back(static_cast<std::uint32_t>(t - plan.units[unit].begin));
+        run->which.push_back(static_cast<std::uint32_t>(t - plan.rows.units[unit].begin));
       }
     }
     const bool single = end - begin == 1;
@@ -92,7 +92,7 @@ StepPlan Decoder::plan(const StepInput& in) const {
     // the additions are the same, whichever way a token is computed.
     const std::size_t spans = start / span_positions + 1;
     for (std::size_t t = begin; t < end; ++t) {
-      plan.places[t] = {s, static_cast<std::int32_t>(start + t - begin), unit, plan.partials,
+      plan.places[t] = {s, static_cast<std::int32_t>(start + t - begin), plan.partials,
                         single ? spans : 0};
     }
     for (std::size_t head = 0; head < model_.kv_heads; ++head) {

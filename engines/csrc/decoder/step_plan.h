@@ -22,18 +22,26 @@ struct StepInput {
   float* logits;  // logit_count x vocab
 };
 
-// Consecutive tokens that multiply the same set of packed weights.
+// Consecutive rows of activations that multiply the same packed weights.
 struct Unit {
   std::size_t weights;  // which set
   std::size_t begin, end;
+  std::size_t expert = 0;  // of a layer that has some
   std::size_t size() const { return end - begin; }
 };
 
-// Tokens of one unit that add the same patch.
+// Rows of one unit that add the same patch.
 struct PatchRun {
   std::size_t unit;
   std::size_t mask;
   std::vector<std::uint32_t> which;  // relative to the unit
+};
+
+// The rows that products read: a step's tokens, or the rows that a layer's experts get.
+struct Rows {
+  std::vector<Unit> units;
+  std::vector<PatchRun> patch_runs;
+  std::size_t count() const { return units.empty() ? 0 : units.back().end; }
 };
 
 // Tokens of a longer sequence that one attention item has at most.
@@ -52,14 +60,12 @@ struct AttentionItem {
 struct TokenPlace {
   std::size_t sequence;
   std::int32_t position;
-  std::size_t unit;
   std::size_t partial;        // first partial result of its first head, for single tokens
   std::size_t partial_count;  // spans per head; 0: attention writes the finished result
 };
 
 struct StepPlan {
-  std::vector<Unit> units;
-  std::vector<PatchRun> patch_runs;
+  Rows rows;                         // all tokens, in their order
   std::vector<AttentionItem> items;  // of one layer without a window, or with the widest
   std::vector<TokenPlace> places;
   std::size_t tokens = 0;

@@ -82,6 +82,23 @@ MODELS: dict[str, dict[str, Any]] = {
     "stablelm": {"architecture": "stablelm", "use_qkv_bias": True},
     "phi3": {"architecture": "phi3", "partial_rotary_factor": 0.5, "sliding_window": 40},
     "glm4": {"architecture": "glm4", "head_dim": 32},
+    "mixtral": {
+        "architecture": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 40,
+    },
+    "qwen3-moe": {
+        "architecture": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 36,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+    },
+    "olmoe": {"architecture": "olmoe", "num_experts": 6, "num_experts_per_tok": 2},
 }
 
 

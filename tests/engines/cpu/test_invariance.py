@@ -16,30 +16,47 @@ from engines.directory.build import BuildRequest
 from engines.sampling import SamplingParams
 from tests.engines.conftest import VALUES, nearby_mask
 from tests.engines.oracle import Answer, answers, many
-from tests.tiny_model import SAMPLE_TEXT
+from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, logprobs=0)
 SEEDED = SamplingParams(temperature=0.9, top_p=0.95, seed=11, max_tokens=40, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=VALUES)
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose first layer has experts and whose second has none."""
+    return make_tiny_llama(
+        tmp_path_factory.mktemp("experts") / "qwen3_moe",
+        architecture="qwen3_moe",
+        head_dim=16,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=96,
+        mlp_only_layers=[1],
+    )
+
+
+@pytest.fixture(scope="module", params=[*VALUES, "experts-bf16", "experts-int4"])
 def directory(
     request: pytest.FixtureRequest,
     tiny_model: Path,
+    experts: Path,
     mask_of: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("invariance")
     out = folder / "engine"
-    general = mask_of(tiny_model)
+    model = experts if request.param.startswith("experts") else tiny_model
+    general = mask_of(model)
     masks = {
         "general": general,
-        "copy": mask_of(tiny_model, 1),
-        "other-copy": mask_of(tiny_model, 2),
+        "copy": mask_of(model, 1),
+        "other-copy": mask_of(model, 2),
     }
     for seed, name in enumerate(("patch", "other-patch")):
         masks[name] = nearby_mask(general, folder / f"{name}.safetensors", 0.03, seed)
-    build(BuildRequest(tiny_model, "tiny", masks, out, values=VALUES[request.param]))
+    values = VALUES[request.param.removeprefix("experts-")]
+    build(BuildRequest(model, "tiny", masks, out, values=values))
     return out
 
 

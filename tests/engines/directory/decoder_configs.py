@@ -11,9 +11,12 @@ EPS = st.sampled_from([1e-5, 0.5])
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 PARTIAL = {"stablelm": 0.25, "phi3": 1.0, "glm": 0.5, "glm4": 0.5}
 """Families whose rope may turn a part of a head -> the part that it turns if nothing is said."""
-FIXED_HEADS = ("cohere2", "stablelm", "phi3")
+FIXED_HEADS = ("cohere2", "stablelm", "phi3", "olmoe")
 """Families whose head_dim is hidden_size over the number of heads."""
-COUNTED_HEADS = ("mistral", "gemma", "gemma2", "gemma3_text", "stablelm", "glm", "glm4")
+COUNTED_HEADS = (
+    *("mistral", "gemma", "gemma2", "gemma3_text", "stablelm", "glm", "glm4"),
+    "qwen3_moe",
+)
 """Families whose `num_key_value_heads` is no null."""
 TYPED = ("gemma2", "gemma3_text", "olmo3", "cohere2")
 """Families whose `layer_types` alone say which layers have windows."""
@@ -93,9 +96,37 @@ def own_fields(draw: st.DrawFn, kind: str, layers: int) -> dict[str, Any]:
         "use_bidirectional_attention": st.just(False),
     }
     fields["cohere2"] = fields["cohere"]
+    fields["qwen3_moe"] = {
+        "norm_topk_prob": st.booleans(),
+        "decoder_sparse_step": st.integers(1, 2),
+        "mlp_only_layers": st.sampled_from([None, [], [0], [1, 5]]),
+    }
+    fields["olmoe"] = {"norm_topk_prob": st.booleans(), "clip_qkv": st.none()}
     # Its own of 1 makes scores so sharp that the engine's rounding would show.
     always = {"granite": {"attention_multiplier": st.sampled_from([0.1, 0.25])}}
-    return draw(st.fixed_dictionaries(always.get(kind, {}), optional=fields.get(kind, {})))
+    found = draw(st.fixed_dictionaries(always.get(kind, {}), optional=fields.get(kind, {})))
+    return found | draw(mixtures(kind)) if kind in COUNTS else found
+
+
+COUNTS = {
+    "mixtral": ["num_local_experts"],
+    "qwen3_moe": ["num_experts", "num_local_experts"],  # of transformers 4, and of 5
+    "olmoe": ["num_experts"],
+}
+"""Families with experts -> fields that say how many."""
+
+
+@st.composite
+def mixtures(draw: st.DrawFn, kind: str) -> dict[str, Any]:
+    """How many experts there are, and how many a token goes to."""
+    experts = draw(st.integers(1, 5))
+    fields = {
+        draw(st.sampled_from(COUNTS[kind])): experts,
+        "num_experts_per_tok": draw(st.integers(1, experts)),
+    }
+    if kind == "qwen3_moe":
+        fields["moe_intermediate_size"] = draw(st.sampled_from([32, 36, 100]))
+    return fields
 
 
 @st.composite

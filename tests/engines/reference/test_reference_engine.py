@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from engines.reference.build import build
 from engines.reference.engine import ReferenceEngine
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
-from maskgen.format.mask_file import read_mask
+from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
 from tests.engines.conftest import mask_of_experts
+from tests.engines.oracle import Oracle, answers, check_greedy
 from tests.tiny_model import make_tiny_llama
 
 
@@ -54,12 +56,17 @@ def greedy_by_hand(model_dir: Path, mask_file: Path, prompt: list[int], steps: i
     return ids[len(prompt) :]
 
 
-def test_layers_that_transformers_does_not_keep_as_linears_are_refused_at_build(
+def test_layers_that_transformers_does_not_have_are_refused_at_build(
     mixtral: Path, tmp_path: Path
 ) -> None:
-    mask = mask_of_experts(mixtral, tmp_path / "experts.safetensors")
-    with pytest.raises(MaskError, match=r"experts\.0\.w1, which MixtralForCausalLM .* not keep as"):
-        build(BuildRequest(mixtral, "m", {"general": mask}, tmp_path / "out"))
+    alien = mask_of_experts(mixtral, tmp_path / "alien.safetensors")
+    found = read_mask(alien)
+    codes = {name.replace("experts.1", "experts.7"): own for name, own in found.codes.items()}
+    write_mask(alien, replace(found, codes=codes))
+    with pytest.raises(
+        MaskError, match=r"experts\.7\.w1, which MixtralForCausalLM .* keeps neither"
+    ):
+        build(BuildRequest(mixtral, "m", {"general": alien}, tmp_path / "out"))
     unknown = make_tiny_llama(tmp_path / "unknown")
     config = json.loads((unknown / "config.json").read_text())
     (unknown / "config.json").write_text(json.dumps({**config, "model_type": "nonesuch"}))
@@ -74,6 +81,18 @@ def test_layers_that_transformers_does_not_keep_as_linears_are_refused_at_build(
     assert not (tmp_path / "out").exists()
     build(BuildRequest(mixtral, "m", {}, tmp_path / "dense"))
     assert ReferenceEngine(tmp_path / "dense").describe().masks == ()
+
+
+async def test_experts_are_masked(mixtral: Path, tmp_path: Path) -> None:
+    mask = mask_of_experts(mixtral, tmp_path / "experts.safetensors")
+    build(BuildRequest(mixtral, "m", {"general": mask}, tmp_path / "out"))
+    engine = ReferenceEngine(tmp_path / "out")
+    prompt = engine.codec.encode("The river carried")
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=0)
+    (answer,) = await answers(engine, prompt, params)
+    await engine.close()
+    agreement = check_greedy(Oracle(mixtral, mask), prompt, answer, margin=1e-3, tolerance=1e-3)
+    assert agreement.steps == 12
 
 
 @pytest.mark.parametrize(("mask", "seed"), [("general", 0), ("other", 1), (None, 0)])
