@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskgen.transform.groups import TransformError
+
 
 @dataclass(frozen=True, slots=True)
 class ValueHeads:
@@ -43,20 +45,23 @@ def orthogonal(raw: Tensor) -> Tensor:
 def entropy(importance: Tensor, dim: int) -> Tensor:
     """Entropy of importance normalised along `dim`, summed over everything else, in nats."""
     total = importance.sum(dim)
-    weighted: Tensor = torch.special.xlogy(importance, importance).sum(dim)
+    # The logarithm of 0 would be infinite, and its product with the zero gradient no number.
+    floor = torch.finfo(importance.dtype).tiny
+    weighted: Tensor = torch.special.xlogy(importance, importance.clamp_min(floor)).sum(dim)
     return (total.log() - weighted / total).sum()
 
 
 def rotation_loss(heads: ValueHeads, rotation: Tensor) -> Tensor:
     """Entropies of o's rows and v's columns under (keys, width, width) rotations."""
     moments = torch.einsum("kid,krij,kjd->krd", rotation, heads.out_moments, rotation)
+    moments = moments.clamp_min(0)  # rounded sums of what cannot be negative
     out = torch.einsum("nkri,kid->nkrd", heads.out, rotation).square() * moments
     value = torch.einsum("kid,kic->kdc", rotation, heads.value).square() * heads.value_moments
     # Columns of zeros have no distribution.
     columns = value.flatten(0, 1)
-    columns = columns[:, columns.detach().sum(0) > 0]
+    columns = columns[:, columns.detach().sum(0) != 0]
     rows = out.flatten(1)
-    rows = rows[rows.detach().sum(1) > 0]
+    rows = rows[rows.detach().sum(1) != 0]
     return entropy(rows, 1) + entropy(columns, 0)
 
 
@@ -76,7 +81,11 @@ class LearnedRotation:
 
 
 def learn_rotation(heads: ValueHeads, steps: int, learning_rate: float) -> LearnedRotation:
-    """Rotations of a layer's value heads, by Adam from the identity."""
+    """Rotations of a layer's value heads, by Adam from the identity.
+
+    Raises:
+        TransformError: the loss is not a number.
+    """
     keys, width, _ = heads.value.shape
     eye = torch.eye(width, dtype=torch.float64, device=heads.value.device)
     raw = eye.repeat(keys, 1, 1).requires_grad_()
@@ -85,6 +94,11 @@ def learn_rotation(heads: ValueHeads, steps: int, learning_rate: float) -> Learn
     for step in range(steps + 1):
         rotation = orthogonal(raw)
         loss = rotation_loss(heads, rotation.to(heads.out.dtype))
+        if not torch.isfinite(loss.detach()):
+            raise TransformError(
+                f"the entropy of importance is {float(loss.detach())} at step {step}: are weights"
+                " and activations numbers? A lower learning_rate may help"
+            )
         if float(loss.detach()) < min(losses):
             best = rotation.detach().clone()
         losses.append(float(loss.detach()))

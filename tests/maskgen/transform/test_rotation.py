@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from maskgen.transform.groups import TransformError
 from maskgen.transform.rotation import (
     ValueHeads,
     entropy,
@@ -75,3 +76,25 @@ def test_dead_rows_and_columns_do_not_matter(heads: ValueHeads) -> None:
     heads.value[:, :, 2] = 0
     rotation = learn_rotation(heads, 3, 0.05).rotation
     assert torch.isfinite(rotation).all()
+
+
+def test_weights_that_are_zero_and_moments_that_round_below_it(heads: ValueHeads) -> None:
+    """Zeros in a row that is not all zero, and inputs on one axis alone."""
+    axis = torch.tensor([1e-3, 1e3, 0.0, 1e-3, 1.0, 1e3])
+    moments = torch.outer(axis, axis).repeat(2, 3, 1, 1)
+    out = heads.out * (torch.arange(8)[:, None, None, None] + torch.arange(6) != 5)
+    value = heads.value.clone()
+    value[:, ::2, 3] = 0
+    sparse = ValueHeads(out, value, moments, heads.value_moments)
+    learned = learn_rotation(sparse, 20, 0.05)
+    assert learned.after < learned.before
+    rotation = learned.rotation
+    assert (rotation @ rotation.transpose(1, 2) - torch.eye(6)).abs().max() < 1e-5
+
+
+def test_a_loss_that_is_no_number_is_refused(heads: ValueHeads) -> None:
+    moments = heads.value_moments.clone()
+    moments[3] = float("nan")
+    broken = ValueHeads(heads.out, heads.value, heads.out_moments, moments)
+    with pytest.raises(TransformError, match="entropy of importance is nan at step 0"):
+        learn_rotation(broken, 3, 0.05)
