@@ -22,6 +22,9 @@ KEY = ("concurrency",)
 
 Figures = dict[str, float]
 
+_FEW = Wave(8, 2, 1)
+"""What an arm does before it is measured: a process that was stopped for seconds is cold."""
+
 
 @dataclass(frozen=True)
 class OverheadPlan:
@@ -178,13 +181,14 @@ def _row(arms: tuple[EngineArm, HttpArm], plan: OverheadPlan, concurrency: int) 
     with OtherCpu() as other:
         for repeat in range(plan.repeats):
             wave = Wave(plan.prompt_tokens, plan.output_tokens, concurrency, 1 + repeat)
+            turns: list[tuple[EngineArm | HttpArm, list[Figures]]] = [
+                (engine, direct),
+                (http, served),
+            ]
             # Every other pair in reverse, so that drift favours no arm.
-            if repeat % 2:
-                served.append(http.wave(wave))
-                direct.append(engine.wave(wave))
-            else:
-                direct.append(engine.wave(wave))
-                served.append(http.wave(wave))
+            for arm, found in turns if repeat % 2 == 0 else reversed(turns):
+                arm.wave(_FEW)
+                found.append(arm.wave(wave))
     pairs = list(zip(direct, served, strict=True))
     ratios = [b["tokens_per_s"] / a["tokens_per_s"] for a, b in pairs]
     tokens = concurrency * plan.output_tokens

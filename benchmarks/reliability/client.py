@@ -147,6 +147,11 @@ class Exchange:
             sock.close()
             raise
 
+    @property
+    def port(self) -> int:
+        """The client's own."""
+        return int(self._writer.get_extra_info("sockname")[1])
+
     def head(self, path: str, length: int, headers: Mapping[str, str] = {}) -> bytes:
         """The head of a request with a body of so many bytes."""
         request = h11.Request(

@@ -110,9 +110,9 @@ async def _reads_nothing(running: Running, tally: Tally) -> None:
         "prompt_logprobs": 20,
         "n": _SCORED_CHOICES,
     }
-    before = running.descriptors()
     await exchange.post(COMPLETIONS, fields)
-    await running.until(lambda: running.descriptors() < before, "a client that reads nothing")
+    await running.until(lambda: running.serves(exchange.port), "a client is taken")
+    await running.until(lambda: not running.serves(exchange.port), "a client that reads nothing")
     reply = await exchange.read()
     exchange.leave()
     tally.expect(not reply.complete, f"it reads nothing, and the server waits: {reply.status}")

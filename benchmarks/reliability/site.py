@@ -171,6 +171,11 @@ class Running:
                 raise ArmError(f"{what}: not within {_PATIENCE_S:g} s")
             await asyncio.sleep(0.05)
 
+    def serves(self, port: int) -> bool:
+        """Whether the process holds the connection of a client's port."""
+        found = self.server.process().net_connections("tcp")
+        return any(connection.raddr and connection.raddr.port == port for connection in found)
+
     def rss_mib(self) -> float:
         """Memory that the process has resident, MiB."""
         return float(self.server.process().memory_info().rss / 2**20)
