@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated soak sanitize lint type stubs check bench bench-vllm bench-agreement gpu serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated test-reliability soak sanitize lint type stubs check bench bench-vllm bench-agreement gpu serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ sanitize: setup ## kernel tests under sanitizers, and the fuzzer for half a minu
 
 test-emulated: setup ## low-bit kernels for VNNI and AVX-512 by SIMDe (libsimde-dev), on a machine without these
 	tests/engines/emulated.sh $(BIN)/python
+
+test-reliability: setup ## the server under overload, disconnects, signals and damaged masks (minutes)
+	$(BIN)/python -m pytest -m reliability tests/benchmarks/reliability
 
 soak: setup ## 15 minutes of random requests, masks and cancellations
 	$(BIN)/python -m pytest -m soak tests/engines/cpu/test_soak.py

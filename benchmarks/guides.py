@@ -27,6 +27,7 @@ from benchmarks.kernels.page import speedup_table
 from benchmarks.masks.pages import cost_table, domains_table, league_table
 from benchmarks.masks.permutation_page import permutation_table
 from benchmarks.masks.products_page import products_table
+from benchmarks.overhead.page import overhead_table
 from benchmarks.serve.page import serve_table
 from benchmarks.sizing.page import sizing_table
 from benchmarks.vllm.pages import summary_table
@@ -64,6 +65,7 @@ TABLES: Mapping[str, Callable[[ResultData], str]] = {
     "kernels": _kernels,
     "mask-cost": lambda result: cost_table(result["rows"]),
     "masks": lambda result: league_table(result["rows"]),
+    "overhead": lambda result: overhead_table(result["rows"]),
     "permutation": lambda result: permutation_table(result["rows"]),
     "products": lambda result: products_table(result["rows"]),
     "quality": lambda result: quality_table(result["rows"]),

@@ -25,6 +25,8 @@ from benchmarks.masks.pages import (
 from benchmarks.masks.permutation_page import permutation_page
 from benchmarks.masks.products_page import products_page
 from benchmarks.masks.structures_page import structures_page
+from benchmarks.overhead.page import overhead_page
+from benchmarks.reliability.page import reliability_page
 from benchmarks.serve.agreement import client_agreement_page
 from benchmarks.serve.page import serve_page
 from benchmarks.sizing.page import sizing_page
@@ -59,6 +61,8 @@ PAGES: Mapping[str, Page] = {
     "lowbit-quality": values_page,
     "bench-lowbit": lowbit_speed_page,
     "serve": serve_page,
+    "overhead": overhead_page,
+    "reliability": reliability_page,
     "agreement": client_agreement_page,
     "sizing": sizing_page,
     "bench-vllm": vllm_speed_page,

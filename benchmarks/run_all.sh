@@ -84,6 +84,11 @@ if program=$(command -v llama-perplexity); then
 fi
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
 twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4 --result serve
+twofour bench overhead --sparse $runs/sparse
+others=masks/smollm2-135m
+twofour bench reliability --model smollm2-135m --mask general=$general \
+    --mask french=$others/french.safetensors --load $others/html.safetensors \
+    --load $others/python.safetensors
 
 texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
     --learn "$data/general/wikipedia.train.jsonl.gz"

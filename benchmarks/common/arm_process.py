@@ -79,6 +79,14 @@ class ArmProcess:
             f"the {self.arm} arm ended with code {self._process.wait()}:\n{self.tail()}"
         )
 
+    def wait(self, timeout_s: float) -> int:
+        """Wait until it has ended; its exit code, negative for a signal.
+
+        Raises:
+            TimeoutExpired: it runs on.
+        """
+        return self._process.wait(timeout_s)
+
     def tail(self) -> str:
         """The end of what it printed."""
         descriptor = self._log.fileno()

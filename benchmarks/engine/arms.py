@@ -20,13 +20,17 @@ _PROGRAMS = {LLAMA: PROGRAM, IK: IK_PROGRAM}
 
 def engine_command(directory: Path, plan: SpeedPlan) -> list[str]:
     """One of our own arms: an engine directory of target `cpu`."""
-    options = {
+    return _module("benchmarks.engine.worker", directory, json.dumps(engine_options(plan)))
+
+
+def engine_options(plan: SpeedPlan) -> dict[str, int | bool]:
+    """Options of the CPU engine in such an arm."""
+    return {
         "kv_bytes": plan.kv_mib << 20,
         "threads": plan.threads,
         "max_sequences": max(plan.concurrencies),
         "prefix_cache": False,
     }
-    return _module("benchmarks.engine.worker", directory, json.dumps(options))
 
 
 def peer_commands(

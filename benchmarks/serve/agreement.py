@@ -19,8 +19,8 @@ from benchmarks.common.arm_process import ArmError
 from benchmarks.common.machine import OtherCpu
 from benchmarks.common.page import markdown_table, number, page
 from benchmarks.common.result_file import ResultData, ResultRow
+from benchmarks.common.server_process import Server
 from benchmarks.serve.arms import ComparisonError
-from benchmarks.serve.server_process import Server
 from loadtests.blocks import turns
 from loadtests.client import Load, run_load
 from loadtests.verdict import failures

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from benchmarks.serve.server_process import ServerReport
+from benchmarks.common.server_process import ServerReport
 from loadtests.mask_mix import MaskMix
 
 REFERENCE = "dense"

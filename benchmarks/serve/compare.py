@@ -12,10 +12,10 @@ from pathlib import Path
 
 from benchmarks.common.arm_process import ArmError
 from benchmarks.common.machine import BUSY_SHARE, OtherCpu, machine_seconds, require_quiet
+from benchmarks.common.server_process import Server, ServerReport
 from benchmarks.serve.arms import REFERENCE, Arm, ComparisonError, check_names, check_reports
 from benchmarks.serve.plan import LoadPlan
 from benchmarks.serve.running_server import RunningServer, RunningServerReport
-from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import Block, LoadPoint, doubts, problems, turns
 from loadtests.client import LoadError, run_load
 from loadtests.client_calibration import Bias, CalibrationError, calibrate

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from benchmarks.common.page import shortened
 from benchmarks.common.result_file import ResultData
+from benchmarks.common.server_process import ServerReport
 from benchmarks.serve.compare import ServeComparison
 from benchmarks.serve.paper_table import paper_table
-from benchmarks.serve.server_process import ServerReport
 from loadtests.comparison import ComparisonRow
 
 

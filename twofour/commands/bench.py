@@ -14,8 +14,10 @@ from twofour.commands import (
     bench_export,
     bench_kernels,
     bench_masks,
+    bench_overhead,
     bench_pages,
     bench_quality,
+    bench_reliability,
     bench_serve,
     bench_trtllm,
     bench_values,
@@ -39,6 +41,8 @@ app.command("export")(bench_export.export)
 app.command("values")(bench_values.values)
 app.add_typer(bench_masks.app, name="masks")
 app.command("serve")(bench_serve.serve)
+app.command("overhead")(bench_overhead.overhead)
+app.command("reliability")(bench_reliability.reliability)
 app.command("agreement")(bench_agreement.agreement)
 app.command("compare")(bench_compare.compare)
 app.command("report")(bench_serve.report)

@@ -279,7 +279,7 @@ def _serve(run: DemoRun) -> None:
 
 
 def _ask_each_mask(run: DemoRun) -> None:
-    from benchmarks.serve.server_process import Server
+    from benchmarks.common.server_process import Server
 
     directory, log = run.engine("sparse"), run.out / "load" / "server-masks.log"
     with Server("sparse", directory, log) as server:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serve import compare, server_process
+from benchmarks.common import server_process
+from benchmarks.serve import compare
 from loadtests.client_calibration import Bias
 
 FAKE = Path(__file__).with_name("fake_twofour.py")
@@ -24,7 +25,7 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         server_process,
         "serve_command",
-        lambda directory, port: [sys.executable, str(FAKE), str(directory), port],
+        lambda directory, port, *options: [sys.executable, str(FAKE), str(directory), port],
     )
     monkeypatch.setattr(compare, "calibrate", lambda folder, concurrency: Bias(1.0, 0.5, 0.5))
 

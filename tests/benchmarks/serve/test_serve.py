@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from benchmarks.common import machine
 from benchmarks.common.arm_process import ArmError
 from benchmarks.common.machine import BusyMachineError
+from benchmarks.common.server_process import Server, ServerReport
 from benchmarks.serve import compare
 from benchmarks.serve.arms import Arm, ComparisonError, check_reports
 from benchmarks.serve.compare import ServeComparison, compare_arms, count_problems
 from benchmarks.serve.plan import LoadPlan, read_plan
 from benchmarks.serve.report import notes, table
-from benchmarks.serve.server_process import Server, ServerReport
 from loadtests.blocks import LoadPoint
 from loadtests.client_calibration import Bias, CalibrationError, free_port
 from loadtests.samples import read_samples

@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common.arm_process import ArmError, ArmProcess
@@ -57,10 +59,10 @@ class ServerReport:
         return self.sparse_layers / self.eligible_layers if self.eligible_layers else 0.0
 
 
-def serve_command(directory: Path, port: str) -> list[str]:
+def serve_command(directory: Path, port: str, *options: str) -> list[str]:
     """The command that serves an engine directory on a port of the loopback interface."""
     command = [sys.executable, "-m", "twofour.cli", "serve", str(directory)]
-    return [*command, "--host", "127.0.0.1", "--port", port]
+    return [*command, "--host", "127.0.0.1", "--port", port, *options]
 
 
 class Server:
@@ -73,6 +75,10 @@ class Server:
         directory: engine directory.
         log: where its output goes.
         threads: OpenMP threads; None leaves it to the machine.
+        options: further ones of `twofour serve`.
+        port: to listen on; None for a free one.
+        wrapper: words before the command, which run it.
+        start_timeout_s: what `wait_until_healthy` waits for at most, seconds.
     """
 
     def __init__(
@@ -82,11 +88,14 @@ class Server:
         log: Path,
         *,
         threads: int | None = None,
+        options: Sequence[str] = (),
+        port: int | None = None,
+        wrapper: Sequence[str] = (),
         start_timeout_s: float = 120.0,
     ) -> None:
         self.arm = arm
         self.directory = directory
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = f"http://127.0.0.1:{port or free_port()}"
         self._start_timeout_s = start_timeout_s
         # A key in the environment is for a server that faces others.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVING_")}
@@ -95,8 +104,8 @@ class Server:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        command = serve_command(directory.resolve(), self.url.rpartition(":")[2])
-        self._process = ArmProcess(arm, command, environment=environment, log=log)
+        command = serve_command(directory.resolve(), self.url.rpartition(":")[2], *options)
+        self._process = ArmProcess(arm, [*wrapper, *command], environment=environment, log=log)
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +136,34 @@ class Server:
             f"the {self.arm} server was not healthy within {self._start_timeout_s:g} s:\n"
             f"{self._process.tail()}"
         )
+
+    def process(self) -> psutil.Process:
+        """The process.
+
+        Raises:
+            ArmError: it has ended.
+        """
+        return self._process.alive()
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """Wait until it has ended; its exit code, negative for a signal.
+
+        Raises:
+            TimeoutExpired: it runs on.
+        """
+        return self._process.wait(timeout_s)
+
+    def tail(self) -> str:
+        """The end of what it printed."""
+        return self._process.tail()
+
+    def stop(self) -> None:
+        """Let nothing of it run, until `go_on`."""
+        self._process.stop()
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        self._process.go_on()
 
     def engine(self) -> dict[str, Any]:
         """The `engine` part of `/version`."""
