@@ -56,11 +56,19 @@ class Client:
         name: of its package.
         group: of packages that share an environment.
         script: its scenarios, in `scenarios/` or `npm/`; empty for a program of its own.
+        without: variables of the environment that it gets otherwise.
     """
 
     name: str
     group: str
     script: str = ""
+    without: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes."""
+        given = os.environ | QUIET
+        return {name: value for name, value in given.items() if name not in self.without}
 
     @property
     def home(self) -> Path:
@@ -172,7 +180,7 @@ def run_program(client: Client, server: ServerProcess, tmp_path: Path) -> RunPro
             done = subprocess.run(
                 [*client.command, *arguments(tee.url)],
                 cwd=tmp_path,
-                env=os.environ | QUIET,
+                env=client.environment,
                 capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
