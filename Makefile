@@ -10,7 +10,7 @@ MARKDOWN := README.md CHANGELOG.md CONTRIBUTING.md docs masks
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-ray test-emulated test-reliability soak sanitize lint type stubs check bench bench-vllm bench-agreement gpu serve clean
+.PHONY: help setup demo test package test-package test-vllm test-trtllm test-browser test-clients test-ray test-emulated test-reliability soak sanitize lint type stubs check bench bench-vllm bench-agreement gpu serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,22 @@ test-browser: setup ## the server's page in headless Chromium (apt-get install c
 	$(BIN)/python -m pip install --quiet "playwright>=1.50,<2"
 	$(BIN)/python -m pytest -m browser tests/serving/test_page_in_browser.py
 
+GUIDELLM := .venv-guidellm
+# Clients whose pins agree share an environment; `uv pip compile` made the .txt of each from its .in.
+CLIENTS := $(patsubst tests/clients/requirements/%.txt,.venv-clients-%/.ready,$(wildcard tests/clients/requirements/*.txt))
+NPM := tests/clients/npm
+test-clients: setup $(CLIENTS) $(GUIDELLM)/.ready $(NPM)/node_modules/.ready ## other people's client programs against a server (needs npm; apt-get install prometheus)
+	$(BIN)/python -m benchmarks.clients
+
+.venv-clients-%/.ready: tests/clients/requirements/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(NPM)/node_modules/.ready: $(NPM)/package-lock.json
+	cd $(NPM) && npm ci --no-audit --no-fund
+	touch $@
+
 RAY := .venv-ray
 test-ray: $(RAY)/.ready ## replicas on Ray Serve: masks find theirs, one dies under load, the queue adds one
 	$(RAY)/bin/python -m pytest -m ray tests/deploy
@@ -101,7 +117,6 @@ $(GPU)/.ready:
 	$(GPU)/bin/python -m pip install --quiet $(TORCH) numpy triton==3.9.0
 	touch $@
 
-GUIDELLM := .venv-guidellm
 bench-agreement: setup $(GUIDELLM)/.ready ## one server measured by guidellm and by our load tests (ten minutes; after make demo)
 	$(BIN)/twofour bench agreement $(DIR) --guidellm $(GUIDELLM)/bin/guidellm
 
@@ -147,6 +162,6 @@ serve: setup ## serve an engine directory: make serve DIR=path
 	$(BIN)/twofour serve $(DIR)
 
 clean: ## remove what set-up, demo and tests wrote (not the cache folder)
-	rm -rf $(VENV) .venv-* build dist demo runs results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* $(NPM)/node_modules build dist demo runs results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find engines maskgen -name '_native*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

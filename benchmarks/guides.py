@@ -19,6 +19,7 @@ from pkgutil import resolve_name
 
 from pydantic.fields import FieldInfo
 
+from benchmarks.clients.page import clients_table
 from benchmarks.common.page import markdown_table
 from benchmarks.common.result_file import RESULTS, ResultData, read_result
 from benchmarks.engine.pages import quality_table, speed_table
@@ -61,6 +62,7 @@ def _kernels(result: ResultData) -> str:
 TABLES: Mapping[str, Callable[[ResultData], str]] = {
     "bench-engine": _engine,
     "bench-vllm": lambda result: summary_table(result["summary"]),
+    "clients": lambda result: clients_table(result["rows"]),
     "domains": lambda result: domains_table(result["rows"]),
     "kernels": _kernels,
     "mask-cost": lambda result: cost_table(result["rows"]),

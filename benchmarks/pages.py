@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.clients.page import clients_page
 from benchmarks.common.page import bullets, paragraph
 from benchmarks.common.result_file import RESULTS, Page, write_page
 from benchmarks.engine.export import export_page
@@ -37,9 +38,9 @@ from maskgen.format.atomic_file import write_text
 
 _ABOUT = """
 Everything that was measured. Each page is written by the command at its end, from the JSON file of
-the same name, which has every row. `make bench` runs all of the commands but those that need a GPU;
-`make gpu` runs the kernels of such. The texts that they read are listed in
-[evaluation](../evaluation.md#texts).
+the same name, which has every row. `make bench` runs all of the commands but those that need a GPU
+or other people's clients; `make gpu` runs the kernels of the former, `make test-clients` the
+latter. The texts that they read are listed in [evaluation](../evaluation.md#texts).
 """
 
 PAGES: Mapping[str, Page] = {
@@ -64,6 +65,7 @@ PAGES: Mapping[str, Page] = {
     "overhead": overhead_page,
     "reliability": reliability_page,
     "agreement": client_agreement_page,
+    "clients": clients_page,
     "sizing": sizing_page,
     "bench-vllm": vllm_speed_page,
     "vllm-agreement": agreement_page,

@@ -1,0 +1,1 @@
+"""Other people's client programs against a server: which scenarios pass."""
