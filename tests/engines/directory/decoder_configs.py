@@ -15,7 +15,7 @@ FIXED_HEADS = ("cohere2", "stablelm", "phi3", "olmoe")
 """Families whose head_dim is hidden_size over the number of heads."""
 COUNTED_HEADS = (
     *("mistral", "gemma", "gemma2", "gemma3_text", "stablelm", "glm", "glm4"),
-    "qwen3_moe",
+    *("mixtral", "qwen3_moe"),
 )
 """Families whose `num_key_value_heads` is no null."""
 TYPED = ("gemma2", "gemma3_text", "olmo3", "cohere2")
