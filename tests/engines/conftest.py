@@ -117,12 +117,21 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mask_of_experts(model: Path, path: Path) -> Path:
     """A random mask of every expert of a Mixtral, as an importer of its files would list them."""
+    return _mask_of(model, path, ".experts.")
+
+
+def mask_of_router(model: Path, path: Path) -> Path:
+    """A random mask of the routers of a Mixtral, which nothing makes and nothing takes."""
+    return _mask_of(model, path, ".block_sparse_moe.gate.")
+
+
+def _mask_of(model: Path, path: Path, part: str) -> Path:
     checkpoint = Checkpoint(model)
     rng = np.random.default_rng(0)
     codes = {
         name.removesuffix(".weight"): project(rng.random(checkpoint.spec(name).shape), TWO_FOUR)
         for name in checkpoint
-        if ".experts." in name
+        if part in name
     }
     write_mask(path, Mask(codes, base_digest(model), "random", "general", None, 0))
     return path

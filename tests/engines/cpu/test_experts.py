@@ -26,7 +26,7 @@ from maskgen.format.mask_file import read_mask
 from maskgen.quantise import QuantiseSettings, quantise_model
 from maskgen.recovery.quantiser import WeightGrid
 from maskgen.texts.text_sets import TextSet
-from tests.engines.conftest import FORMS, VALUES, nearby_mask
+from tests.engines.conftest import FORMS, VALUES, mask_of_router, nearby_mask
 from tests.engines.oracle import Oracle, check_greedy, many
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 
@@ -166,6 +166,9 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(MaskError, match="was made for the model"):
         build(BuildRequest(mixtral, "m", {"base": mask_of(model)}, tmp_path / "engine"))
+    router = mask_of_router(mixtral, tmp_path / "router.safetensors")
+    with pytest.raises(MaskError, match=r"moe\.gate, which the cpu engine keeps dense"):
+        build(BuildRequest(mixtral, "m", {"base": router}, tmp_path / "engine"))
     weights = load_file(mixtral / "model.safetensors")
     del weights["model.layers.0.block_sparse_moe.experts.1.w3.weight"]
     broken = tmp_path / "broken"

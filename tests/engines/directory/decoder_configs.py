@@ -15,7 +15,7 @@ FIXED_HEADS = ("cohere2", "stablelm", "phi3", "olmoe")
 """Families whose head_dim is hidden_size over the number of heads."""
 COUNTED_HEADS = (
     *("mistral", "gemma", "gemma2", "gemma3_text", "stablelm", "glm", "glm4"),
-    "qwen3_moe",
+    *("mixtral", "qwen3_moe"),
 )
 """Families whose `num_key_value_heads` is no null."""
 TYPED = ("gemma2", "gemma3_text", "olmo3", "cohere2")
@@ -57,6 +57,9 @@ def decoder_configs(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     config |= draw(st.fixed_dictionaries({}, optional=optional))
     config |= draw(windows(kind, context, layers))
     config |= draw(own_fields(kind, layers))
+    if kind == "mixtral" and head_dim is None:
+        # With another rope transformers multiplies the null (modeling_rope_utils.py).
+        return config | draw(one_rope(context, hidden // heads, ("default", "linear")))
     silent = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
     silent |= {"glm": 128, "glm4": 128}
     return config | draw(ropes(kind, context, head_dim or silent.get(kind, hidden // heads)))

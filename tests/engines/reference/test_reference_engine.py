@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ from engines.reference.build import build
 from engines.reference.engine import ReferenceEngine
 from engines.registry import open_engine
 from engines.sampling import SamplingParams
-from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.format.mask_file import read_mask
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes
-from tests.engines.conftest import mask_of_experts
+from tests.engines.conftest import mask_of_experts, mask_of_router
 from tests.engines.oracle import Oracle, answers, check_greedy
 from tests.tiny_model import make_tiny_llama
 
@@ -56,17 +55,12 @@ def greedy_by_hand(model_dir: Path, mask_file: Path, prompt: list[int], steps: i
     return ids[len(prompt) :]
 
 
-def test_layers_that_transformers_does_not_have_are_refused_at_build(
+def test_layers_that_transformers_keeps_otherwise_are_refused_at_build(
     mixtral: Path, tmp_path: Path
 ) -> None:
-    alien = mask_of_experts(mixtral, tmp_path / "alien.safetensors")
-    found = read_mask(alien)
-    codes = {name.replace("experts.1", "experts.7"): own for name, own in found.codes.items()}
-    write_mask(alien, replace(found, codes=codes))
-    with pytest.raises(
-        MaskError, match=r"experts\.7\.w1, which MixtralForCausalLM .* keeps neither"
-    ):
-        build(BuildRequest(mixtral, "m", {"general": alien}, tmp_path / "out"))
+    router = mask_of_router(mixtral, tmp_path / "router.safetensors")
+    with pytest.raises(MaskError, match=r"moe\.gate, which MixtralForCausalLM .* keeps neither"):
+        build(BuildRequest(mixtral, "m", {"general": router}, tmp_path / "out"))
     unknown = make_tiny_llama(tmp_path / "unknown")
     config = json.loads((unknown / "config.json").read_text())
     (unknown / "config.json").write_text(json.dumps({**config, "model_type": "nonesuch"}))
