@@ -18,19 +18,20 @@ cores for each token.
 
 def overhead_page(result: ResultData) -> str:
     """Speed and time to first token of both arms, and what each process takes of the CPU."""
-    row = result["rows"][0]
+    rows = sorted(result["rows"], key=lambda row: int(row["concurrency"]))
+    row = rows[0]
     shape = f"{row['prompt_tokens']}/{row['output_tokens']} tokens, {row['threads']} threads"
     return page(
         f"The server over its engine: {result['model']}, {shape}",
         _ABOUT,
         result,
-        overhead_table(result["rows"]),
+        overhead_table(rows),
         "## CPU time",
         markdown_table(
             ["streams", "engine alone, ms", "server, ms", "its client, ms"],
             [
                 [r["concurrency"], *(f"{r[f'{who}_cpu_ms']:.2f}" for who in _PROCESSES)]
-                for r in result["rows"]
+                for r in rows
             ],
         ),
     )
@@ -54,6 +55,6 @@ def overhead_table(rows: Sequence[ResultRow]) -> str:
                 number(row["engine_ttft_ms"]),
                 f"{row['added_ttft_ms']:.2f}",
             ]
-            for row in rows
+            for row in sorted(rows, key=lambda row: int(row["concurrency"]))
         ],
     )

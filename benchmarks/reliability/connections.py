@@ -12,6 +12,8 @@ from benchmarks.reliability.site import Running, Site, prompts
 LIMIT_S = 1.0
 """What a client may take for headers, for a body, and to read something."""
 _EACH = 8
+_SCORING_S = 300.0
+"""For what a real model takes to compute them, and the limit."""
 _SCORED_TOKENS = 400
 _SCORED_CHOICES = 25
 """Log-probs of some megabytes: more than the system takes for a client that does not read."""
@@ -112,7 +114,9 @@ async def _reads_nothing(running: Running, tally: Tally) -> None:
     }
     await exchange.post(COMPLETIONS, fields)
     await running.until(lambda: running.serves(exchange.port), "a client is taken")
-    await running.until(lambda: not running.serves(exchange.port), "a client that reads nothing")
+    await running.until(
+        lambda: not running.serves(exchange.port), "a client that reads nothing", _SCORING_S
+    )
     reply = await exchange.read()
     exchange.leave()
     tally.expect(not reply.complete, f"it reads nothing, and the server waits: {reply.status}")

@@ -159,16 +159,18 @@ class Running:
                 return left
             await asyncio.sleep(0.05)
 
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
+    async def until(
+        self, condition: Callable[[], bool], what: str, patience_s: float = _PATIENCE_S
+    ) -> None:
         """Wait for something.
 
         Raises:
-            ArmError: it did not happen within a minute.
+            ArmError: it did not happen in time.
         """
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while not condition():
             if time.monotonic() > deadline:
-                raise ArmError(f"{what}: not within {_PATIENCE_S:g} s")
+                raise ArmError(f"{what}: not within {patience_s:g} s")
             await asyncio.sleep(0.05)
 
     def serves(self, port: int) -> bool:

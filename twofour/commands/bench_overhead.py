@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 from twofour.commands.bench_options import (
     Concurrency,
     JsonLine,
+    KeepRows,
     KvMib,
     Masks,
     Repeats,
@@ -36,6 +36,7 @@ def overhead(
     repeats: Repeats = 9,
     threads: Threads = 0,
     kv_mib: KvMib = 1024,
+    keep: KeepRows = False,
     json_: JsonLine = False,
 ) -> None:
     """Measure the server against the engine called directly (docs/results/overhead.json)."""
@@ -69,7 +70,7 @@ def overhead(
         spec = TableSpec(
             "overhead", KEY, overhead_page, lambda rows: {"model": read_manifest(directory).model}
         )
-        table = Table(spec, Earlier.DROP)
+        table = Table(spec, Earlier.KEEP if keep else Earlier.DROP)
         served = [
             word
             for name, value in engine_options(speed).items()
@@ -77,7 +78,6 @@ def overhead(
         ]
         log = Path(folder) / "server.log"
         command = engine_command(directory, speed)
-        begin = time.perf_counter()
         for row in measure_overhead(command, directory, served, plan, log, say):
             table.put([row])
             say(
@@ -88,5 +88,4 @@ def overhead(
                 f" {row['engine_cpu_ms']:.3f}, server {row['server_cpu_ms']:.3f}, client"
                 f" {row['client_cpu_ms']:.3f}  others {row['other_cpu_share']:.1%}"
             )
-        say(f"{time.perf_counter() - begin:.0f} s")
     finish(table.path, json_)
