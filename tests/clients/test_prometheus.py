@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests.calibration import free_port
+from loadtests.client_calibration import free_port
 from tests.clients.conftest import MODEL
 from tests.serving.conftest import ServerProcess
 
