@@ -23,6 +23,7 @@ ARCHITECTURES = {
 
 _NO_ORACLE = "NVIDIA's exporter, which conversions are checked with, refuses it"
 _UNKNOWN = "TensorRT-LLM 1.2 does not have it"
+_EXPERTS = "experts are not converted"
 REFUSED = {
     "gemma2": _NO_ORACLE,
     "gemma3_text": _NO_ORACLE,
@@ -35,6 +36,9 @@ REFUSED = {
     "olmo3": _UNKNOWN,
     "smollm3": _UNKNOWN,
     "stablelm": _UNKNOWN,
+    "mixtral": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+    "olmoe": _EXPERTS,
 }
 """`model_type` of other decoders that twofour knows -> why they are not converted."""
 
