@@ -150,7 +150,7 @@ def responses(url: str, model: str) -> Any:
 def cut_stream(url: str, model: str) -> Any:
     """The stream helper on an answer that the token limit cuts off."""
     with connect(url) as client:
-        asked = {"model": model, "input": QUESTION, "max_output_tokens": 8}
+        asked = {"model": model, "input": QUESTION, "max_output_tokens": 4, "temperature": 0}
         with client.responses.stream(**asked) as stream:
             return [event.type for event in stream], stream.get_final_response().status
 
