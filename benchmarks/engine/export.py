@@ -102,7 +102,7 @@ def llama_perplexity(program: Path, file: Path, text: Path, *, window: int, wind
         LlamaPerplexityError: it failed; the message has the end of what it said.
     """
     arguments = ["-m", file, "-f", text, "-c", window, "-b", window, "--chunks", windows]
-    command = [str(program), *map(str, arguments)]
+    command = [str(program.resolve()), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     said = done.stdout + done.stderr
     found = _ESTIMATE.search(said)

@@ -59,7 +59,7 @@ def _digest(values: np.ndarray[Any, Any]) -> str:
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind != "dense"])
 def test_commands_that_want_weights_name_the_import(name: str) -> None:
-    with pytest.raises(ModelDirectoryError, match="compressed 2:4 weights .* twofour import"):
+    with pytest.raises(ModelDirectoryError, match=r"compressed 2:4 weights .*twofour import"):
         read_model_config(FOREIGN / name)
 
 

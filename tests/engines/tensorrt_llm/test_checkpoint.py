@@ -177,7 +177,10 @@ def test_llama3_position_scaling_is_kept() -> None:
         ({"model_type": "gpt2"}, "'gpt2' is not supported.*llama, mistral, qwen2, qwen3"),
         ({"model_type": "olmo2"}, "'olmo2' cannot be built.*1.2 does not have it.*gemma, granite$"),
         ({"model_type": "phi3"}, "'phi3' cannot be built .*exporter.*refuses it"),
-        ({"model_type": "gemma", "tie_word_embeddings": False}, "tie_word_embeddings is false"),
+        (
+            {"model_type": "gemma", "num_key_value_heads": 4, "tie_word_embeddings": False},
+            "tie_word_embeddings is false",
+        ),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
@@ -232,12 +235,11 @@ def test_factors_and_activations_are_said() -> None:
     assert found["embedding_multiplier"] == 3.0
     assert found["residual_multiplier"] == 0.25
     assert found["output_multiplier_scale"] == 0.25
-    gemma = checkpoint_config(
-        convertible_decoder(hf | {"model_type": "gemma"}), "bfloat16", Mapping(2)
-    )
-    assert gemma["hidden_act"] == "gelu_pytorch_tanh"
-    assert gemma["share_embedding_table"] is True
-    assert gemma["use_parallel_embedding"] is True
+    gemma = hf | {"model_type": "gemma", "num_key_value_heads": 4}
+    found = checkpoint_config(convertible_decoder(gemma), "bfloat16", Mapping(2))
+    assert found["hidden_act"] == "gelu_pytorch_tanh"
+    assert found["share_embedding_table"] is True
+    assert found["use_parallel_embedding"] is True
 
 
 def test_every_known_family_is_converted_or_refused_with_a_reason() -> None:
