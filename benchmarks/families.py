@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import markdown_table, page
+from benchmarks.common.page import markdown_table, page, paragraph
 from benchmarks.common.result_file import ResultData, ResultRow
 from engines.directory.families import FAMILIES, MIXTURES
 from engines.support import family_support
@@ -60,5 +60,5 @@ def models_page(result: ResultData) -> str:
         _ABOUT,
         result,
         families_table(result["rows"]),
-        f"Reasons of refusals: {', '.join(sorted(reasons))}.",
+        paragraph(f"Reasons of refusals: {'; '.join(sorted(reasons))}."),
     )

@@ -13,7 +13,12 @@ from tests.clients.answers import CHAT, check_calls, check_streams, check_usage,
 from tests.clients.tee import Exchange, Tee
 from tests.serving.conftest import ServerProcess, fake_command, start_process
 
-BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+BODY = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "hello"}],
+    "max_tokens": 5,
+    "temperature": 0,
+}
 TOOL = {
     "type": "function",
     "function": {
