@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.common.page import markdown_table, page
+from benchmarks.common.page import bullets, markdown_table, page
 from benchmarks.common.result_file import ResultData, ResultRow
 from engines.directory.families import FAMILIES, MIXTURES
 from engines.support import family_support
@@ -12,9 +12,11 @@ from maskgen.transform.architectures import ARCHITECTURES as TRANSFORMED
 
 _ABOUT = """
 What each engine makes of a family of models. *Tested* on `cpu`: tiny random models of the family,
-whose configurations are drawn at random, give the log-probabilities that transformers gives;
-elsewhere as the guide of the engine says. *Not tested*: it is built, and its answers have not been
-compared. *Refused*: the build says why. `twofour info MODEL` says it of one model.
+whose configurations are drawn at random, give the log-probabilities that transformers gives; on
+`vllm`: a tiny random model gives the log-probabilities and greedy tokens that transformers gives;
+on `tensorrt-llm`: the checkpoint is bit for bit that of NVIDIA's exporter. *Not tested*: it is
+built, and its answers have not been compared. *Refused*: the build says why. `twofour info MODEL`
+says it of one model.
 """
 
 
@@ -54,11 +56,16 @@ def families_table(rows: Sequence[ResultRow]) -> str:
 
 def models_page(result: ResultData) -> str:
     """The page of models.json."""
-    reasons = {row["reason"] for row in result["rows"] if row["reason"]}
+    reasons = {
+        f"{row['family']} on {row['engine']}: {row['reason']}"
+        for row in result["rows"]
+        if row["reason"]
+    }
     return page(
         "Families of models",
         _ABOUT,
         result,
         families_table(result["rows"]),
-        f"Reasons of refusals: {', '.join(sorted(reasons))}.",
+        "Why some are refused, and what limits others:",
+        bullets(sorted(reasons)),
     )

@@ -10,7 +10,7 @@ from engines.directory.decoder_config import DecoderConfig, decoder_config
 from engines.directory.families import FAMILIES, MIXTURES
 from engines.errors import EngineDirectoryError
 from engines.tensorrt_llm.config import ARCHITECTURES, REFUSED, convertible_decoder
-from engines.vllm_plugin.build import TESTED_MODEL_TYPES
+from engines.vllm_plugin.build import LIMITS, TESTED_MODEL_TYPES
 
 Check = Callable[[Mapping[str, tuple[int, ...]]], None]
 """Raises EngineDirectoryError unless there are tensors of these names and shapes, and no others."""
@@ -46,7 +46,10 @@ def family_support(model_type: str) -> dict[str, Support]:
     refused = REFUSED.get(model_type)
     return {
         "cpu": Support("tested") if model_type in FAMILIES else unknown,
-        "vllm": Support("tested" if model_type in TESTED_MODEL_TYPES else "not tested"),
+        "vllm": Support(
+            "tested" if model_type in TESTED_MODEL_TYPES else "not tested",
+            LIMITS.get(model_type, ""),
+        ),
         "tensorrt-llm": Support("tested")
         if converted
         else (Support("refused", refused) if refused else unknown),

@@ -45,8 +45,8 @@ def test_a_model_is_told_what_runs_it(tmp_path: Path) -> None:
     facts = report(model)
     assert facts["model"]["model_type"] == "phi3"
     assert facts["runs"]["cpu"] == "tested"
-    assert facts["runs"]["vllm"] == "not tested"
-    assert str(facts["runs"]["tensorrt-llm"]).startswith("refused: model_type 'phi3' is not")
+    assert facts["runs"]["vllm"] == "tested"
+    assert str(facts["runs"]["tensorrt-llm"]).startswith("refused: model_type 'phi3' cannot be")
     file = write_tiny_gguf(model, tmp_path / "model.gguf")
     told = report(file)
     assert told["runs"] == facts["runs"]

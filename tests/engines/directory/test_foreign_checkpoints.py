@@ -22,7 +22,6 @@ FOREIGN = Path(__file__).parent / "foreign"
 KINDS = {
     "llmcompressor-0.1.0": "sparse-bitmask",
     "llmcompressor-0.5.1": "sparse-24-bitmask",
-    "llmcompressor-0.14.0.1": "dense",
     "modelopt-0.47.0": "dense",
     "torchao-0.18.0": "dense",
 }
@@ -37,6 +36,7 @@ def test_every_weight_and_zero_is_read(name: str, tmp_path: Path) -> None:
     written = load_file(found.model / "model.safetensors")
     if found.kind == "dense":
         source = load_file(FOREIGN / name / "model.safetensors")
+        source.pop("lm_head.weight", None)  # tied: the embedding, a second time
         assert written.keys() == source.keys()
         assert all((written[key] == source[key]).all() for key in written)
     else:

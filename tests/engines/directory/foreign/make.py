@@ -9,10 +9,12 @@ bring old releases of everything else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -71,21 +73,35 @@ def llmcompressor(model: LlamaForCausalLM, out: Path) -> None:
         recipe=recipe,
         num_calibration_samples=8,
     )
-    dense = {name: values + 0.0 for name, values in model.state_dict().items()}  # no -0.0
-    model.save_pretrained(out, save_compressed=True)
+    out.mkdir()
     digests = {
-        name: hashlib.sha256(values.view(torch.uint8).numpy()).hexdigest()
-        for name, values in dense.items()
+        name: hashlib.sha256((values + 0.0).view(torch.uint8).numpy()).hexdigest()  # no -0.0
+        for name, values in model.state_dict().items()
     }
     (out / "dense.json").write_text(json.dumps(digests, indent=1) + "\n")
+    with contextlib.suppress(OSError):  # what it asks the hub once all is saved
+        model.save_pretrained(out, save_compressed=True)
+    if version("llmcompressor") == "0.1.0":  # which compresses only what its own class has loaded
+        compress(model, out)
+
+
+def compress(model: LlamaForCausalLM, out: Path) -> None:
+    """What `SparseAutoModelForCausalLM.save_pretrained` of llm-compressor 0.1.0 does."""
+    from compressed_tensors import BitmaskConfig, ModelCompressor
+    from safetensors.torch import save_file
+
+    chosen = BitmaskConfig(format="sparse-bitmask", global_sparsity=0.5, sparsity_structure="2:4")
+    compressor = ModelCompressor(sparsity_config=chosen)
+    tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(compressor.compress(model, tensors), out / "model.safetensors", {"format": "pt"})
+    compressor.update_config(out)
 
 
 def modelopt(model: LlamaForCausalLM, out: Path) -> None:
     """Magnitude pruning by NVIDIA's Model Optimizer."""
     import modelopt.torch.sparsity as mts
-    from modelopt.torch.export import export_hf_checkpoint
 
-    export_hf_checkpoint(mts.sparsify(model, "sparse_magnitude"), export_dir=out)
+    mts.export(mts.sparsify(model, "sparse_magnitude")).save_pretrained(out)
 
 
 def torchao(model: LlamaForCausalLM, out: Path) -> None:

@@ -12,6 +12,7 @@ checkpoint() { # TOOL VERSION PACKAGE...
     "$python" -m pip install --quiet torch==2.13.0 "${@:3}"
     rm -rf "${here:?}/$name"
     "$python" "$here/make.py" "$1" "$here/$name"
+    rm -f "$here/$name/generation_config.json"
 }
 
 # The first compressed-tensors release line: sparse-bitmask.
@@ -20,7 +21,6 @@ checkpoint llmcompressor 0.1.0 llmcompressor==0.1.0 compressed-tensors==0.5.0 \
 # The last but one that wrote 2:4: sparse-24-bitmask.
 checkpoint llmcompressor 0.5.1 llmcompressor==0.5.1 compressed-tensors==0.9.4 \
     transformers==4.51.3 datasets==3.6.0 accelerate==1.7.0 pyarrow==17.0.0
-# Today's tools, which write zeros.
-checkpoint llmcompressor 0.14.0.1 llmcompressor==0.14.0.1
+# Tools that write zeros.
 checkpoint modelopt 0.47.0 nvidia-modelopt==0.47.0 requests accelerate transformers==5.24.0
 checkpoint torchao 0.18.0 torchao==0.18.0 transformers==5.24.0
