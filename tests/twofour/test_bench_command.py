@@ -26,7 +26,7 @@ def bench_commands() -> Iterator[tuple[str, Any]]:
 def test_modes_are_commands() -> None:
     assert {name.removeprefix("bench ") for name, _ in bench_commands()} == {
         *("kernels", "serve", "quality", "values", "trtllm", "pages", "picture"),
-        *("models", "agreement", "compare", "report"),
+        *("models", "agreement", "compare", "report", "overhead", "reliability", "export"),
         *("engine speed", "engine split", "engine mix", "engine second"),
         *("masks league", "masks domains", "masks ablations", "masks cost"),
         *("masks products", "masks patterns", "masks permutation", "masks structure"),

@@ -63,7 +63,7 @@ def test_what_a_model_lacks_is_said(tmp_path: Path) -> None:
     )
     runs = report(mixtral)["runs"]
     assert (runs["cpu"], runs["vllm"]) == ("tested", "not tested")
-    assert str(runs["tensorrt-llm"]).startswith("refused: model_type 'mixtral' is not converted")
+    assert str(runs["tensorrt-llm"]).startswith("refused: model_type 'mixtral' cannot be built")
     other = make_tiny_llama(
         tmp_path / "other",
         architecture="qwen2_moe",
