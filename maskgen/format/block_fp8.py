@@ -199,7 +199,8 @@ def _check(
 
 def _array(tensor: StoredTensor, dtype: Any) -> npt.NDArray[Any]:
     raw = _bytes(tensor, tensor.entry.start, tensor.entry.end - tensor.entry.start)
-    return raw.view(dtype).reshape(tensor.entry.shape)
+    values: npt.NDArray[Any] = raw.view(dtype).reshape(tensor.entry.shape)
+    return values
 
 
 def _bytes(tensor: StoredTensor, start: int, count: int) -> npt.NDArray[np.uint8]:

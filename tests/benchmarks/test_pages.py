@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
     assert "benchmarks/run_all.sh .venv/bin data" in recipe
     run = [line.partition("bin/twofour ")[2] for line in recipe.splitlines()]
     # The script, with commands that write down what they are asked for.
-    for name in ("twofour", "python"):
+    for name in ("twofour", "python", "llama-perplexity"):
         tool = tmp_path / "bin" / name
         tool.parent.mkdir(exist_ok=True)
         tool.write_text('#!/bin/sh\necho "$(basename "$0") $*" >> calls\n')
@@ -114,7 +115,8 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
         file = tmp_path / "data" / text
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    subprocess.run(script, cwd=tmp_path, check=True)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(script, cwd=tmp_path, check=True, env=os.environ | {"PATH": path})
     calls = (tmp_path / "calls").read_text().splitlines()
     run += [call.removeprefix("twofour ") for call in calls]
     for file in FILES:
