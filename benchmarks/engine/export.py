@@ -30,9 +30,10 @@ _SHOWN = 500  # characters of what a program said before it failed
 _ABOUT = """
 A masked model, exported by `twofour export`, in llama.cpp's own program: `llama-perplexity` scores
 the second half of every window. *The file* is the same file read by twofour and scored in torch in
-fp32, over the same tokens; the two must agree. *The model* is the masked model itself, before a
-type rounds its weights. llama.cpp keeps keys and values in fp16, and rounds activations to 8 bits
-before it multiplies with q8_0, which accounts for what is left.
+fp32, over the same tokens. *The model* is the masked model itself, before a
+type rounds its weights. llama.cpp rounds activations to 8 bits before it multiplies with q8_0, and
+twofour the values of a q8_0 file to bf16 when it reads them; how much of the difference is which
+was not measured.
 """
 
 

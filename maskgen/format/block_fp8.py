@@ -199,8 +199,8 @@ def _check(
 
 def _array(tensor: StoredTensor, dtype: Any) -> npt.NDArray[Any]:
     raw = _bytes(tensor, tensor.entry.start, tensor.entry.end - tensor.entry.start)
-    array: npt.NDArray[Any] = raw.view(dtype).reshape(tensor.entry.shape)
-    return array
+    values: npt.NDArray[Any] = raw.view(dtype).reshape(tensor.entry.shape)
+    return values
 
 
 def _bytes(tensor: StoredTensor, start: int, count: int) -> npt.NDArray[np.uint8]:

@@ -121,7 +121,7 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    subprocess.run(script, cwd=tmp_path, check=True, env={**os.environ, "PATH": path})
+    subprocess.run(script, cwd=tmp_path, check=True, env=os.environ | {"PATH": path})
     calls = (tmp_path / "calls").read_text().splitlines()
     run += [call.removeprefix("twofour ") for call in calls]
     for file in FILES:
