@@ -41,7 +41,8 @@ def test_both_arms_answer_the_same_waves(tmp_path: Path) -> None:
         assert row.keys() >= FIGURES
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert min(row["engine_tokens_per_s"], row["http_tokens_per_s"]) > 0
-        assert min(row["engine_cpu_ms"], row["server_cpu_ms"], row["client_cpu_ms"]) > 0
+        # Processor times come in ticks, of which so few tokens may take none.
+        assert min(row["engine_cpu_ms"], row["server_cpu_ms"], row["client_cpu_ms"]) >= 0
     result = {
         "model": "tiny",
         "rows": rows,
