@@ -205,3 +205,10 @@ def test_unknown_methods_and_settings_are_refused() -> None:
         structure_config("taylor", {})
     with pytest.raises(ValueError, match="step"):
         structure_config("grasp", {"step": 3})
+
+
+def test_gates_are_learned_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="maskprune runs in one process; start it without"):
+        choose(model, tmp_path / "run", "maskprune")
