@@ -13,13 +13,40 @@ namespace {
 
 constexpr Positions positions = make_positions(8, 4);
 
+// entry[pair][code]: which bytes of a group's two kept values the first or second two of its four
+// inputs take, as a byte shuffle reads it; 0x80 (zero) where an input is not kept.
+struct alignas(32) PairBytes {
+  std::uint32_t entry[2][8];
+};
+
+constexpr PairBytes make_pair_bytes() {
+  PairBytes table{};
+  for (std::size_t code = 0; code < 8; ++code) {
+    for (std::uint32_t input = 0; input < 4; ++input) {
+      std::uint32_t bytes = 0x8080;
+      for (std::uint32_t kept = 0; kept < 2 && code < placement_count; ++kept) {
+        if (placement_pairs[code][kept] == input) bytes = 0x0100 + 0x0202 * kept;
+      }
+      table.entry[input / 2][code] |= bytes << (16 * (input % 2));
+    }
+  }
+  return table;
+}
+
+constexpr PairBytes pair_bytes = make_pair_bytes();
+
 struct Avx2Ops {
   using Activation = float;
-  static constexpr std::size_t max_tokens = 4;  // 2 halves x 4 tokens: 8 of 16 registers
-  static constexpr bool expands = false;
+  static constexpr std::size_t max_tokens = 6;  // 2 halves x 6 tokens: 12 of 16 registers
+  // Permutes, of which a product needs one, start half as often as products: from two panels on a
+  // dense tile is faster, made once for all of them.
+  static constexpr Source shared_source = Source::dense;
 
   static __m256i load(const std::byte* at) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  }
+  static __m256i load_words(const std::uint32_t* at) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
   }
   // The two bf16 of each word as floats: a bf16 is the upper half of a float, whose lower half is
   // zero.
@@ -27,6 +54,30 @@ struct Avx2Ops {
   static __m256 high(__m256i pairs) {
     return _mm256_castsi256_ps(
         _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+  // Each group's pair of kept values becomes two pairs of four, zeros where nothing is kept.
+  static void expand(const std::byte* w, std::size_t tiles, std::byte* to) {
+    const __m256i own_word = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
+                                               0x08080808, 0x0c0c0c0c);
+    const __m256i tables[2] = {load_words(pair_bytes.entry[0]), load_words(pair_bytes.entry[1])};
+    for (std::size_t tile = 0; tile < tiles; ++tile, w += sparse_tile_bytes) {
+      const __m256i codes[2] = {load(w), load(w + 32)};
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        for (int h = 0; h < 2; ++h) {
+          const __m256i code = _mm256_srli_epi32(codes[h], 4 * g);
+          const __m256i kept = load(w + 64 + 64 * g + 32 * h);
+          for (int pair = 0; pair < 2; ++pair) {
+            const __m256i bytes = _mm256_permutevar8x32_epi32(tables[pair], code);
+            const __m256i where = _mm256_or_si256(bytes, own_word);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to + dense_tile_bytes * tile + 128 * g +
+                                                          64 * pair + 32 * h),
+                               _mm256_shuffle_epi8(kept, where));
+          }
+        }
+      }
+    }
   }
 
   template <Source S, int R, int T>
@@ -71,14 +122,14 @@ struct Avx2Ops {
       // vpermd looks each row's code up among the six entries; it reads three bits of an index, so
       // the group's nibble needs no mask, only to be the lowest. What it finds holds the two places
       // four bits apart, and is itself an index for vpermps as it is and shifted once.
-      const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(positions.entry[g]));
+      const __m256i table = load_words(positions.entry[g]);
       for (int h = 0; h < 2; ++h) {
         const __m256i first =
             _mm256_permutevar8x32_epi32(table, _mm256_srli_epi32(codes[h], 4 * g));
         const __m256i second = _mm256_srli_epi32(first, 4);
         const __m256i pairs = load(from + 64 + 64 * g + 32 * h);
         const __m256 left = low(pairs), right = high(pairs);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int t = 0; t < T; ++t) {
           const __m256 inputs = _mm256_loadu_ps(in + 32 * t + 8 * (g / 2));
           sum[h][t] = _mm256_fmadd_ps(left, _mm256_permutevar8x32_ps(inputs, first), sum[h][t]);
@@ -95,15 +146,21 @@ struct Avx2Ops {
 #pragma GCC unroll 16
     for (int p = 0; p < 16; ++p) {
       const __m256i pairs[2] = {load(from + 64 * p), load(from + 64 * p + 32)};
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        const __m256 first = _mm256_set1_ps(in[32 * t + 2 * p]);
-        const __m256 second = _mm256_set1_ps(in[32 * t + 2 * p + 1]);
-        for (int h = 0; h < 2; ++h) {
-          sum[h][t] = _mm256_fmadd_ps(low(pairs[h]), first, sum[h][t]);
-          sum[h][t] = _mm256_fmadd_ps(high(pairs[h]), second, sum[h][t]);
-        }
-      }
+      add_products<T>(low(pairs[0]), low(pairs[1]), in + 2 * p, sum);
+      add_products<T>(high(pairs[0]), high(pairs[1]), in + 2 * p + 1, sum);
+    }
+  }
+
+  // One input of each token, 32 apart, with the weights of both halves.
+  template <int T>
+  static inline __attribute__((always_inline)) void add_products(__m256 lower, __m256 upper,
+                                                                 const Activation* in,
+                                                                 __m256 (&sum)[2][T]) {
+#pragma GCC unroll 6
+    for (int t = 0; t < T; ++t) {
+      const __m256 input = _mm256_broadcast_ss(in + 32 * t);
+      sum[0][t] = _mm256_fmadd_ps(lower, input, sum[0][t]);
+      sum[1][t] = _mm256_fmadd_ps(upper, input, sum[1][t]);
     }
   }
 
@@ -133,8 +190,9 @@ struct Avx2Ops {
     return parts[0] ^ parts[1] ^ parts[2] ^ parts[3];
   }
 
-  static const char* kernel_name(Layout layout, std::size_t) {
-    return layout == Layout::sparse24_bf16 ? "sparse24-ymm-vpermps" : "dense-ymm-fma";
+  static const char* kernel_name(Layout layout, std::size_t tokens) {
+    if (layout == Layout::dense_bf16) return "dense-ymm-fma";
+    return tokens > max_tokens ? "sparse24-ymm-dense-tiles" : "sparse24-ymm-vpermps";
   }
 };
 

@@ -15,7 +15,7 @@ constexpr Positions positions = make_positions(16, 4);  // vpermps looks at 4 bi
 struct Avx512Ops {
   using Activation = float;
   static constexpr std::size_t max_tokens = 8;
-  static constexpr bool expands = false;
+  static constexpr Source shared_source = Source::codes;
 
   // The two bf16 of each word as floats: a bf16 is the upper half of a float, whose lower half is
   // zero.

@@ -22,7 +22,7 @@ struct Bf16Ops {
   // 2 row blocks x 8 tokens: 16 sums and 8 inputs of 32 registers. Six cycles of latency at two
   // products a cycle need 12 sums; more tokens would push the inputs out of the registers.
   static constexpr std::size_t max_tokens = 8;
-  static constexpr bool expands = true;
+  static constexpr Source shared_source = Source::places;
   static __m512bh pairs(__m512i v) { return reinterpret_cast<__m512bh>(v); }
 
   template <Source S, int R, int T>
@@ -41,8 +41,8 @@ struct Bf16Ops {
       } else {
         const std::byte* places[R];
         for (int r = 0; r < R; ++r) {
-          places[r] = S == Source::expanded ? part.expanded[r] + tile * expanded_tile_bytes
-                                            : part.w[r] + offset;
+          places[r] = S == Source::places ? part.places[r] + tile * expanded_tile_bytes(S)
+                                          : part.w[r] + offset;
         }
         sparse_tile<S, R, T>(part.w, offset, places, in, sum);
       }
@@ -64,12 +64,13 @@ struct Bf16Ops {
       const __m512i codes = _mm512_loadu_si512(w + tile * sparse_tile_bytes);
 #pragma GCC unroll 8
       for (int g = 0; g < 8; ++g) {
-        _mm512_store_si512(to + tile * expanded_tile_bytes + 64 * g, positions_of(codes, g));
+        _mm512_store_si512(to + tile * expanded_tile_bytes(Source::places) + 64 * g,
+                           positions_of(codes, g));
       }
     }
   }
 
-  // places[r]: the tile's codes or, expanded, its positions.
+  // places[r]: the tile's codes or its positions.
   template <Source S, int R, int T>
   static inline __attribute__((always_inline)) void sparse_tile(const std::byte* const* w,
                                                                 std::size_t offset,

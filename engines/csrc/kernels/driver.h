@@ -5,8 +5,8 @@
 // It provides
 //   Activation            element of prepared activations: std::uint16_t (bf16) or float
 //   max_tokens            most tokens of one panel
-//   expands               whether `expand` is worth calling when several panels share weights
-//   expand(w, tiles, to)  what block needs of the tiles' codes, worked out once: 512 bytes a tile
+//   shared_source         Source of a sparse layout's weights where several panels share them: if
+//                         not `codes`, expand(w, tiles, to) makes it from the tiles, once for all
 //   block<S, R, T>(part, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
 //                         acc[R][T][16] += W x; x is the panel's first tile
 //
@@ -22,19 +22,23 @@
 namespace twofour {
 namespace {
 
-// Where an inner kernel finds its weights.
-enum class Source { codes, expanded, dense };
+// What an inner kernel reads: tiles of the sparse layout with their codes, or with the places that
+// those stand for beside them; or tiles of the dense layout.
+enum class Source { codes, places, dense };
 constexpr Layout layout_of(Source source) {
   return source == Source::dense ? Layout::dense_bf16 : Layout::sparse24_bf16;
 }
-inline constexpr std::size_t expanded_tile_bytes = vector_bytes * tile_groups;
+// What `expand` makes of a tile.
+constexpr std::size_t expanded_tile_bytes(Source source) {
+  return source == Source::dense ? dense_tile_bytes : vector_bytes * tile_groups;
+}
 
 // The weights of one inner call. `skip`: bytes between the end of a row block here and the same row
 // of the next call, so that prefetching looks past a row's end to what will be read.
 template <int R>
 struct Part {
-  const std::byte* w[R];         // each row block's first tile
-  const std::byte* expanded[R];  // with Source::expanded
+  const std::byte* w[R];       // each row block's first tile
+  const std::byte* places[R];  // with Source::places
   std::size_t skip;
   // When several panels share the weights: what to fetch for the next chunk, so many lines a tile.
   // Each panel fetches its part of it, since a burst would only wait for memory.
@@ -56,6 +60,8 @@ struct Driver {
   // Input tiles per inner call when several panels share the weights: 16 tiles of two row blocks
   // are 18 KiB (sparse), which stay in the first-level cache while the panels pass.
   static constexpr std::size_t chunk_tiles = 16;
+  // Of tiles made dense: 16 KiB.
+  static constexpr std::size_t dense_chunk_tiles = 8;
 
   static Panels panels(std::size_t tokens) { return panels_of(tokens, max_tokens); }
 
@@ -154,12 +160,14 @@ struct Driver {
       block<source, R>(p.size(first))(rows, x + start * tiles * tile_inputs, tiles, acc);
       return;
     }
-    constexpr bool expand = L == Layout::sparse24_bf16 && Ops::expands;
-    constexpr Source source =
-        L == Layout::dense_bf16 ? Source::dense : (expand ? Source::expanded : Source::codes);
-    alignas(64) std::byte expanded[expand ? R : 1][expand ? chunk_tiles * expanded_tile_bytes : 1];
-    for (std::size_t tile = 0; tile < tiles; tile += chunk_tiles) {
-      const std::size_t count = smaller(chunk_tiles, tiles - tile);
+    constexpr Source source = L == Layout::dense_bf16 ? Source::dense : Ops::shared_source;
+    constexpr bool expand = L == Layout::sparse24_bf16 && source != Source::codes;
+    constexpr std::size_t chunk =
+        expand && source == Source::dense ? dense_chunk_tiles : chunk_tiles;
+    constexpr std::size_t bytes = expand ? chunk * expanded_tile_bytes(source) : 1;
+    alignas(64) std::byte expanded[expand ? R : 1][bytes];
+    for (std::size_t tile = 0; tile < tiles; tile += chunk) {
+      const std::size_t count = smaller(chunk, tiles - tile);
       const bool row_ends = tile + count == tiles;
       const std::size_t lines_of_tile = tile_bytes(L) / vector_bytes;
       Part<R> part = rows;
@@ -169,7 +177,7 @@ struct Driver {
         part.next[r] = part.w[r] + count * tile_bytes(L) + (row_ends ? rows.skip : 0);
         if constexpr (expand) {
           Ops::expand(part.w[r], count, expanded[r]);
-          part.expanded[r] = expanded[r];
+          (source == Source::dense ? part.w : part.places)[r] = expanded[r];
         }
       }
       for (std::size_t panel = first; panel < last; ++panel) {

@@ -12,7 +12,9 @@
 //
 // Reduction order: each output is one chain of fp32 additions in rising order of inputs, whatever
 // the number of tokens, the row range, the blocking or the thread. So every kernel of one table is
-// invariant: same weights and same activations give the same bits, batch mates or not.
+// invariant: same weights and same activations give the same bits, batch mates or not. (Only a
+// token with an activation that is not finite may differ: where it meets zeros of a tile that was
+// made dense, outputs that do not use it become NaN too.)
 #pragma once
 
 #include <cstddef>

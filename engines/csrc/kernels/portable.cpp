@@ -9,7 +9,7 @@ namespace {
 struct PortableOps {
   using Activation = std::uint16_t;
   static constexpr std::size_t max_tokens = 8;
-  static constexpr bool expands = false;
+  static constexpr Source shared_source = Source::codes;
 
   static float load(const std::byte* at) {
     std::uint16_t value;

@@ -162,8 +162,8 @@ def test_nan_and_infinity_reach_only_their_own_token(isa: str) -> None:
         result = kernels.linear(weights, x, isa=isa)
         assert np.isfinite(result[[0, 1, 3, 5]]).all()
         assert np.isnan(result[2, uses]).all()
-    sparse_result = kernels.linear(sparse, x, isa=isa)
-    assert np.isfinite(sparse_result[2, ~uses]).all()
+    alone = kernels.linear(sparse, x[2:3], isa=isa)
+    assert np.isfinite(alone[0, ~uses]).all()
 
 
 def run_with_isa(value: str) -> subprocess.CompletedProcess[str]:
