@@ -13,6 +13,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ def run_batched_bench(
     """
     context = wave.concurrency * (-(-(wave.prompt_tokens + wave.output_tokens) // 256) * 256)
     asked = (wave.prompt_tokens, wave.output_tokens, wave.concurrency)
-    command = [program, "-m", str(gguf), "-t", str(threads), "-c", str(context)]
+    command = [program, "-m", str(gguf.resolve()), "-t", str(threads), "-c", str(context)]
     for flag, value in zip(("-npp", "-ntg", "-npl"), asked, strict=True):
         command += [flag, str(value)]
     command += _ik_flags(wave) if program == IK_PROGRAM else ["--output-format", "jsonl"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:  # ik_llama.cpp leaves a log where it runs
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     result = (_table_row if program == IK_PROGRAM else _json_row)(done)
     if done.returncode or result is None:
         raise RuntimeError(f"{program} failed ({done.returncode}): {done.stderr[-500:]}")
