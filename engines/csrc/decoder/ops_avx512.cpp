@@ -6,10 +6,11 @@
 namespace twofour {
 namespace {
 
-struct Avx512Lanes {
+struct Avx512Lanes : WideLanes {
+  static constexpr int attention_rows = 6, attention_vectors = 4;
   static Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static Floats dot_pairs(Floats acc, Words a, Words b) {
-    return dot_pairs_in_two<Avx512Lanes>(acc, a, b);
+  static Floats dot(Floats sums, Words pairs, Words pair) {
+    return dot_in_two<Avx512Lanes>(sums, pairs, pair);
   }
 };
 

@@ -6,13 +6,14 @@
 namespace twofour {
 namespace {
 
-struct Bf16Lanes {
+struct Bf16Lanes : WideLanes {
+  static constexpr int attention_rows = 6, attention_vectors = 4;
   static Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static Floats dot_pairs(Floats acc, Words a, Words b) {
+  static Floats dot(Floats sums, Words pairs, Words pair) {
     __m512bh x, y;
-    __builtin_memcpy(&x, &a, sizeof x);
-    __builtin_memcpy(&y, &b, sizeof y);
-    return _mm512_dpbf16_ps(acc, x, y);
+    __builtin_memcpy(&x, &pairs, sizeof x);
+    __builtin_memcpy(&y, &pair, sizeof y);
+    return _mm512_dpbf16_ps(sums, x, y);
   }
 };
 

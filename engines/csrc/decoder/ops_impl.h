@@ -1,7 +1,14 @@
 // The operations of ops.h, compiled once per instruction set by the ops_*.cpp that include it.
 // `Lanes` is a type of the including file that provides
 //   fused(a, b, c)            a * b + c, rounded once where the instruction set can
-//   dot_pairs(acc, a, b)      acc + a . b over each word's pair of bf16
+//   attention_rows            most rows of attention at once, and how many vectors of each: their
+//   attention_vectors         sums stay in registers, with room for the operands
+//   Sums, Pairs, Pair         16 sums; 16 pairs of bf16; a pair of bf16 that all lanes share
+//   load, store(to, sums)     Sums
+//   scaled(sums, factor)
+//   pairs(from), pair(from)
+//   dot(sums, pairs, pair)    sums + pairs . pair, the first products before the second
+// WideLanes has all but the first two lines' and `dot` for compilers' own vectors.
 // common/lanes.h says why everything is in an anonymous namespace.
 #pragma once
 
@@ -12,29 +19,33 @@
 namespace twofour {
 namespace {
 
-constexpr std::size_t chunk_positions = 64;  // scores held in registers: 4 vectors a row
+constexpr std::size_t chunk_positions = 64;
 constexpr std::size_t chunk_tiles = chunk_positions / lanes;
-constexpr int max_rows = 6;  // 6 rows x 4 vectors leave registers for the operands
 
-Words load_words(const void* from) {
-  Words x;
-  __builtin_memcpy(&x, from, sizeof x);
-  return x;
-}
+struct WideLanes {
+  using Sums = Floats;
+  using Pairs = Words;
+  using Pair = Words;
+  static Sums load(const float* from) { return twofour::load(from); }
+  static void store(float* to, Sums sums) { twofour::store(to, sums); }
+  static Sums scaled(Sums sums, float factor) { return sums * factor; }
+  static Pairs pairs(const void* from) {
+    Words x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return x;
+  }
+  static Pair pair(const std::uint16_t* from) {
+    std::uint32_t word;
+    __builtin_memcpy(&word, from, sizeof word);
+    return splat(word);
+  }
+};
 
-// Two neighbouring bf16 in every lane.
-Words splat_pair(const std::uint16_t* from) {
-  std::uint32_t word;
-  __builtin_memcpy(&word, from, sizeof word);
-  return splat(word);
-}
-
-// dot_pairs where there is no instruction for it. The order, first before second, is that of the
-// instruction that there is.
+// `dot` where there is no instruction for it, in the order of the instruction that there is.
 template <class Lanes>
-Floats dot_pairs_in_two(Floats acc, Words a, Words b) {
-  acc = Lanes::fused(first_of_pairs(a), first_of_pairs(b), acc);
-  return Lanes::fused(second_of_pairs(a), second_of_pairs(b), acc);
+Floats dot_in_two(Floats sums, Words pairs, Words pair) {
+  sums = Lanes::fused(first_of_pairs(pairs), first_of_pairs(pair), sums);
+  return Lanes::fused(second_of_pairs(pairs), second_of_pairs(pair), sums);
 }
 
 // By halves, 8 + 8 lanes, then 4 + 4 ...: an order that is the same whatever registers there are.
@@ -148,22 +159,23 @@ void store_position(const std::uint16_t* key, const float* value, std::size_t he
 template <class Lanes, int R>
 void scores_of(const std::uint16_t* const* q, const std::byte* const* tiles, std::size_t dim,
                float scale, float (*scores)[chunk_positions]) {
-  Floats acc[R][chunk_tiles];
-  for (int r = 0; r < R; ++r) {
-    for (std::size_t t = 0; t < chunk_tiles; ++t) acc[r][t] = Floats{};
-  }
-  for (std::size_t pair = 0; pair < dim / 2; ++pair) {
-    Words keys[chunk_tiles];
-    for (std::size_t t = 0; t < chunk_tiles; ++t) keys[t] = load_words(tiles[t] + pair * 64);
-    for (int r = 0; r < R; ++r) {
-      const Words query = splat_pair(q[r] + 2 * pair);
-      for (std::size_t t = 0; t < chunk_tiles; ++t) {
-        acc[r][t] = Lanes::dot_pairs(acc[r][t], keys[t], query);
+  constexpr std::size_t held = Lanes::attention_vectors;
+  static_assert(chunk_tiles % held == 0);
+  for (std::size_t first = 0; first < chunk_tiles; first += held) {
+    typename Lanes::Sums acc[R][held]{};
+    for (std::size_t pair = 0; pair < dim / 2; ++pair) {
+      typename Lanes::Pairs keys[held];
+      for (std::size_t t = 0; t < held; ++t) keys[t] = Lanes::pairs(tiles[first + t] + pair * 64);
+      for (int r = 0; r < R; ++r) {
+        const auto query = Lanes::pair(q[r] + 2 * pair);
+        for (std::size_t t = 0; t < held; ++t) acc[r][t] = Lanes::dot(acc[r][t], keys[t], query);
       }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (std::size_t t = 0; t < chunk_tiles; ++t) store(scores[r] + t * lanes, acc[r][t] * scale);
+    for (int r = 0; r < R; ++r) {
+      for (std::size_t t = 0; t < held; ++t) {
+        Lanes::store(scores[r] + (first + t) * lanes, Lanes::scaled(acc[r][t], scale));
+      }
+    }
   }
 }
 
@@ -173,65 +185,68 @@ template <class Lanes, int R, int V>
 void add_values(const std::uint16_t (*weights)[chunk_positions], const float* rescale,
                 const std::byte* const* tiles, std::size_t pairs, std::size_t dim,
                 std::size_t first, float* acc) {
-  Floats sum[R][V];
+  typename Lanes::Sums sum[R][V];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      sum[r][v] = load(acc + static_cast<std::size_t>(r) * dim + first + v * lanes) * rescale[r];
+      const float* from = acc + static_cast<std::size_t>(r) * dim + first + v * lanes;
+      sum[r][v] = Lanes::scaled(Lanes::load(from), rescale[r]);
     }
   }
   for (std::size_t pair = 0; pair < pairs; ++pair) {
     const std::byte* row =
         tiles[pair / 8] + head_page_bytes(dim) / 2 + ((pair % 8) * dim + first) * 4;
-    Words values[V];
-    for (int v = 0; v < V; ++v) values[v] = load_words(row + v * 64);
+    typename Lanes::Pairs values[V];
+    for (int v = 0; v < V; ++v) values[v] = Lanes::pairs(row + v * 64);
     for (int r = 0; r < R; ++r) {
-      const Words weight = splat_pair(weights[r] + 2 * pair);
-      for (int v = 0; v < V; ++v) sum[r][v] = Lanes::dot_pairs(sum[r][v], values[v], weight);
+      const auto weight = Lanes::pair(weights[r] + 2 * pair);
+      for (int v = 0; v < V; ++v) sum[r][v] = Lanes::dot(sum[r][v], values[v], weight);
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      store(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
+      Lanes::store(acc + static_cast<std::size_t>(r) * dim + first + v * lanes, sum[r][v]);
     }
   }
 }
 
-// All ones in the lanes of tile `tile` whose positions lie in [lo, hi) of the chunk.
-Ints lanes_within(std::size_t tile, std::size_t lo, std::size_t hi) {
-  const Words place = lane_numbers() + static_cast<std::uint32_t>(tile * lanes);
-  return (place >= static_cast<std::uint32_t>(lo)) & (place < static_cast<std::uint32_t>(hi));
-}
-
 // One step of the running softmax (arXiv 1805.02867): turns a row's scores of positions [lo, hi) of
 // the chunk into bf16 weights relative to the highest score so far, zero elsewhere. Returns the
-// factor that makes what the row has accumulated relative to it, too.
+// factor that makes what the row has accumulated relative to it, too. Plain loops: compilers make
+// vectors of any width of them, but single floats of comparisons of vectors wider than a register.
 float soften(const float* scores, std::size_t lo, std::size_t hi, float* highest, float* sum,
              std::uint16_t* weights) {
   // Finite, unlike -infinity: the difference of two of them is a number.
-  const Floats lowest = splat(-3.0e38f);
-  Floats shown[chunk_tiles];
-  Floats best = lowest;
-  for (std::size_t t = 0; t < chunk_tiles; ++t) {
+  constexpr float lowest = -3.0e38f;
+  constexpr int positions = chunk_positions;
+  const int begin = static_cast<int>(lo), end = static_cast<int>(hi);
+  float shown[chunk_positions], weight[chunk_positions];
+  for (int i = 0; i < positions; ++i) {
     // Scores of unseen positions are of whatever the cache holds there, perhaps NaN: a selection
     // drops them, where adding a large negative number would not.
-    shown[t] = lanes_within(t, lo, hi) ? load(scores + t * lanes) : lowest;
-    best = max(shown[t], best);
+    shown[i] = i >= begin && i < end ? scores[i] : lowest;
   }
-  float lane[lanes];
-  store(lane, best);
-  float top = *sum > 0.0f ? *highest : -3.0e38f;
-  for (std::size_t i = 0; i < lanes; ++i) top = lane[i] > top ? lane[i] : top;
-  Floats total{};
+  float best[lanes], total[lanes];
+  for (int i = 0; i < lanes; ++i) best[i] = lowest;
   for (std::size_t t = 0; t < chunk_tiles; ++t) {
-    const Floats weight =
-        lanes_within(t, lo, hi) ? exp_nonpositive<Taylor>(shown[t] - top) : Floats{};
-    total += weight;
-    float out[lanes];
-    store(out, weight);
-    for (std::size_t i = 0; i < lanes; ++i) weights[t * lanes + i] = float_to_bf16(out[i]);
+    const float* tile = shown + t * lanes;
+    for (int i = 0; i < lanes; ++i) best[i] = tile[i] > best[i] ? tile[i] : best[i];
+  }
+  float top = *sum > 0.0f ? *highest : lowest;
+  for (int i = 0; i < lanes; ++i) top = best[i] > top ? best[i] : top;
+  // A loop each: a selection beside the exponential would become a branch.
+  for (int i = 0; i < positions; ++i) {
+    const float x = shown[i] - top;
+    shown[i] = x < -87.0f ? -87.0f : x;
+  }
+  for (int i = 0; i < positions; ++i) weight[i] = exp_within_range<Taylor>(shown[i]);
+  for (int i = 0; i < positions; ++i) weight[i] = i >= begin && i < end ? weight[i] : 0.0f;
+  for (int i = 0; i < positions; ++i) weights[i] = float_to_bf16(weight[i]);
+  for (int i = 0; i < lanes; ++i) total[i] = 0.0f;
+  for (std::size_t t = 0; t < chunk_tiles; ++t) {
+    for (int i = 0; i < lanes; ++i) total[i] += weight[t * lanes + i];
   }
   const float before = *sum > 0.0f ? exp_clamped(*highest - top) : 0.0f;
-  *sum = *sum * before + sum_lanes(total);
+  *sum = *sum * before + sum_lanes(twofour::load(total));
   *highest = top;
   return before;
 }
@@ -267,9 +282,10 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
   }
   const std::size_t pairs = (last + 1) / 2;
   float* acc = out.acc + row * a.dim;
+  constexpr int held = Lanes::attention_vectors;
   std::size_t first = 0;
-  for (; first + 4 * lanes <= a.dim; first += 4 * lanes) {
-    add_values<Lanes, R, 4>(weights, rescale, tiles, pairs, a.dim, first, acc);
+  for (; first + held * lanes <= a.dim; first += held * lanes) {
+    add_values<Lanes, R, held>(weights, rescale, tiles, pairs, a.dim, first, acc);
   }
   for (; first < a.dim; first += lanes) {
     add_values<Lanes, R, 1>(weights, rescale, tiles, pairs, a.dim, first, acc);
@@ -278,9 +294,11 @@ void chunk_of_rows(const Attend& a, std::size_t row, const std::byte* const* til
 
 template <class Lanes>
 void attend(const Attend& a, const Softmax& out) {
+  constexpr std::size_t max_rows = Lanes::attention_rows;
+  static_assert(max_rows <= 6);
   // The number of rows is a constant of each, so that their sums stay in registers.
-  static constexpr void (*chunk_of[max_rows])(const Attend&, std::size_t, const std::byte* const*,
-                                              std::size_t, std::size_t, const Softmax&) = {
+  static constexpr void (*chunk_of[])(const Attend&, std::size_t, const std::byte* const*,
+                                      std::size_t, std::size_t, const Softmax&) = {
       chunk_of_rows<Lanes, 1>, chunk_of_rows<Lanes, 2>, chunk_of_rows<Lanes, 3>,
       chunk_of_rows<Lanes, 4>, chunk_of_rows<Lanes, 5>, chunk_of_rows<Lanes, 6>};
   for (std::size_t r = 0; r < a.rows; ++r) out.max[r] = out.sum[r] = 0.0f;

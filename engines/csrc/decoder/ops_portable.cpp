@@ -4,10 +4,11 @@
 namespace twofour {
 namespace {
 
-struct PortableLanes {
+struct PortableLanes : WideLanes {
+  static constexpr int attention_rows = 6, attention_vectors = 4;
   static Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
-  static Floats dot_pairs(Floats acc, Words a, Words b) {
-    return dot_pairs_in_two<PortableLanes>(acc, a, b);
+  static Floats dot(Floats sums, Words pairs, Words pair) {
+    return dot_in_two<PortableLanes>(sums, pairs, pair);
   }
 };
 
