@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml CMakeLists.txt $(NATIVE)
 demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
 	$(BIN)/twofour demo
 
+# A process for each core, four at most: each takes up to 2 GiB. The tests of a file share one.
 test: setup ## all tests that need no optional engine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 IMAGE := build/image
 package: setup ## the wheel, in dist/, built from what the image's first stage gets

@@ -24,6 +24,8 @@ Figures = dict[str, float]
 
 _FEW = Wave(8, 2, 1)
 """What an arm does before it is measured: a process that was stopped for seconds is cold."""
+_SHORT_WAVES = 5
+"""Waves of short prompts whose median is one turn's time to first token."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class OverheadPlan:
 class OverheadRow:
     """Both arms at one number of streams; medians over the repeats.
 
-    `ratio` and `added_ttft_ms` are medians of what either repeat's pair of waves says. CPU is
-    milliseconds of all cores for each token: of the engine's process, of the server's, and of the
-    client's, which shares the machine with the latter.
+    `ratio` and `added_ttft_ms` are medians of what either repeat's pair of turns says; the latter
+    is of prompts of 8 tokens, since a long prompt's time varies by more than the server adds. CPU
+    is milliseconds of all cores for each token: of the engine's process, of the server's, and of
+    the client's, which shares the machine with the latter.
     """
 
     concurrency: int
@@ -188,10 +191,13 @@ def _row(arms: tuple[EngineArm, HttpArm], plan: OverheadPlan, concurrency: int) 
             # Every other pair in reverse, so that drift favours no arm.
             for arm, found in turns if repeat % 2 == 0 else reversed(turns):
                 arm.wave(_FEW)
-                found.append(arm.wave(wave))
+                short = Wave(_FEW.prompt_tokens, _FEW.output_tokens, concurrency)
+                first = statistics.median(arm.wave(short)["ttft_ms"] for _ in range(_SHORT_WAVES))
+                found.append(arm.wave(wave) | {"short_ttft_ms": first})
     pairs = list(zip(direct, served, strict=True))
     ratios = [b["tokens_per_s"] / a["tokens_per_s"] for a, b in pairs]
     tokens = concurrency * plan.output_tokens
+    added = [b["short_ttft_ms"] - a["short_ttft_ms"] for a, b in pairs]
     row = OverheadRow(
         concurrency=concurrency,
         engine_tokens_per_s=_median(a["tokens_per_s"] for a in direct),
@@ -201,7 +207,7 @@ def _row(arms: tuple[EngineArm, HttpArm], plan: OverheadPlan, concurrency: int) 
         ratio_high=round(max(ratios), 4),
         engine_ttft_ms=_median(a["ttft_ms"] for a in direct),
         http_ttft_ms=_median(b["ttft_ms"] for b in served),
-        added_ttft_ms=_median(b["ttft_ms"] - a["ttft_ms"] for a, b in pairs),
+        added_ttft_ms=_median(iter(added)),
         engine_cpu_ms=_median(1e3 * a["cpu_s"] / tokens for a in direct),
         server_cpu_ms=_median(1e3 * b["cpu_s"] / tokens for b in served),
         client_cpu_ms=_median(1e3 * b["client_cpu_s"] / tokens for b in served),

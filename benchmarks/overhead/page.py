@@ -11,8 +11,8 @@ _ABOUT = """
 The engine called directly, and the server over the same engine, in turns wave by wave: greedy
 requests that start together, random prompts, without the prefix cache. The server, its client and
 all threads of the engine share the cores, so what the client takes is in the ratio, too. Ratio and
-added time to first token are medians of the pairs; the span is of all pairs. CPU is the time of all
-cores for each token.
+added time to first token are medians of the pairs, the latter of prompts of 8 tokens; the span is
+of all pairs. CPU is the time of all cores for each token.
 """
 
 
