@@ -142,6 +142,17 @@ def arm_name(pattern: str, values: str) -> str:
     return f"{_KINDS.get(pattern, 'bitmap')}-{values}"
 
 
+def with_present_speeds(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The rows that have a speed with the one that bench-lowbit.json gives now, if it gives one."""
+    found = []
+    for row in rows:
+        pattern = str(row["pattern"]).partition(" ")[0]
+        arm = f"ik-{row['values']}" if row.get("file") else arm_name(pattern, row["values"])
+        speed = None if row["tokens_per_s"] is None else _measured_speed(arm)
+        found.append({**row, "tokens_per_s": speed or row["tokens_per_s"]})
+    return found
+
+
 def _speed(pattern: str, chosen: ValueOptions) -> float | None:
     """Tokens per second of one request, 128/128, if a directory made by default was measured."""
     plain = ValueOptions(values=chosen.values)

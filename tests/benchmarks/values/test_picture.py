@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.values import quality
 from benchmarks.values.picture import (
     PictureError,
     Point,
@@ -15,6 +16,7 @@ from benchmarks.values.picture import (
     label_offsets,
     points,
 )
+from maskgen.format.json_file import write_json
 
 
 def row(pattern: str, values: str, figures: tuple[float, float | None, float]) -> dict[str, Any]:
@@ -63,3 +65,16 @@ def test_labels_of_neighbours_stand_apart() -> None:
     offsets = label_offsets({"a one": (0, 0), "a two": (4, 2), "a far": (300, 0)})
     assert offsets["a far"] == offsets["a one"] == (0, 16)
     assert offsets["a two"] != (0, 16)
+
+
+def test_speeds_measured_anew_take_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = {"prompt_tokens": 128, "output_tokens": 128, "concurrency": 1}
+    other = {**cell, "concurrency": 8}
+    speeds = [("sparse-int8", 127.0, cell), ("sparse-int8", 267.0, other), ("ik-q4_0", 141.0, cell)]
+    rows = [{"arm": arm, "tokens_per_s": speed, **where} for arm, speed, where in speeds]
+    write_json(tmp_path / "bench-lowbit.json", {"rows": rows})
+    monkeypatch.setattr(quality, "RESULTS", tmp_path)
+    found = [row["tokens_per_s"] for row in quality.with_present_speeds(ROWS)]
+    assert found == [66.0, 119.0, 80.0, 127.0, None, 141.0]
