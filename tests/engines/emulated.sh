@@ -5,6 +5,11 @@
 #   tests/engines/emulated.sh [PYTHON]
 set -eu
 python=${1:-python3}
+python=$(command -v "$python")
+# Absolute, since the tests run in another folder; beside it is the cmake that `make setup` installs.
+bin=$(cd "$(dirname "$python")" && pwd)
+python=$bin/${python##*/}
+PATH=$bin:$PATH
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$root/build/emulated
 mkdir -p "$work/tree"
@@ -13,9 +18,9 @@ for part in engines maskgen tests benchmarks twofour CMakeLists.txt pyproject.to
   cp -Rp "$root/$part" "$work/tree/$part"
 done
 rm -f "$work"/tree/engines/native/*.so
-cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_EMULATED=ON -DPython_EXECUTABLE="$(command -v "$python")"
+cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_EMULATED=ON -DPython_EXECUTABLE="$python"
 cmake --build "$work/build" --parallel 2 --target _native
 
 cd "$work/tree"
-PYTHONPATH=. TWOFOUR_ISA=portable "$python" -m pytest -p no:cacheprovider --timeout 1200 \
+TWOFOUR_ISA=portable "$python" tests/engines/from_tree.py pytest -p no:cacheprovider --timeout 1200 \
   tests/engines/native/test_lowbit_kernels.py tests/engines/native/test_lowbit_patch.py

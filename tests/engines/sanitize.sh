@@ -5,6 +5,11 @@
 set -eu
 python=${1:-python3}
 seconds=${2:-30}
+python=$(command -v "$python")
+# Absolute, since the tests run in another folder; beside it is the cmake that `make setup` installs.
+bin=$(cd "$(dirname "$python")" && pwd)
+python=$bin/${python##*/}
+PATH=$bin:$PATH
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$root/build/sanitize
 mkdir -p "$work/tree"
@@ -13,7 +18,7 @@ for part in engines maskgen tests benchmarks twofour CMakeLists.txt pyproject.to
   cp -R "$root/$part" "$work/tree/$part"
 done
 rm -f "$work"/tree/engines/native/*.so
-cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_SANITIZE=ON -DPython_EXECUTABLE="$(command -v "$python")"
+cmake -S "$work/tree" -B "$work/build" -DTWOFOUR_SANITIZE=ON -DPython_EXECUTABLE="$python"
 cmake --build "$work/build" --parallel 2
 
 cd "$work/tree"
@@ -22,10 +27,9 @@ cd "$work/tree"
 LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"
 ASAN_OPTIONS=detect_leaks=0:abort_on_error=1
 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-PYTHONPATH=.
-export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS PYTHONPATH
-"$python" -m pytest -p no:cacheprovider --timeout 1200 \
+export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS
+"$python" tests/engines/from_tree.py pytest -p no:cacheprovider --timeout 1200 \
   tests/engines/native/test_layout.py tests/engines/native/test_kernels.py tests/engines/native/test_patch.py \
   tests/engines/native/test_lowbit_layout.py tests/engines/native/test_lowbit_kernels.py tests/engines/native/test_lowbit_patch.py \
   tests/engines/native/test_decoder.py
-"$python" tests/fuzz/fuzz_unpack.py --seconds "$seconds"
+"$python" tests/engines/from_tree.py tests/fuzz/fuzz_unpack.py --seconds "$seconds"
