@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml CMakeLists.txt $(NATIVE)
 demo: setup ## real weights -> mask -> engine -> server -> sparse beside dense
 	$(BIN)/twofour demo
 
-# A process for each core, four at most: each takes up to 2 GiB. The tests of a file share one.
+# A process for each core, four at most, for the memory they take. The tests of a file share one.
 test: setup ## all tests that need no optional engine
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 

@@ -1,7 +1,7 @@
 """The README's picture (`twofour bench picture`): quality, speed and bytes of every arm.
 
-All of it is in docs/results/lowbit-quality.json, whose speeds are those of bench-lowbit.json. An
-arm that another one beats in all three is drawn hollow.
+All of it is in docs/results/lowbit-quality.json; its speeds are brought up to those of
+bench-lowbit.json first. An arm that another one beats in all three is drawn hollow.
 """
 
 from __future__ import annotations
