@@ -17,7 +17,7 @@ import torch
 
 from maskgen.learning.native import native_module
 from maskgen.learning.noise import NoiseKey
-from maskgen.learning.relaxation import GumbelPlacements, Relaxation, RelaxedTopN, Softness
+from maskgen.learning.relaxation import GumbelPlacements, Relaxation, SequentialTopN, Softness
 from maskgen.torch_model import TORCH_DTYPES, resolve_dtype
 
 Shape = tuple[int, int]
@@ -46,7 +46,7 @@ def measure_cost(
     }
     for name, native in _implementations(with_torch):
         arms["maskllm", name] = partial(_masks, cast, GumbelPlacements(native), 100.0, 4.0)
-        arms["roi", name] = partial(_masks, cast, RelaxedTopN(native), 0.5, 0.5)
+        arms["roi", name] = partial(_masks, cast, SequentialTopN(native), 0.5, 0.5)
     rows = []
     for (part, implementation), make in arms.items():
         seconds = sum(_fastest(make(shape), repeats) * n for shape, n in counts.items())

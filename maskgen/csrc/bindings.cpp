@@ -38,12 +38,15 @@ void same_as_weight(const Weight& weight, const Weight& other, const char* name)
   }
 }
 
-Layer make_layer(const Weight& weight, const Logits& logits, std::size_t planes) {
-  const std::size_t groups = weight.shape(1) / 4;
-  if (weight.shape(1) % 4 != 0) refuse("the weight's inputs must divide by 4");
+// Groups of `m` weights.
+Layer make_layer(const Weight& weight, const Logits& logits, std::size_t planes,
+                 std::size_t m = 4) {
+  const std::size_t groups = weight.shape(1) / m;
+  const std::string size = std::to_string(m);
+  if (weight.shape(1) % m != 0) refuse("the weight's inputs must divide by " + size);
   if (logits.shape(0) != weight.shape(0) || logits.shape(1) != planes ||
       logits.shape(2) != groups) {
-    refuse("the logits must be (rows, " + std::to_string(planes) + ", inputs / 4)");
+    refuse("the logits must be (rows, " + std::to_string(planes) + ", inputs / " + size + ")");
   }
   return {weight.data(), logits.data(), static_cast<std::int64_t>(weight.shape(0)),
           static_cast<std::int64_t>(groups), is_bf16(weight)};
@@ -93,6 +96,43 @@ void relax_backward(const Weight& weight, const Logits& logits, const Weight& ma
   (kernels().*kernel)(view, scale, tau, key, out);
 }
 
+// N:M with the m of the logits' planes.
+Pattern pattern_of(const Logits& logits, int n) {
+  const auto m = static_cast<int>(logits.shape(1));
+  if (m < 4 || m > 32 || m % 4 != 0) refuse("a group must have 4 to 32 weights, a multiple of 4");
+  if (n < 1 || n >= m) refuse("n must be at least 1 and below " + std::to_string(m));
+  return {n, m};
+}
+
+void entropic_forward(const Weight& weight, const Logits& logits, const Weight& masked, int n,
+                      float scale, float tau, std::uint64_t seed, std::uint32_t step,
+                      std::uint32_t micro_batch, std::uint32_t layer) {
+  const Pattern pattern = pattern_of(logits, n);
+  const Layer view = make_layer(weight, logits, logits.shape(1), logits.shape(1));
+  same_as_weight(weight, masked, "the masked weight");
+  positive(scale, "the logits' scale");
+  positive(tau, "tau");
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  nb::gil_scoped_release released;
+  kernels().entropic_forward(view, pattern, scale, tau, key, masked.data());
+}
+
+void entropic_backward(const Weight& weight, const Logits& logits, const Weight& masked_gradient,
+                       const Logits& gradient, int n, float scale, float tau, float regularisation,
+                       std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
+                       std::uint32_t layer) {
+  const Pattern pattern = pattern_of(logits, n);
+  const Layer view = make_layer(weight, logits, logits.shape(1), logits.shape(1));
+  same_as_weight(weight, masked_gradient, "the masked weight's gradient");
+  same_as_logits(logits, gradient);
+  positive(scale, "the logits' scale");
+  positive(tau, "tau");
+  const NoiseKey key = make_key(seed, step, micro_batch, layer);
+  const Gradient out{masked_gradient.data(), gradient.data(), regularisation};
+  nb::gil_scoped_release released;
+  kernels().entropic_backward(view, pattern, scale, tau, key, out);
+}
+
 void sample_forward(const Weight& weight, const Logits& logits, const Weight& masked,
                     std::uint64_t seed, std::uint32_t step, std::uint32_t micro_batch,
                     std::uint32_t layer) {
@@ -109,6 +149,16 @@ Layer logits_alone(const Logits& logits, std::size_t planes) {
   }
   return {nullptr, logits.data(), static_cast<std::int64_t>(logits.shape(0)),
           static_cast<std::int64_t>(logits.shape(2)), false};
+}
+
+void keep_top(const Logits& logits, const Codes& kept, int n) {
+  const Pattern pattern = pattern_of(logits, n);
+  const Layer view = logits_alone(logits, logits.shape(1));
+  if (kept.shape(0) != logits.shape(0) || kept.shape(1) != logits.shape(1) * logits.shape(2)) {
+    refuse("what is kept must be (rows, inputs)");
+  }
+  nb::gil_scoped_release released;
+  kernels().keep_top(view, pattern, kept.data());
 }
 
 void sample_update(const Logits& logits, float rate, std::uint64_t seed, std::uint32_t step,
@@ -150,7 +200,8 @@ std::tuple<std::int64_t, double> decide(const Logits& logits, const Codes& codes
 
 NB_MODULE(_native, m) {
   m.doc() =
-      "Fused kernels for learning 2:4 masks; maskgen/learning/native.py chooses them.\n\n"
+      "Fused kernels for learning masks, 2:4 where nothing else is said;\n"
+      "maskgen/learning/native.py chooses them.\n\n"
       "Weights, masked weights and their gradients are (rows, inputs), all bfloat16 or all "
       "float32;\n"
       "logits and their gradients (rows, 6 or 4, inputs / 4) float32; codes (rows, inputs / 4).\n"
@@ -172,6 +223,16 @@ NB_MODULE(_native, m) {
         "logits"_a.noconvert(), "masked_gradient"_a.noconvert(), "gradient"_a.noconvert(),
         "scale"_a, "tau"_a, "regularisation"_a, TWOFOUR_KEY,
         "Adds to the logits' `gradient` what the masked weight's gives.");
+  m.def("entropic_forward", &entropic_forward, "weight"_a.noconvert(), "logits"_a.noconvert(),
+        "masked"_a.noconvert(), "n"_a, "scale"_a, "tau"_a, TWOFOUR_KEY,
+        "Writes `masked` by the entropic top n of each group of as many weights as there are "
+        "planes of logits.");
+  m.def("entropic_backward", &entropic_backward, "weight"_a.noconvert(), "logits"_a.noconvert(),
+        "masked_gradient"_a.noconvert(), "gradient"_a.noconvert(), "n"_a, "scale"_a, "tau"_a,
+        "regularisation"_a, TWOFOUR_KEY,
+        "Adds to the logits' `gradient` what the masked weight's gives.");
+  m.def("keep_top", &keep_top, "logits"_a.noconvert(), "kept"_a.noconvert(), "n"_a,
+        "Writes 1 to `kept`, (rows, inputs), for the n largest of each group, else 0.");
   m.def("sample_forward", &sample_forward, "weight"_a.noconvert(), "logits"_a.noconvert(),
         "masked"_a.noconvert(), TWOFOUR_KEY, "Writes `masked` by MaskPro's sampling.");
   m.def("sample_update", &sample_update, "logits"_a.noconvert(), "rate"_a, TWOFOUR_KEY,

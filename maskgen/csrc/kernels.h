@@ -2,7 +2,8 @@
 //
 // A layer has `rows` outputs and 4 * `groups` inputs. Weights, masked weights and their gradients
 // are (rows, 4 * groups); logits are planes per row, (rows, 6, groups) for placement logits and
-// (rows, 4, groups) for weight logits, so that neighbouring groups lie in neighbouring lanes.
+// (rows, 4, groups) for weight logits, so that neighbouring groups lie in neighbouring lanes. The
+// entropic kernels and keep_top take any pattern: m where the others have 4.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,11 @@ struct NoiseKey {
   std::uint32_t step;
   std::uint32_t micro_batch;  // global index, over all ranks
   std::uint32_t layer;
+};
+
+// n weights are kept of every m.
+struct Pattern {
+  int n, m;
 };
 
 struct Layer {
@@ -46,6 +52,12 @@ struct Kernels {
   // relaxed Gumbel top-2 of logits / lambda, temperature tau
   void (*topk_forward)(const Layer&, float lambda, float tau, const NoiseKey&, void* masked);
   void (*topk_backward)(const Layer&, float lambda, float tau, const NoiseKey&, const Gradient&);
+  // Gumbel top-n of logits / lambda, relaxed with an entropy of weight tau
+  void (*entropic_forward)(const Layer&, Pattern, float lambda, float tau, const NoiseKey&,
+                           void* masked);
+  void (*entropic_backward)(const Layer&, Pattern, float lambda, float tau, const NoiseKey&,
+                            const Gradient&);
+  void (*keep_top)(const Layer&, Pattern, std::uint8_t* kept);
   // two of four without replacement from softmax(logits); the update adds
   // rate * d(log p(sample)) / d(logits) for the very sample that the same key draws
   void (*sample_forward)(const Layer&, const NoiseKey&, void* masked);

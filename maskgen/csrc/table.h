@@ -1,6 +1,7 @@
 // Rows to threads, and the table of kernels. Included by one file per instruction set.
 #pragma once
 
+#include "entropic.h"
 #include "gumbel.h"
 #include "sampling.h"
 #include "topk.h"
@@ -70,6 +71,41 @@ void topk_backward(const Layer& layer, float lambda, float tau, const NoiseKey& 
 }
 
 template <class Weight>
+void entropic_forward(const Layer& layer, Pattern pattern, float lambda, float tau,
+                      const NoiseKey& key, void* masked) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  auto* out = static_cast<Weight*>(masked);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * pattern.m * layer.groups;
+    entropic_forward_row(weight + at, layer.logits + at, layer.groups, pattern, lambda, tau, key,
+                         first_group_of(layer, row), out + at);
+  }
+}
+
+template <class Weight>
+void entropic_backward(const Layer& layer, Pattern pattern, float lambda, float tau,
+                       const NoiseKey& key, const Gradient& gradient) {
+  const auto* weight = static_cast<const Weight*>(layer.weight);
+  const auto* dw = static_cast<const Weight*>(gradient.masked_weight);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * pattern.m * layer.groups;
+    entropic_backward_row(weight + at, layer.logits + at, dw + at, layer.groups, pattern, lambda,
+                          tau, key, first_group_of(layer, row), gradient.regularisation,
+                          gradient.logits + at);
+  }
+}
+
+inline void keep_top(const Layer& layer, Pattern pattern, std::uint8_t* kept) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < layer.rows; ++row) {
+    const std::int64_t at = row * pattern.m * layer.groups;
+    keep_top_row(layer.logits + at, layer.groups, pattern, kept + at);
+  }
+}
+
+template <class Weight>
 void sample_forward(const Layer& layer, const NoiseKey& key, void* masked) {
   const auto* weight = static_cast<const Weight*>(layer.weight);
   auto* out = static_cast<Weight*>(masked);
@@ -131,6 +167,15 @@ inline Kernels make_table(const char* name) {
       [](const Layer& l, float a, float b, const NoiseKey& k, const Gradient& g) {
         l.is_bf16 ? topk_backward<Bf16>(l, a, b, k, g) : topk_backward<float>(l, a, b, k, g);
       },
+      [](const Layer& l, Pattern p, float a, float b, const NoiseKey& k, void* out) {
+        l.is_bf16 ? entropic_forward<Bf16>(l, p, a, b, k, out)
+                  : entropic_forward<float>(l, p, a, b, k, out);
+      },
+      [](const Layer& l, Pattern p, float a, float b, const NoiseKey& k, const Gradient& g) {
+        l.is_bf16 ? entropic_backward<Bf16>(l, p, a, b, k, g)
+                  : entropic_backward<float>(l, p, a, b, k, g);
+      },
+      keep_top,
       [](const Layer& l, const NoiseKey& k, void* out) {
         l.is_bf16 ? sample_forward<Bf16>(l, k, out) : sample_forward<float>(l, k, out);
       },

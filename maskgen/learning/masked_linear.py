@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgen.learning.codes import keep_tensor
 from maskgen.learning.noise import NoiseKey, layer_number
 from maskgen.learning.relaxation import Relaxation, Softness
 
@@ -116,7 +115,8 @@ class MaskedLinear(nn.Module):
         return product
 
     def _keep(self) -> Tensor:
-        return keep_tensor(self.decide()[0], self.relaxation.pattern).to(self.weight)
+        scale = self.clock.softness.scale
+        return self.relaxation.keep(self.mask_logits.detach(), self.prior, scale).to(self.weight)
 
     def decide(self) -> tuple[Tensor, int, float]:
         """Codes now, groups that differ from the prior, summed sharpness."""

@@ -1,7 +1,7 @@
 """Which implementation computes masks: the fused native kernels, or torch.
 
-The native kernels (`maskgen/csrc`) hold for 2:4 masks of contiguous bfloat16 or float32 weights on
-the CPU.
+The native kernels (`maskgen/csrc`) hold for contiguous bfloat16 or float32 weights on the CPU, and
+for 2:4 masks; the entropic top n for all whose M is a multiple of 4.
 Everything else, and `kernels="torch"`, runs the torch functions, which draw the same noise.
 """
 
@@ -37,9 +37,16 @@ def native_module() -> ModuleType:
 
 
 def choose_kernels(
-    kernels: Kernels, device: torch.device, dtype: torch.dtype, pattern: Pattern = TWO_FOUR
+    kernels: Kernels,
+    device: torch.device,
+    dtype: torch.dtype,
+    pattern: Pattern = TWO_FOUR,
+    entropic: bool = False,
 ) -> ModuleType | None:
     """The native module, or None for the torch functions.
+
+    Args:
+        entropic: only the kernels of the entropic top n are needed.
 
     Raises:
         ValueError: `native` was asked for and cannot be had, or see `native_module`.
@@ -47,12 +54,13 @@ def choose_kernels(
     if kernels == "torch":
         return None
     fits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
-    if fits and pattern == TWO_FOUR:
+    if fits and (pattern == TWO_FOUR or entropic and pattern.m % 4 == 0):
         return native_module()
     if kernels == "native":
         raise ValueError(
-            "the native learning kernels cannot be used: they take 2:4 masks of bfloat16 or float32"
-            f" weights on the CPU, not {pattern} of {dtype} on {device}"
+            "the native learning kernels cannot be used: they take 2:4 masks (with RoI's entropic"
+            " top n any whose M is a multiple of 4) of bfloat16 or float32 weights on the CPU, not"
+            f" {pattern} of {dtype} on {device}"
         )
     return None
 

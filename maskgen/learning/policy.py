@@ -20,7 +20,7 @@ from maskgen.learning.learner import Movement, StepReport, prepare_model
 from maskgen.learning.loss import next_token_loss
 from maskgen.learning.noise import NoiseKey, gumbels, layer_number
 from maskgen.learning.prior import add_weight_prior
-from maskgen.learning.relaxation import RelaxedTopN
+from maskgen.learning.relaxation import SequentialTopN
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class PolicyLearner:
         self._native = native
         self._device = next(model.parameters()).device
         self._pattern = pattern
-        self._decide = RelaxedTopN(native, pattern).decide
+        self._decide = SequentialTopN(native, pattern).decide
         self._baseline = torch.empty(0, dtype=torch.float64)
         self.layers = [self._layer(name, prior[name], strength) for name in sorted(prior)]
 

@@ -1,6 +1,6 @@
-"""A relaxation turns mask logits into a differentiable mask: the two that methods learn with.
+"""A relaxation turns mask logits into a differentiable mask: the three that methods learn with.
 
-Both take the same two numbers, `scale` and `tau`, so the layer and the trainer need not know which
+All take the same two numbers, `scale` and `tau`, so the layer and the trainer need not know which
 one they run. The gradient is written by hand because it recomputes the noise from its key instead
 of keeping any of the planes for the backward pass.
 """
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from maskgen.format.pattern import TWO_FOUR, Pattern
-from maskgen.learning import gumbel, relaxed_topk
-from maskgen.learning.codes import codes_from_planes
-from maskgen.learning.mask_sampling import top_n
+from maskgen.learning import entropic_topk, gumbel, relaxed_topk
+from maskgen.learning.codes import codes_from_planes, keep_tensor
+from maskgen.learning.mask_sampling import keep_from_planes, top_n
 from maskgen.learning.noise import NoiseKey, gumbels
 
 
@@ -41,7 +41,7 @@ class Relaxation(ABC):
     """Mask logits (rows, planes, groups) <-> masked weight (rows, M * groups).
 
     Attributes:
-        native: kernels for 2:4; None for torch's functions.
+        native: kernels for this pattern; None for torch's functions.
         pattern: of the masks.
         planes: logits of a group.
     """
@@ -76,13 +76,17 @@ class Relaxation(ABC):
         Sharpness of a group is the probability, without noise, of the placement that is decided on,
         or of the weights that are kept.
         """
-        if self.native is not None:
+        if self.native is not None and self.pattern == TWO_FOUR:
             codes = torch.empty_like(prior)
             changed, sharpness = self.native.decide(logits, codes, prior, scale)
             return codes, int(changed), float(sharpness)
         codes = self._codes(logits).to(prior.dtype)
         changed = int((codes != prior).sum())
         return codes, changed, self._sharpness(logits, scale)
+
+    def keep(self, logits: Tensor, prior: Tensor, scale: float) -> Tensor:
+        """(rows, M * groups) bool: what `decide` decides on."""
+        return keep_tensor(self.decide(logits, prior, scale)[0], self.pattern)
 
     @abstractmethod
     def _codes(self, logits: Tensor) -> Tensor: ...
@@ -148,11 +152,28 @@ class GumbelPlacements(Relaxation):
         return float(torch.softmax(scale * logits, dim=1).amax(dim=1).sum())
 
 
-class RelaxedTopN(Relaxation):
-    """RoI: relaxed Gumbel top-n of a logit per weight; `scale` is lambda."""
+class TopN(Relaxation):
+    """RoI: Gumbel top-n of a logit per weight; `scale` is lambda."""
 
     def _planes(self) -> int:
         return self.pattern.m
+
+    def _noise(self, logits: Tensor, key: NoiseKey) -> Tensor:
+        rows, _, groups = logits.shape
+        return gumbels(rows, self.planes, groups, key, logits.device)
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        return top_n(logits, self.pattern.n)
+
+    def _codes(self, logits: Tensor) -> Tensor:
+        return codes_from_planes(self._kept(logits), self.pattern)
+
+    def _sharpness(self, logits: Tensor, scale: float) -> float:
+        return float((torch.softmax(logits / scale, dim=1) * self._kept(logits)).sum())
+
+
+class SequentialTopN(TopN):
+    """RoI's own: one choice after the other."""
 
     def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         if self.native is not None:
@@ -186,13 +207,59 @@ class RelaxedTopN(Relaxation):
         out += relaxed_topk.top_n_gradient(choices, gradient, at.scale, at.tau)
 
     def _choices(self, logits: Tensor, at: Softness, key: NoiseKey) -> list[relaxed_topk.Choice]:
-        rows, _, groups = logits.shape
-        noise = gumbels(rows, self.planes, groups, key, logits.device)
+        noise = self._noise(logits, key)
         return relaxed_topk.relax_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
 
-    def _codes(self, logits: Tensor) -> Tensor:
-        return codes_from_planes(top_n(logits, self.pattern.n), self.pattern)
 
-    def _sharpness(self, logits: Tensor, scale: float) -> float:
-        probabilities = torch.softmax(logits / scale, dim=1)
-        return float((probabilities * top_n(logits, self.pattern.n)).sum())
+class EntropicTopN(TopN):
+    """All choices at once, by entropic optimal transport (`entropic_topk.py`)."""
+
+    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        if self.native is not None:
+            masked = torch.empty_like(weight)
+            self.native.entropic_forward(
+                weight, logits, masked, self.pattern.n, at.scale, at.tau, key.seed, key.step,
+                key.micro_batch, key.layer,
+            )  # fmt: skip
+            return masked
+        keep = keep_from_planes(self._soft(logits, at, key))
+        return (weight.float() * keep).to(weight.dtype)
+
+    def add_gradient(
+        self,
+        weight: Tensor,
+        logits: Tensor,
+        masked_gradient: Tensor,
+        at: Softness,
+        key: NoiseKey,
+        out: Tensor,
+    ) -> None:
+        if self.native is not None:
+            self.native.entropic_backward(
+                weight, logits, masked_gradient, out, self.pattern.n, at.scale, at.tau,
+                at.regularisation, key.seed, key.step, key.micro_batch, key.layer,
+            )  # fmt: skip
+            return
+        keep = self._soft(logits, at, key)
+        gradient = _keep_gradient(
+            weight, keep_from_planes(keep), masked_gradient, at.regularisation
+        )
+        rows, planes, groups = keep.shape
+        gradient = gradient.view(rows, groups, planes).transpose(1, 2)
+        out += entropic_topk.entropic_gradient(keep, gradient, at.scale, at.tau)
+
+    def keep(self, logits: Tensor, prior: Tensor, scale: float) -> Tensor:
+        """See `Relaxation.keep`; nothing here needs codes, which cost more for most patterns."""
+        return keep_from_planes(self._kept(logits))
+
+    def _soft(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        noise = self._noise(logits, key)
+        return entropic_topk.entropic_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        if self.native is None:
+            return super()._kept(logits)
+        rows, planes, groups = logits.shape
+        kept = torch.empty((rows, planes * groups), dtype=torch.uint8)
+        self.native.keep_top(logits, kept, self.pattern.n)
+        return kept.bool().view(rows, groups, planes).transpose(1, 2)

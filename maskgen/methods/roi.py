@@ -13,7 +13,7 @@ weights' logits start `margin` above the others.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_weight_prior, gaussian
-from maskgen.learning.relaxation import RelaxedTopN, Softness
+from maskgen.learning.relaxation import EntropicTopN, SequentialTopN, Softness
 from maskgen.learning.schedules import exponential
 
 
@@ -44,6 +44,10 @@ class RoIConfig(GradientConfig):
     """Temperature, first and last."""
     annealed: float = Field(default=0.75, gt=0, le=1)
     """Share of the run over which lambda and tau fall."""
+    top_n: Literal["sequential", "entropic"] = "sequential"
+    """How the top n are relaxed: the paper's choices one after the other, or all at once by
+    entropic optimal transport, which keeps no weight more than once and whose cost does not grow
+    with n."""
     sigma: NotNegative = 0.01
     """Standard deviation of the initial logits."""
     margin: NotNegative = 0.1
@@ -68,8 +72,9 @@ class RoI(LearnMethod[RoIConfig]):
     ) -> GradientLearner:
         """See `LearnMethod.learner`."""
         first = next(model.parameters())
-        native = choose_kernels(config.kernels, first.device, first.dtype, pattern)
-        relaxation = RelaxedTopN(native, pattern)
+        entropic = config.top_n == "entropic"
+        native = choose_kernels(config.kernels, first.device, first.dtype, pattern, entropic)
+        relaxation = EntropicTopN(native, pattern) if entropic else SequentialTopN(native, pattern)
 
         def softness(step: int) -> Softness:
             progress = step / config.steps

@@ -15,13 +15,14 @@ from maskgen.format.placements import codes_from_keep
 from maskgen.learning import gumbel, mask_sampling
 from maskgen.learning.native import choose_kernels, native_module
 from maskgen.learning.noise import NoiseKey, four_gumbels, philox, six_gumbels
-from maskgen.learning.relaxation import GumbelPlacements, RelaxedTopN, Softness
+from maskgen.learning.relaxation import EntropicTopN, GumbelPlacements, SequentialTopN, Softness
 
 CPU = torch.device("cpu")
 KEY = NoiseKey(seed=2**40 + 7, step=3, micro_batch=2, layer=0xDEADBEEF)
 RELAXATIONS = {
     "gumbel": (GumbelPlacements, Softness(120.0, 1.3, 0.02)),
-    "topk": (RelaxedTopN, Softness(0.4, 0.7, 0.02)),
+    "topk": (SequentialTopN, Softness(0.4, 0.7, 0.02)),
+    "entropic": (EntropicTopN, Softness(0.4, 0.7, 0.02)),
 }
 
 
@@ -87,7 +88,7 @@ def test_native_relaxations_equal_torch(name, dtype):
         relaxation.add_gradient(weight, logits, gradient, at, KEY, out)
         results.append((masked, out))
     (masked, out), (masked_torch, out_torch) = results
-    tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-5
+    tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-5  # one last place
     torch.testing.assert_close(masked, masked_torch, rtol=tolerance, atol=1e-6)
     scale = (out_torch - 0.5).abs().max()
     assert (out - out_torch).abs().max() < 2e-5 * scale
@@ -156,10 +157,10 @@ def test_native_decisions_equal_torch_and_are_exactly_two_of_four(name):
 def test_ties_keep_the_lowest_index():
     logits = torch.zeros(1, 4, 20)
     prior = torch.zeros(1, 20, dtype=torch.uint8)
-    for relaxation in (RelaxedTopN(None), RelaxedTopN(native_module())):
+    for relaxation in (SequentialTopN(None), SequentialTopN(native_module())):
         assert torch.equal(relaxation.decide(logits, prior, 1.0)[0], prior)
     logits[0, 3] = 1.0  # the last wins, then the lowest of the tied rest: placement 1001
-    for relaxation in (RelaxedTopN(None), RelaxedTopN(native_module())):
+    for relaxation in (SequentialTopN(None), SequentialTopN(native_module())):
         assert (relaxation.decide(logits, prior, 1.0)[0] == 2).all()
 
 

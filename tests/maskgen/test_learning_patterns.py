@@ -15,10 +15,17 @@ from maskgen.format.placements import keep_from_codes
 from maskgen.learning import codes, mask_sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
+from maskgen.learning.entropic_topk import entropic_top_n
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.noise import NoiseKey, gumbels
 from maskgen.learning.prior import similarity
-from maskgen.learning.relaxation import GumbelPlacements, Relaxation, RelaxedTopN, Softness
+from maskgen.learning.relaxation import (
+    EntropicTopN,
+    GumbelPlacements,
+    Relaxation,
+    SequentialTopN,
+    Softness,
+)
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
 from maskgen.methods.maskpro import MaskPro, MaskProConfig
 from maskgen.methods.roi import RoI, RoIConfig
@@ -34,7 +41,8 @@ SMALL = [Pattern(1, 4), Pattern(3, 5), Pattern(4, 8)]
 
 def relaxations(pattern: Pattern) -> list[tuple[Relaxation, Softness]]:
     found: list[tuple[Relaxation, Softness]] = [
-        (RelaxedTopN(None, pattern), Softness(0.4, 0.7, 0.02))
+        (SequentialTopN(None, pattern), Softness(0.4, 0.7, 0.02)),
+        (EntropicTopN(None, pattern), Softness(0.4, 0.7, 0.02)),
     ]
     if pattern.placements <= 70:
         found.append((GumbelPlacements(None, pattern), Softness(3.0, 1.3, 0.02)))
@@ -73,6 +81,54 @@ def test_a_soft_mask_keeps_n_of_m_in_expectation(pattern: Pattern) -> None:
         keep = relaxation.masked_weight(torch.ones(3, 4 * pattern.m), logits, at, KEY)
         sums = keep.view(3, 4, pattern.m).sum(-1)
         torch.testing.assert_close(sums, torch.full_like(sums, pattern.n), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_the_entropic_top_n_keeps_no_weight_twice_and_ends_hard(pattern: Pattern) -> None:
+    logits = torch.randn(3, pattern.m, 4, generator=torch.Generator().manual_seed(6))
+    kept = mask_sampling.top_n(logits, pattern.n)
+    soft = entropic_top_n(logits, pattern.n, 1.0, 2.0, torch.zeros_like(logits))
+    assert (soft > 0).all() and (soft < 1).all()
+    assert torch.equal(mask_sampling.top_n(soft, pattern.n), kept)
+    hard = entropic_top_n(logits, pattern.n, 1.0, 1e-4, torch.zeros_like(logits))
+    torch.testing.assert_close(hard, kept.float(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("tau", [4.0, 0.3, 0.01])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if p.m % 4 == 0], ids=str)
+def test_native_entropic_top_n_equals_torch(pattern: Pattern, dtype: torch.dtype, tau) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows, groups, at = 3, 21, Softness(0.05, tau, 0.02)
+    weight = torch.randn(rows, pattern.m * groups, generator=generator).to(dtype)
+    gradient = torch.randn(rows, pattern.m * groups, generator=generator).to(dtype)
+    logits = 0.1 * torch.randn(rows, pattern.m, groups, generator=generator)
+    found = []
+    for kernels in ("native", "torch"):
+        chosen = choose_kernels(kernels, CPU, dtype, pattern, entropic=True)
+        relaxation = EntropicTopN(chosen, pattern)
+        out = torch.full_like(logits, 0.5)
+        masked = relaxation.masked_weight(weight, logits, at, KEY)
+        relaxation.add_gradient(weight, logits, gradient, at, KEY, out)
+        found.append((masked.float(), out - 0.5))
+    tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=tolerance, atol=2e-4)
+    assert (found[0][1] - found[1][1]).abs().max() < 1e-3 * found[1][1].abs().max()
+
+
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if p.m % 4 == 0], ids=str)
+def test_native_entropic_decisions_equal_torch(pattern: Pattern) -> None:
+    logits = torch.randn(5, pattern.m, 19, generator=torch.Generator().manual_seed(5))
+    logits[0] = 0.0  # all tied: the lowest are kept
+    prior = codes.codes_from_planes(mask_sampling.top_n(-logits, pattern.n), pattern)
+    native = EntropicTopN(choose_kernels("auto", CPU, torch.float32, pattern, True), pattern)
+    assert native.native is not None
+    reference = EntropicTopN(None, pattern)
+    assert torch.equal(native.keep(logits, prior, 0.5), reference.keep(logits, prior, 0.5))
+    (ours, changed, sharp), expected = (r.decide(logits, prior, 0.5) for r in (native, reference))
+    assert torch.equal(ours, expected[0])
+    assert changed == expected[1]
+    assert sharp == pytest.approx(expected[2], rel=1e-4)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -141,7 +197,8 @@ def test_similarity_has_no_mean() -> None:
         torch.testing.assert_close(sim.mean(dim=1), torch.zeros(len(sim)), rtol=0, atol=1e-5)
 
 
-def test_native_kernels_are_for_two_of_four() -> None:
+def test_native_kernels_are_for_two_of_four_and_the_entropic_top_n() -> None:
+    assert choose_kernels("auto", CPU, torch.float32, Pattern(3, 5), True) is None
     assert choose_kernels("auto", CPU, torch.float32, Pattern(4, 8)) is None
     with pytest.raises(ValueError, match=r"they take 2:4 masks .* not 4:8"):
         choose_kernels("native", CPU, torch.float32, Pattern(4, 8))
@@ -160,6 +217,7 @@ def prior(model_dir: Path, pattern: Pattern) -> Mask:
 CASES = [
     (MaskLLM, MaskLLMConfig, Pattern(4, 8), {"learning_rate": 1.0}),
     (RoI, RoIConfig, Pattern(8, 16), {"learning_rate": 1.0}),
+    (RoI, RoIConfig, Pattern(16, 32), {"learning_rate": 1.0, "top_n": "entropic"}),
     (MaskPro, MaskProConfig, Pattern(16, 32), {"learning_rate": 1e5, "strength": 0.1}),
 ]
 
