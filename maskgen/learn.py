@@ -22,7 +22,7 @@ from maskgen.learning.config import GradientConfig, LearnConfig
 from maskgen.learning.distributed import world_from_environment
 from maskgen.learning.loop import RunOptions, run
 from maskgen.learning.method import LearnMethod
-from maskgen.learning.native import choose_kernels, describe
+from maskgen.learning.native import describe
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
@@ -126,9 +126,6 @@ def learn(
     for line in dense_lines(selection.dense, selection.decoder_weights):
         console.print(line, highlight=False, soft_wrap=True)
     attention = use_short_attention(model, config.sequence_length)
-    first = next(model.parameters())
-    chosen = describe(choose_kernels(config.kernels, first.device, first.dtype, prior.pattern))
-    console.print(f"masks by {chosen}; {attention}", highlight=False, soft_wrap=True)
     tokenizer = ModelTokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
     check_tokens(model, windows)
@@ -143,6 +140,8 @@ def learn(
             world,
             prior.pattern,
         )
+        chosen = f"masks by {describe(learner.native)}; {attention}"
+        console.print(chosen, highlight=False, soft_wrap=True)
         identity = {
             "method": request.method,
             "base_digest": digest,

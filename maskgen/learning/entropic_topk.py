@@ -4,7 +4,8 @@ Where RoI draws its n choices one after the other (`relaxed_topk.py`), this take
 weights of a group are transported to the two places "kept", with room for n, and "dropped", with
 an entropy of weight tau (SOFT top-k, arXiv 2002.06504). For two places the plan is
 
-    keep_j = sigmoid((a_j - theta) / tau),  a = logits / lambda + gumbel,  theta so that sum(keep) = n
+    a = logits / lambda + gumbel
+    keep_j = sigmoid((a_j - theta) / tau),  theta so that sum(keep) = n
 
 No weight is kept more than once, which n choices allow, and the cost does not grow with n.
 Reference for `maskgen/csrc/entropic.h`.

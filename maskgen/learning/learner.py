@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -82,6 +83,10 @@ class Learner(Protocol):
 
 class MaskLearner(Learner, Protocol):
     """A learner of masks."""
+
+    @property
+    def native(self) -> ModuleType | None:
+        """The kernels that compute masks; None for torch's functions."""
 
     def movement(self) -> Movement:
         """How far the masks have moved; what `measure` reports."""
@@ -177,6 +182,7 @@ class GradientLearner:
         self._schedule = schedule
         self._mine = world.micro_batches(config.micro_batches)
         self._device = next(model.parameters()).device
+        self.native = relaxation.native
         prepare_model(model, config.activation_checkpointing)
         self.clock = NoiseClock(config.seed)
         self.layers = [

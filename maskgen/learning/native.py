@@ -54,7 +54,7 @@ def choose_kernels(
     if kernels == "torch":
         return None
     fits = device.type == "cpu" and dtype in (torch.bfloat16, torch.float32)
-    if fits and (pattern == TWO_FOUR or entropic and pattern.m % 4 == 0):
+    if fits and (pattern == TWO_FOUR or (entropic and pattern.m % 4 == 0)):
         return native_module()
     if kernels == "native":
         raise ValueError(

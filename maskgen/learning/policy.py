@@ -122,7 +122,7 @@ class PolicyLearner:
         self._debias = debias
         self._clip = clip
         self._tracker = 0.0
-        self._native = native
+        self.native = native
         self._device = next(model.parameters()).device
         self._pattern = pattern
         self._decide = SequentialTopN(native, pattern).decide
@@ -148,7 +148,7 @@ class PolicyLearner:
         if tracked == 0:
             self._baseline, self._tracker = self._measure_baseline(), 0.0
         for layer in self.layers:
-            layer.sample(layer.key(self._seed, step), self._native)
+            layer.sample(layer.key(self._seed, step), self.native)
         chosen = self._batches.indices(step)
         ids = self._ids(self._batches(step))
         loss = next_token_loss(self._model(input_ids=ids, use_cache=False).logits, ids)[1]
@@ -158,7 +158,7 @@ class PolicyLearner:
         weight = 1.0 - self._decay ** (tracked + 1) if self._debias else 1.0
         advantage = taken - self._tracker / weight
         for layer in self.layers:
-            layer.update(layer.key(self._seed, step), -self._rate * advantage, self._native)
+            layer.update(layer.key(self._seed, step), -self._rate * advantage, self.native)
         return StepReport(loss, {"residual": residual, "tracker": self._tracker})
 
     def _measure_baseline(self) -> Tensor:
