@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.machine_facts import machine_class
 from benchmarks.common.waves import Wave
 from benchmarks.common.worker_protocol import answer, serve
 
@@ -68,10 +67,9 @@ def run_batched_bench(
 
 
 def _ik_flags(wave: Wave) -> list[str]:
-    """Repacked weights; without AVX-512 0.1.5 aborts in its flash attention at several sequences,
-    whose speed at one is that of its other attention."""
-    plain_attention = wave.concurrency > 1 and machine_class() == "avx2"
-    return ["-rtr", *(["-fa", "off"] if plain_attention else [])]
+    """Repacked weights; 0.1.5 aborts in its flash attention at several sequences, whose speed at
+    one is that of its other attention."""
+    return ["-rtr", *(["-fa", "off"] if wave.concurrency > 1 else [])]
 
 
 def _json_row(done: subprocess.CompletedProcess[str]) -> dict[str, float] | None:
