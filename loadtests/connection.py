@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, RemoteDisconnected
 from urllib.parse import urlsplit
 
 _CONNECT_TIMEOUT_S = 10.0
 # Servers close idle connections (uvicorn after 5 s); a request sent at that moment would be lost.
 _IDLE_LIMIT_S = 2.0
+# What a kept connection meets whose server closed it after the last answer, which llama-server does
+# after every stream although it announces `Keep-Alive`. Nothing was answered: a new one may ask
+# again (RFC 9112, 9.3.1). The time of the first attempt counts.
+_CLOSED = (RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
 class Connection:
@@ -48,6 +52,15 @@ class Connection:
             self.close()
         if self._http.sock is None:
             self._open()
+            return self._send(path, body, headers)
+        try:
+            return self._send(path, body, headers)
+        except _CLOSED:
+            self.close()
+            self._open()
+            return self._send(path, body, headers)
+
+    def _send(self, path: str, body: bytes, headers: dict[str, str]) -> HTTPResponse:
         self._http.request("POST", self._prefix + path, body=body, headers=headers)
         return self._http.getresponse()
 
