@@ -21,9 +21,6 @@ struct Avx512VnniOps {
   static constexpr bool multiplies_bitmaps = true;
 
   static __m512i load(const std::byte* at) { return _mm512_loadu_si512(at); }
-  static __m256i load_half(const std::byte* at) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-  }
 
   // The minimum of each of 16 rows, four times.
   static __m512i minima_of(const std::byte* minima) {
@@ -113,6 +110,11 @@ struct Avx512VnniOps {
   template <Form F, int R, int T>
   static void block(const Part<R>& part, float* acc) {
     constexpr std::size_t bytes = form_tile_bytes(F);
+    // Sums of few tokens stay in registers from block to block, those of many would push the
+    // operands out.
+    constexpr bool held = R * T <= 4;
+    Floats found[R][T];
+    for (int r = 0; held && r < R; ++r) load_sums<T>(acc + 16 * T * r, found[r]);
     for (std::size_t first = 0; first < part.tile_count; first += part.block_tiles) {
       const std::size_t b = first / part.block_tiles;
       const std::size_t last = smaller(first + part.block_tiles, part.tile_count);
@@ -133,11 +135,25 @@ struct Avx512VnniOps {
         tile_product<F, R, T>(at, part.x + tile * T * 32, minima, sum, total);
       }
       for (int r = 0; r < R; ++r) {
+        if constexpr (!held) load_sums<T>(acc + 16 * T * r, found[r]);
         const Ints shift = ints(total[r]) * offset;
         add_block<T>(part.scales[r] + scale_place(b), part.x_scales + b * T, sum[r], shift,
-                     acc + 16 * T * r);
+                     found[r]);
+        if constexpr (!held) store_sums<T>(acc + 16 * T * r, found[r]);
       }
     }
+    for (int r = 0; held && r < R; ++r) store_sums<T>(acc + 16 * T * r, found[r]);
+  }
+
+  template <int T>
+  static inline __attribute__((always_inline)) void load_sums(const float* acc,
+                                                              Floats (&found)[T]) {
+    for (int t = 0; t < T; ++t) found[t] = twofour::load(acc + 16 * t);
+  }
+  template <int T>
+  static inline __attribute__((always_inline)) void store_sums(float* acc,
+                                                               const Floats (&found)[T]) {
+    for (int t = 0; t < T; ++t) store(acc + 16 * t, found[t]);
   }
 
   static Ints ints(__m512i v) {
@@ -150,7 +166,7 @@ struct Avx512VnniOps {
   static inline __attribute__((always_inline)) void add_block(const std::byte* scales,
                                                               const float* x_scales,
                                                               const __m512i (&sum)[T], Ints shift,
-                                                              float* acc) {
+                                                              Floats (&acc)[T]) {
     using Halves = std::uint16_t __attribute__((vector_size(32)));
     Halves halves;
     __builtin_memcpy(&halves, scales, sizeof halves);
@@ -158,7 +174,7 @@ struct Avx512VnniOps {
     for (int t = 0; t < T; ++t) {
       const Floats product =
           __builtin_convertvector(ints(sum[t]) - shift, Floats) * (scale * x_scales[t]);
-      store(acc + 16 * t, twofour::load(acc + 16 * t) + product);
+      acc[t] += product;
     }
   }
 
@@ -175,29 +191,34 @@ struct Avx512VnniOps {
     }
   }
 
-  // The 32 values of rows 2 i and 2 i + 1.
-  template <Layout L>
-  static __m256i rows_values(const std::byte* tile, const std::byte* minima, int i) {
-    if constexpr (!is_int4(L)) return load_half(tile + vector_bytes + 32 * i);
-    const __m256i nibbles = load_half(tile + vector_bytes + 64 * (i / 4) + 32 * (i % 2));
-    const __m256i levels =
-        i % 4 < 2 ? _mm256_slli_epi32(nibbles, 3) : _mm256_srli_epi32(nibbles, 1);
-    __m256i minimum = _mm256_set1_epi8(symmetric_minimum);
-    if (minima) {
-      const auto first = static_cast<char>(minima[2 * i]);
-      const auto second = static_cast<char>(minima[2 * i + 1]);
-      minimum = _mm256_set_m128i(_mm_set1_epi8(second), _mm_set1_epi8(first));
-    }
-    return _mm256_add_epi8(_mm256_and_si256(levels, _mm256_set1_epi8(0x78)), minimum);
+  // The minima of a block's 16 rows, in every quarter.
+  static __m512i all_minima(const std::byte* minima) {
+    if (!minima) return _mm512_set1_epi8(symmetric_minimum);
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(minima)));
   }
 
-  // `vpexpandb` spreads the values of rows 2 i and 2 i + 1 over their 64 inputs.
+  // In quarter q the 16 values of row 4 v + q.
   template <Layout L>
+  static inline __attribute__((always_inline)) __m512i four_rows(const std::byte* tile,
+                                                                 __m512i minima, int v) {
+    if constexpr (!is_int4(L)) return load(tile + vector_bytes + 64 * v);
+    const __m512i nibbles = load(tile + vector_bytes + 64 * (v / 2));
+    const __m512i levels = v % 2 ? _mm512_srli_epi32(nibbles, 1) : _mm512_slli_epi32(nibbles, 3);
+    const __m512i row = _mm512_add_epi8(
+        _mm512_set1_epi8(static_cast<char>(4 * v)),
+        _mm512_set_epi64(0x0303030303030303, 0x0303030303030303, 0x0202020202020202,
+                         0x0202020202020202, 0x0101010101010101, 0x0101010101010101, 0, 0));
+    return _mm512_add_epi8(_mm512_and_si512(levels, _mm512_set1_epi8(0x78)),
+                           _mm512_shuffle_epi8(minima, row));
+  }
+
+  // `vpexpandb` spreads the values of rows 2 i and 2 i + 1, a half of `four`, over their 64 inputs.
   static inline __attribute__((always_inline)) __m512i spread_rows(const std::byte* tile,
-                                                                   const std::byte* minima, int i) {
+                                                                   __m512i four, int i) {
     std::uint64_t kept;
     __builtin_memcpy(&kept, tile + 8 * i, sizeof kept);
-    return _mm512_maskz_expand_epi8(kept, _mm512_castsi256_si512(rows_values<L>(tile, minima, i)));
+    const __m512i two = i % 2 ? _mm512_castsi256_si512(_mm512_extracti64x4_epi64(four, 1)) : four;
+    return _mm512_maskz_expand_epi8(kept, two);
   }
 
   // Of rows 0, 2, 4, 6 (in quarters 0 and 1) and 1, 3, 5, 7 (2 and 3), and of rows 8-15 alike: the
@@ -215,9 +236,14 @@ struct Avx512VnniOps {
 
   template <Layout L>
   static void spread(const std::byte* from, const std::byte* minima, std::byte* to) {
+    const __m512i minimum = all_minima(minima);
     __m512i rows[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) rows[i] = spread_rows<L>(from, minima, i);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const __m512i four = four_rows<L>(from, minimum, v);
+      rows[2 * v] = spread_rows(from, four, 2 * v);
+      rows[2 * v + 1] = spread_rows(from, four, 2 * v + 1);
+    }
     __m512i upper[4], lower[4];
     transpose(rows, upper);
     transpose(rows + 4, lower);
@@ -232,35 +258,39 @@ struct Avx512VnniOps {
   template <Layout L, int R>
   static void bitmap_block(const Part<R>& part, float* acc) {
     constexpr std::size_t bytes = tile_bytes(L);
-    for (std::size_t first = 0; first < part.tile_count; first += part.block_tiles) {
-      const std::size_t b = first / part.block_tiles;
-      const std::size_t last = smaller(first + part.block_tiles, part.tile_count);
-      for (int r = 0; r < R; ++r) {
-        const std::byte* minima = part.minima[r] ? part.minima[r] + 16 * b : nullptr;
-        __m512i sum[8], total[8];
-        for (int i = 0; i < 8; ++i) sum[i] = total[i] = _mm512_setzero_si512();
+    for (int r = 0; r < R; ++r) {
+      Floats found[1] = {twofour::load(acc + 16 * r)};
+      for (std::size_t first = 0; first < part.tile_count; first += part.block_tiles) {
+        const std::size_t b = first / part.block_tiles;
+        const std::size_t last = smaller(first + part.block_tiles, part.tile_count);
+        const __m512i minima = all_minima(part.minima[r] ? part.minima[r] + 16 * b : nullptr);
+        __m512i sum[8], total[4];
+        for (int i = 0; i < 8; ++i) sum[i] = _mm512_setzero_si512();
+        for (int v = 0; v < 4; ++v) total[v] = _mm512_setzero_si512();
         for (std::size_t tile = first; tile < last; ++tile) {
           const std::byte* at = part.tiles[r] + tile * bytes;
           prefetch_tile<bytes>(at, tile, part.tiles_left, part.skip);
-          const __m256i inputs =
-              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part.x + 32 * tile));
-          const __m512i twice = _mm512_inserti64x4(_mm512_castsi256_si512(inputs), inputs, 1);
-#pragma GCC unroll 8
-          for (int i = 0; i < 8; ++i) {
-            const __m512i w = spread_rows<L>(at, minima, i);
-            sum[i] = _mm512_dpbusd_epi32(sum[i], twice, w);
-            total[i] = _mm512_dpbusd_epi32(total[i], _mm512_set1_epi8(1), w);
+          const __m512i inputs = _mm512_broadcast_i64x4(
+              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part.x + 32 * tile)));
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; ++v) {
+            const __m512i four = four_rows<L>(at, minima, v);
+            total[v] = _mm512_dpbusd_epi32(total[v], _mm512_set1_epi8(1), four);
+            for (int i = 2 * v; i < 2 * v + 2; ++i) {
+              sum[i] = _mm512_dpbusd_epi32(sum[i], inputs, spread_rows(at, four, i));
+            }
           }
-        }
-        for (int i = 0; i < 8; ++i) {
-          sum[i] = _mm512_sub_epi32(sum[i], _mm512_slli_epi32(total[i], 7));
         }
         const __m512i upper = sums_of_four(sum), lower = sums_of_four(sum + 4);
         const __m512i product[1] = {
             _mm512_add_epi32(first_quarters(upper, lower), second_quarters(upper, lower))};
-        add_block<1>(part.scales[r] + scale_place(b), part.x_scales + b, product, Ints{},
-                     acc + 16 * r);
+        // Lane v of quarter q is of row 4 v + q.
+        const __m512i order =
+            _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+        const Ints shift = ints(_mm512_permutexvar_epi32(order, sums_of_four(total))) * offset;
+        add_block<1>(part.scales[r] + scale_place(b), part.x_scales + b, product, shift, found);
       }
+      store(acc + 16 * r, found[0]);
     }
   }
 
