@@ -15,12 +15,21 @@ from typing import Any
 
 import torch
 
+from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.learning.native import native_module
 from maskgen.learning.noise import NoiseKey
-from maskgen.learning.relaxation import GumbelPlacements, Relaxation, SequentialTopN, Softness
+from maskgen.learning.relaxation import (
+    EntropicTopN,
+    GumbelPlacements,
+    Relaxation,
+    SequentialTopN,
+    Softness,
+)
 from maskgen.torch_model import TORCH_DTYPES, resolve_dtype
 
 Shape = tuple[int, int]
+ENTROPIC = (TWO_FOUR, Pattern(16, 32))
+"""Patterns of RoI with the entropic top n."""
 
 
 def measure_cost(
@@ -47,6 +56,9 @@ def measure_cost(
     for name, native in _implementations(with_torch):
         arms["maskllm", name] = partial(_masks, cast, GumbelPlacements(native), 100.0, 4.0)
         arms["roi", name] = partial(_masks, cast, SequentialTopN(native), 0.5, 0.5)
+        for pattern in ENTROPIC:
+            relaxation = EntropicTopN(native, pattern)
+            arms[f"roi entropic {pattern}", name] = partial(_masks, cast, relaxation, 0.5, 0.5)
     rows = []
     for (part, implementation), make in arms.items():
         seconds = sum(_fastest(make(shape), repeats) * n for shape, n in counts.items())
@@ -88,7 +100,7 @@ def _masks(
 ) -> Callable[[], None]:
     n, k = shape
     weight = torch.randn(n, k).to(dtype)
-    logits = torch.randn(n, relaxation.planes, k // 4) * 0.01
+    logits = torch.randn(n, relaxation.planes, k // relaxation.pattern.m) * 0.01
     gradient = torch.randn(n, k).to(dtype)
     out = torch.zeros_like(logits)
     at, key = Softness(scale, tau, 1e-5), NoiseKey(0, 0, 0, 0)
