@@ -76,7 +76,7 @@ def commands(joined: str) -> str:
 def markdown_picture(result: ResultData) -> str:
     """The picture that was drawn of a result, if one was."""
     name = result.get("picture")
-    return f"![{name.removesuffix('.png')}]({name})" if name else ""
+    return f"![{name.rpartition('.')[0]}]({name})" if name else ""
 
 
 def paragraph(text: str) -> str:

@@ -52,6 +52,11 @@ def load_chart(rows: Sequence[ResultRow], arms: Sequence[str]) -> str:
         return _svg(figure)
 
 
+def standalone(chart: str) -> str:
+    """A chart as the content of a file of its own."""
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{chart}\n'
+
+
 def ratio_chart(rows: Sequence[ResultRow], arms: Sequence[str], reference: str) -> str:
     """Every arm's throughput over the reference's at each load, with both intervals.
 

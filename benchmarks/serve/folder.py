@@ -17,6 +17,7 @@ from benchmarks.common.result_file import (
     write_result,
 )
 from benchmarks.serve.arms import Arm
+from benchmarks.serve.charts import load_chart, standalone
 from benchmarks.serve.compare import ServeComparison
 from benchmarks.serve.html_report import html_report
 from benchmarks.serve.page import serve_page
@@ -68,10 +69,20 @@ def write_folder(comparison: ServeComparison, arms: Sequence[Arm], plan: LoadPla
 
 
 def publish(path: Path, name: str) -> Path:
-    """Copy a `serve.json` to `docs/results/NAME.json`, with its page; gives the copy."""
+    """Copy a `serve.json` to `docs/results/NAME.json`, with its page and a picture of the loads.
+
+    Returns:
+        The copy.
+    """
     target = RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, read_result(path), indent=1)
+    result = read_result(path)
+    lengths = {row["lengths"] for row in result["rows"]}
+    if len(lengths) == 1:
+        result["picture"] = f"{name}.svg"
+        chart = load_chart(result["rows"], list(result["arms"]))
+        write_text(target.with_suffix(".svg"), standalone(chart))
+    write_json(target, result, indent=1)
     write_page(target, serve_page)
     return target
 

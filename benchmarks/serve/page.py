@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.common.page import (
     bullets,
+    markdown_picture,
     markdown_table,
     number,
     page,
@@ -32,6 +33,7 @@ def serve_page(result: ResultData) -> str:
         result,
         _verdict(result),
         serve_table(result["rows"]),
+        markdown_picture(result),
         *_paper(result),
         "## What ran",
         _servers(result),
