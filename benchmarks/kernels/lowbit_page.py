@@ -23,7 +23,7 @@ def lowbit_page(result: ResultData) -> str:
         parts += [f"## `{isa}`, {threads} thread{'s' if threads > 1 else ''}", _table(rows)]
     if missed := result.get("below_target"):
         parts += ["## Below what was aimed at", bullets(missed)]
-    return page("Low-bit kernels", _ABOUT, result, *parts)
+    return page(f"Low-bit kernels ({result['machine_class']})", _ABOUT, result, *parts)
 
 
 def _table(rows: list[ResultRow]) -> str:

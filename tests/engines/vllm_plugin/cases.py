@@ -91,13 +91,15 @@ def tokens_of(chunks: list[GenerationChunk]) -> list[int]:
     return [token for chunk in chunks for token in chunk.token_ids]
 
 
-def assert_agree(ours: list[GenerationChunk], oracle: list[GenerationChunk]) -> None:
+def assert_agree(
+    ours: list[GenerationChunk], oracle: list[GenerationChunk], margin: float = MARGIN
+) -> None:
     """Same tokens until the oracle's own choice is a toss-up; same log-probs until then."""
     mine = [lp for chunk in ours for lp in chunk.logprobs or ()]
     theirs = [lp for chunk in oracle for lp in chunk.logprobs or ()]
     assert len(mine) == len(theirs)
     for a, b in zip(mine, theirs, strict=True):
         if a.token_id != b.token_id:
-            assert b.top[0][1] - b.top[1][1] < MARGIN
+            assert b.top[0][1] - b.top[1][1] < margin
             return
-        assert abs(a.logprob - b.logprob) < MARGIN
+        assert abs(a.logprob - b.logprob) < margin

@@ -10,13 +10,17 @@ import pytest
 
 from engines.quantisation.options import ValueOptions
 from engines.registry import open_engine
-from tests.engines.vllm_plugin.cases import assert_agree, greedy, make_directories, prompt_of
+from tests.engines.vllm_plugin.cases import MARGIN, assert_agree, greedy, make_directories, prompt_of
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
 ]
+
+# Activations are rounded to 8 bits there: where they differ in the last place of bf16, products may
+# differ by a step.
+LOWBIT_MARGIN = 0.3
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor-parallel": ({"tensor_parallel_size": 2, "enforce_eager": True}, {}),
@@ -59,7 +63,8 @@ async def test_both_masks_agree_with_the_reference(
             for seed in range(2):
                 prompt = prompt_of(seed)
                 ours = await greedy(engine, f"{mask}-{seed}", prompt, mask, 16)
-                assert_agree(ours, await greedy(reference, f"{mask}-{seed}", prompt, mask, 16))
+                expected = await greedy(reference, f"{mask}-{seed}", prompt, mask, 16)
+                assert_agree(ours, expected, LOWBIT_MARGIN if "values" in model else MARGIN)
         assert engine.stats().mask_switches == 2
     finally:
         await engine.close()
