@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from engines.directory.build import BuildRequest
+from engines.native.kernels import isa
 from engines.vllm_plugin.build import TESTED_MODEL_TYPES, build
 from tests.engines.conftest import random_mask
 from tests.engines.oracle import Oracle
@@ -27,9 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
 ]
 
-# Log-prob. vLLM computes in bf16, transformers here in float32, which is 0.01 to 0.02 apart; a
-# window that is one position off is 0.03 on average, and 0.2 at worst.
-MARGIN, MEAN_MARGIN = 0.15, 0.025
+# Log-prob. vLLM computes in bf16, transformers here in float32, which is 0.01 to 0.02 apart, and up
+# to 0.031 (Gemma 2) where the processor multiplies in bf16; a window that is one position off adds
+# 0.03 on average, and 0.2 at worst.
+MARGIN, MEAN_MARGIN = 0.15, 0.04 if isa() == "avx512_bf16" else 0.025
 WINDOW, TOKENS = 24, 16
 
 Rows = npt.NDArray[np.float64]
