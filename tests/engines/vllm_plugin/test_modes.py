@@ -10,7 +10,13 @@ import pytest
 
 from engines.quantisation.options import ValueOptions
 from engines.registry import open_engine
-from tests.engines.vllm_plugin.cases import MARGIN, assert_agree, greedy, make_directories, prompt_of
+from tests.engines.vllm_plugin.cases import (
+    MARGIN,
+    assert_agree,
+    greedy,
+    make_directories,
+    prompt_of,
+)
 
 pytestmark = [
     pytest.mark.vllm,
