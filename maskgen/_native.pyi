@@ -1,5 +1,6 @@
 """
-Fused kernels for learning 2:4 masks; maskgen/learning/native.py chooses them.
+Fused kernels for learning masks, 2:4 where nothing else is said;
+maskgen/learning/native.py chooses them.
 
 Weights, masked weights and their gradients are (rows, inputs), all bfloat16 or all float32;
 logits and their gradients (rows, 6 or 4, inputs / 4) float32; codes (rows, inputs / 4).
@@ -25,6 +26,19 @@ def topk_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order=
 
 def topk_backward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked_gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], gradient: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], scale: float, tau: float, regularisation: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
     """Adds to the logits' `gradient` what the masked weight's gives."""
+
+def entropic_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], n: int, scale: float, tau: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """
+    Writes `masked` by the entropic top n of each group of as many weights as there are planes of logits.
+    """
+
+def entropic_backward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked_gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], gradient: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], n: int, scale: float, tau: float, regularisation: float, seed: int, step: int, micro_batch: int, layer: int) -> None:
+    """Adds to the logits' `gradient` what the masked weight's gives."""
+
+def keep_top(logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], kept: Annotated[torch.Tensor, dict(dtype='uint8', shape=(None, None), order='C', device='cpu')], n: int) -> None:
+    """
+    Writes 1 to `kept`, (rows, inputs), for the n largest of each group, else 0.
+    """
 
 def sample_forward(weight: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], masked: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], seed: int, step: int, micro_batch: int, layer: int) -> None:
     """Writes `masked` by MaskPro's sampling."""
