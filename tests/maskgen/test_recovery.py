@@ -247,11 +247,11 @@ def test_micro_batches_that_cannot_be_dealt_are_refused(model_dir, mask, tmp_pat
 
 def test_held_out_text_stops_a_run_and_the_best_step_is_kept(model_dir, mask, tmp_path):
     result = small_recovery(
-        model_dir, tmp_path, mask, held_out=TEXTS, steps=40, learning_rate=0.3, warm_up=0,
+        model_dir, tmp_path, mask, held_out=TEXTS, steps=400, learning_rate=0.3, warm_up=0,
         patience=2, divergence=1e3, least_squares=0,
     )  # fmt: skip
     curve = held_out(tmp_path)
-    assert len(curve) < 21, "it went on to the end"
+    assert len(curve) < 201, "it went on to the end"
     best = min(range(len(curve)), key=curve.__getitem__)
     assert result.best_step == 2 * best
     assert best == len(curve) - 3
