@@ -47,8 +47,7 @@ for values in int8 int4; do
         twofour build --model smollm2-135m --values $values --mask general=$general \
             --out $runs/sparse-$values
     arms+=(--arm sparse-$values=$runs/sparse-$values --arm dense-$values=$runs/dense-$values)
-    wide=$runs/16of32.safetensors # of whichever method is at hand
-    [ -f $wide ] || continue
+    wide=masks/smollm2-135m-16-32/general.safetensors
     [ -d $runs/bitmap-$values ] ||
         twofour build --model smollm2-135m --values $values --mask wide=$wide \
             --out $runs/bitmap-$values
@@ -82,8 +81,11 @@ twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --window
 if program=$(command -v llama-perplexity); then
     twofour bench export --mask $general --data "$data/eval/wiki.test.raw" --program "$program" --redo
 fi
-twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
-twofour bench serve "${pair[@]}" --concurrency 1,8 --repeats 4 --result serve
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general --mask $wide
+# Beside llama.cpp's server: start llama-server, and add --arm llama-server-q4_0=http://HOST:PORT.
+twofour bench serve "${pair[@]}" --arm sparse-int8=$runs/sparse-int8 \
+    --arm dense-int8=$runs/dense-int8 --arm sparse-int4=$runs/sparse-int4 --reference dense-int8 \
+    --lengths 128/128 --concurrency 1,8,32 --repeats 3 --result serve
 twofour bench overhead --sparse $runs/sparse
 others=masks/smollm2-135m
 twofour bench reliability --model smollm2-135m --mask general=$general \

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection, RemoteDisconnected
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -21,7 +21,7 @@ _IDLE_LIMIT_S = 2.0
 # What a kept connection meets whose server closed it after the last answer, which llama-server does
 # after every stream although it announces `Keep-Alive`. Nothing was answered: a new one may ask
 # again (RFC 9112, 9.3.1). The time of the first attempt counts.
-_CLOSED = (RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+_CLOSED = (ConnectionResetError, BrokenPipeError)  # the first has RemoteDisconnected in it
 
 
 class Connection:

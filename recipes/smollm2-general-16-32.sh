@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A 16:32 mask of SmolLM2-135M for general text, learned on frozen weights, which is
-# masks/smollm2-135m-16-32/general.safetensors. Half an hour on two quiet cores with AVX-512-BF16;
-# killed and started again, it goes on where it was.
+# masks/smollm2-135m-16-32/general.safetensors. 74 minutes beside other work on a Zen 5, half
+# of the steps on one core; killed and started again, it goes on where it was.
 # usage: recipes/smollm2-general-16-32.sh DATA OUT (smollm2-texts.bash says what they are)
 set -euo pipefail
 . "$(dirname "$0")/smollm2-texts.bash" # sets data, out, learn and held_out
