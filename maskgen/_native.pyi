@@ -52,3 +52,8 @@ def decide(logits: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, No
     """
     Writes the best `codes`; (how many are not those of `compare`, summed sharpness).
     """
+
+def fake_quantise(weight: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None), order='C', device='cpu')], keep: Annotated[torch.Tensor, dict(dtype='uint8', shape=(None, None), order='C', device='cpu')], out: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None), order='C', device='cpu')], block: int, int4: bool, minima: bool) -> None:
+    """
+    Writes the kept weights' nearest values on the grid of their block, 0 for the others; all (rows, inputs).
+    """

@@ -18,6 +18,7 @@ namespace {
 // torch's tensors: numpy has no bf16. `Weight`: bfloat16 or float32.
 using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Floats2d = nb::ndarray<nb::pytorch, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -193,6 +194,22 @@ std::tuple<std::int64_t, double> decide(const Logits& logits, const Codes& codes
   return {decision.changed, decision.sharpness};
 }
 
+void fake_quantise(const Floats2d& weight, const Codes& keep, const Floats2d& out, int block,
+                   bool int4, bool minima) {
+  for (std::size_t i = 0; i < 2; ++i) {
+    if (keep.shape(i) != weight.shape(i) || out.shape(i) != weight.shape(i)) {
+      refuse("what is kept and what is written must have the weight's shape");
+    }
+  }
+  if (block < 1) refuse("a block must have at least one weight");
+  if (minima && !int4) refuse("int8 has no minima");
+  const auto rows = static_cast<std::int64_t>(weight.shape(0));
+  const auto columns = static_cast<std::int64_t>(weight.shape(1));
+  nb::gil_scoped_release released;
+  kernels().fake_quantise(weight.data(), keep.data(), rows, columns, {block, int4, minima},
+                          out.data());
+}
+
 }  // namespace
 
 // Every kernel draws its noise from the key (seed, step, micro_batch, layer).
@@ -240,4 +257,8 @@ NB_MODULE(_native, m) {
   m.def("decide", &decide, "logits"_a.noconvert(), "codes"_a.noconvert(), "compare"_a.noconvert(),
         "scale"_a,
         "Writes the best `codes`; (how many are not those of `compare`, summed sharpness).");
+  m.def("fake_quantise", &fake_quantise, "weight"_a.noconvert(), "keep"_a.noconvert(),
+        "out"_a.noconvert(), "block"_a, "int4"_a, "minima"_a,
+        "Writes the kept weights' nearest values on the grid of their block, 0 for the others; all "
+        "(rows, inputs).");
 }

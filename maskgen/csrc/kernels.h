@@ -36,6 +36,13 @@ struct Gradient {
   float regularisation;       // lambda of -lambda * sum((w * mask)^2)
 };
 
+// What recovered weights are rounded to; maskgen/recovery/quantiser.py.
+struct Grid {
+  int block;  // inputs of a row that share a scale
+  bool is_int4;
+  bool minima;  // of the block's own; int4 alone
+};
+
 struct Decision {
   std::uint8_t* codes;          // (rows, groups)
   const std::uint8_t* compare;  // the prior's codes
@@ -64,6 +71,9 @@ struct Kernels {
   void (*sample_update)(const Layer&, const NoiseKey&, float rate, float* logits);
   void (*decide_placements)(const Layer&, float kappa, Decision&);
   void (*decide_weights)(const Layer&, float lambda, Decision&);
+  // all (rows, columns); what is not kept becomes 0
+  void (*fake_quantise)(const float* weight, const std::uint8_t* keep, std::int64_t rows,
+                        std::int64_t columns, Grid, float* out);
 };
 
 const Kernels& portable_kernels();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "entropic.h"
+#include "grid.h"
 #include "gumbel.h"
 #include "sampling.h"
 #include "topk.h"
@@ -151,6 +152,15 @@ inline void decide_weights(const Layer& layer, float lambda, Decision& decision)
   decision.sharpness = sharpness;
 }
 
+inline void fake_quantise(const float* weight, const std::uint8_t* keep, std::int64_t rows,
+                          std::int64_t columns, Grid grid, float* out) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t at = row * columns;
+    fake_quantise_row(weight + at, keep + at, columns, grid, out + at);
+  }
+}
+
 inline Kernels make_table(const char* name) {
   using Bf16 = std::uint16_t;
   return {
@@ -181,7 +191,8 @@ inline Kernels make_table(const char* name) {
       },
       sample_update,
       decide_placements,
-      decide_weights};
+      decide_weights,
+      fake_quantise};
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from maskgen.learning.native import native_module
+
 Values = Literal["int8", "int4"]
 STEP = 8
 """int4 values between two levels."""
@@ -89,7 +91,14 @@ def quantise(weight: Tensor, keep: Tensor, grid: WeightGrid) -> Quantised:
 
 
 def fake_quantise(model: nn.Module, keep: dict[str, Tensor], grid: WeightGrid) -> None:
-    """Let the masked linears multiply by their quantised weights; what is tuned stays as it was."""
+    """Let the masked linears multiply by their quantised weights; what is tuned stays as it was.
+
+    Args:
+        model: in fp32. On the CPU a native kernel (`maskgen/csrc/grid.h`) makes what `quantise`
+            makes, bit for bit and in one pass.
+        keep: of the linears by name, (N, K) bool each.
+        grid: what they are rounded to.
+    """
     for name, kept in keep.items():
         module = model.get_submodule(name)
         parametrize.register_parametrization(module, "weight", _OnGrid(kept, grid))
@@ -114,7 +123,11 @@ class _OnGrid(nn.Module):
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, keep: Tensor, grid: WeightGrid) -> Tensor:
-        return quantise(weight, keep, grid).weight(weight.shape[1]).masked_fill_(~keep, 0)
+        if weight.device.type != "cpu":
+            return quantise(weight, keep, grid).weight(weight.shape[1]).masked_fill_(~keep, 0)
+        out, int4 = torch.empty_like(weight), grid.values == "int4"
+        native_module().fake_quantise(weight, keep.view(torch.uint8), out, grid.block, int4, grid.minima)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

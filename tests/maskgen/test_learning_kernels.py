@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,11 +98,12 @@ def test_native_relaxations_equal_torch(name, dtype):
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_equals_torch(isa):
     """The whole comparison again in a process that is forced to one instruction set."""
+    files = __file__, str(Path(__file__).with_name("test_quantiser.py"))
     code = (
         "import sys\nfrom maskgen import _native\n"
         "try:\n    name = _native.isa()\nexcept ValueError as e:\n    print(e); sys.exit(77)\n"
         f"assert name == {isa!r}, name\nimport pytest\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}, "
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}, "
         "'-k', 'native_ and not instruction']))"
     )
     done = subprocess.run(

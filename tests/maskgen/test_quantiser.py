@@ -12,6 +12,7 @@ from engines.quantisation.grid import Grid as BuildGrid
 from engines.quantisation.grid import round_to_nearest
 from maskgen.format.pattern import TWO_FOUR
 from maskgen.format.placements import keep_from_codes, project
+from maskgen.learning.native import native_module
 from maskgen.recovery.quantiser import WeightGrid, fake_quantise, quantise
 
 GRIDS = [
@@ -79,6 +80,30 @@ def test_gradients_pass_straight_through_and_dropped_weights_are_zero():
     assert torch.equal(
         model[0].weight[keep], quantise(weight, keep, WeightGrid("int4")).weight(80)[keep]
     )
+
+
+@pytest.mark.parametrize("columns", [80, 96, 33, 7])
+@pytest.mark.parametrize("grid", [*GRIDS, WeightGrid("int4", 20, True), WeightGrid("int8", 5)])
+def test_the_native_kernel_is_the_quantiser_bit_for_bit(grid, columns):
+    weight, keep = masked_weight(columns)
+    weight[4, :3] = torch.tensor([1e-9, -3e-8, 0.0])
+    native, out = native_module(), torch.full_like(weight, torch.nan)
+    native.fake_quantise(
+        weight, keep.view(torch.uint8), out, grid.block, grid.values == "int4", grid.minima
+    )
+    expected = quantise(weight, keep, grid).weight(columns).masked_fill(~keep, 0)
+    assert torch.equal(out, expected)
+
+
+def test_the_native_kernel_refuses_what_does_not_fit():
+    weight, keep = torch.zeros(2, 8), torch.ones(2, 8, dtype=torch.uint8)
+    quantise_into = native_module().fake_quantise
+    with pytest.raises(ValueError, match="must have the weight's shape"):
+        quantise_into(weight, keep[:, :4].contiguous(), weight, 4, True, False)
+    with pytest.raises(ValueError, match="at least one weight"):
+        quantise_into(weight, keep, weight, 0, True, False)
+    with pytest.raises(ValueError, match="int8 has no minima"):
+        quantise_into(weight, keep, weight, 4, False, True)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
