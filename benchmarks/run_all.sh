@@ -86,7 +86,7 @@ twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $gene
 twofour bench serve "${pair[@]}" --arm sparse-int8=$runs/sparse-int8 \
     --arm dense-int8=$runs/dense-int8 --arm sparse-int4=$runs/sparse-int4 --reference dense-int8 \
     --lengths 128/128 --concurrency 1,8,32 --repeats 3 --result serve
-twofour bench overhead --sparse $runs/sparse
+twofour bench overhead --sparse $runs/sparse-int8
 others=masks/smollm2-135m
 twofour bench reliability --model smollm2-135m --mask general=$general \
     --mask french=$others/french.safetensors --load $others/html.safetensors \
