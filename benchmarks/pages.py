@@ -54,6 +54,7 @@ PAGES: Mapping[str, Page] = {
     "masks": league_page,
     "patterns": patterns_page,
     "domains": domains_page,
+    "domains-16-32": domains_page,
     "mask-ablations": ablations_page,
     "mask-cost": cost_page,
     "permutation": permutation_page,

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
-from benchmarks.masks.settings import MASKLLM, Overrides
+from benchmarks.masks.settings import ENTROPIC, MASKLLM, Overrides
 from benchmarks.masks.texts import Domain
 from benchmarks.masks.workbench import Made, Workbench
 from maskgen.compare import compare
 from maskgen.format.mask import Mask
+from maskgen.format.pattern import TWO_FOUR
 from maskgen.graft import graft
 
 KEY = ("domain", "seed")
 """What names a row."""
 
+STARTS = ("scratch", "transfer", "graft")
 DOMAIN_STEPS = 100
 
 
@@ -35,16 +37,18 @@ def run_domains(
     table: Table,
     general: General,
     changed: Overrides,
+    starts: Collection[str] = STARTS,
 ) -> None:
-    """Dense and general mask, and three masks learned alike from different priors, by domain.
+    """Dense and general mask, and up to three masks learned alike from different priors, by domain.
 
     Scratch starts from the same one-shot prior computed on the domain's own text, transfer from the
     general mask, graft from scratch's prior with the general mask's learned changes carried over.
+    MaskLLM learns 2:4 masks, RoI all others.
     """
     for domain in domains:
         unlearned: dict[str, float] = {}
         for seed in range(domain.seeds):
-            measure = partial(_domain_row, bench, domain, seed, general, changed, unlearned)
+            measure = partial(_domain_row, bench, domain, seed, general, changed, unlearned, starts)
             table.measure((domain.name, seed), measure)
             row = table[(domain.name, seed)]
             unlearned = {arm: row[arm] for arm in ("dense", "general")}  # no seed changes them
@@ -58,16 +62,16 @@ def _domain_row(
     general: General,
     changed: Overrides,
     unlearned: Mapping[str, float],
+    starts: Collection[str],
 ) -> ResultRow:
-    settings = {**MASKLLM, "steps": DOMAIN_STEPS, **changed.get("maskllm", {}), "seed": seed}
+    method = "maskllm" if general.mask.pattern == TWO_FOUR else "roi"
+    budget = MASKLLM if method == "maskllm" else ENTROPIC
+    settings = {**budget, "steps": DOMAIN_STEPS, **changed.get(method, {}), "seed": seed}
     label = f"{domain.name}-{seed}"
-    prior = bench.prior("sparsegpt", domain.train, domain.name)
-    starts = {"scratch": prior, "transfer": general.mask}
-    if general.prior is not None:
-        starts["graft"] = graft(prior, general.mask, general.prior)
+    priors = _priors(bench, domain, general, starts)
     learned = {
         arm: bench.learned(
-            "maskllm",
+            method,
             domain.train,
             start,
             settings,
@@ -75,7 +79,7 @@ def _domain_row(
             parent=general.mask,
             domain=domain.name,
         )
-        for arm, start in starts.items()
+        for arm, start in priors.items()
     }
     arms = {"dense": bench.dense(), "general": Made(bench.directory, general.mask, {}), **learned}
     row: ResultRow = {
@@ -89,5 +93,22 @@ def _domain_row(
             row[f"{arm}_bits_per_weight"] = made.row["bits_per_weight"]
             row[f"{arm}_entropy_per_weight"] = round(difference.bits_per_weight, 5)
             row[f"{arm}_digest"] = made.mask.digest
-    taken = {name: learned["transfer"].row[name] for name in ("tokens_seen", "seconds")}
-    return {**row, **taken, "steps": int(settings["steps"])}
+    taken = {name: made.row[name] for made in learned.values() for name in _TAKEN}
+    how = {"pattern": str(general.mask.pattern), "method": method}
+    return {**row, **taken, **how, "steps": int(settings["steps"])}
+
+
+_TAKEN = ("tokens_seen", "seconds")  # the same for every start
+
+
+def _priors(
+    bench: Workbench, domain: Domain, general: General, starts: Collection[str]
+) -> dict[str, Mask]:
+    found = {"transfer": general.mask} if "transfer" in starts else {}
+    if found.keys() >= set(starts):
+        return found
+    prior = bench.prior("sparsegpt", domain.train, domain.name, general.mask.pattern)
+    found["scratch"] = prior
+    if general.prior is not None:
+        found["graft"] = graft(prior, general.mask, general.prior)
+    return {start: found[start] for start in STARTS if start in found and start in starts}

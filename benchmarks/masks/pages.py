@@ -36,7 +36,7 @@ weight that a mask file takes. No engine here runs another pattern than 2:4 yet 
 """
 _DOMAINS = """
 Perplexity on test text of each domain. `general` is the general mask. The others are learned
-alike, with MaskLLM on the domain's training text: *scratch* starts from a SparseGPT mask of that
+alike, with {method} on the domain's training text: *scratch* starts from a SparseGPT mask of that
 text, *transfer* from the general mask, *graft* where scratch does, with what learning changed in
 the general mask carried over (`twofour mask graft`). The table has seed 0.
 """
@@ -147,7 +147,10 @@ def domains_page(result: ResultData) -> str:
     repeated = {row["domain"] for row in rows if row["seed"] > 0}
     if repeated:
         parts += [paragraph(_SEEDS), _seeds([r for r in rows if r["domain"] in repeated])]
-    return page("Masks by domain", _DOMAINS, result, *parts)
+    methods = {"maskllm": "MaskLLM", "roi": "RoI (entropic top n)"}
+    about = _DOMAINS.format(method=methods[rows[0].get("method", "maskllm")])
+    pattern = rows[0].get("pattern", "2:4")
+    return page(f"Masks by domain, {pattern}", about, result, *parts)
 
 
 def domains_table(rows: Sequence[ResultRow]) -> str:

@@ -126,7 +126,9 @@ class _StraightThrough(torch.autograd.Function):
         if weight.device.type != "cpu":
             return quantise(weight, keep, grid).weight(weight.shape[1]).masked_fill_(~keep, 0)
         out, int4 = torch.empty_like(weight), grid.values == "int4"
-        native_module().fake_quantise(weight, keep.view(torch.uint8), out, grid.block, int4, grid.minima)
+        native_module().fake_quantise(
+            weight, keep.view(torch.uint8), out, grid.block, int4, grid.minima
+        )
         return out
 
     @staticmethod

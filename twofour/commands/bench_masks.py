@@ -189,6 +189,10 @@ def domains(
         Path | None,
         _Option(help="What --general was learned from: adds an arm that grafts its changes."),
     ] = None,
+    start: Annotated[
+        list[str] | None,
+        _Option(help="Learn from this start alone: scratch, transfer or graft (repeat)."),
+    ] = None,
     model: Model = "smollm2-135m",
     settings: MethodSettings = None,
     dtype: Dtype = "auto",
@@ -199,24 +203,37 @@ def domains(
     redo: RedoRows = False,
     json_: JsonLine = False,
 ) -> None:
-    """MaskLLM on domains' own texts, from three starts (docs/results/domains.json)."""
+    """Masks of domains' own texts, from three starts (docs/results/domains.json).
+
+    Of the general mask's pattern: MaskLLM learns those of 2:4, RoI all others (16:32 in
+    docs/results/domains-16-32.json).
+    """
     from benchmarks.common.table import TableSpec
-    from benchmarks.masks.domains import KEY, General, run_domains
+    from benchmarks.masks.domains import KEY, STARTS, General, run_domains
     from benchmarks.masks.pages import domains_page
     from maskgen.format.mask_file import read_mask
+    from maskgen.format.pattern import TWO_FOUR
+
+    for name in start or []:
+        if name not in STARTS:
+            raise ValueError(f"--start {name} is none of {', '.join(STARTS)}")
+    if start == ["graft"] and general_prior is None:
+        raise ValueError("--start graft needs --general-prior, the mask that --general began from")
 
     console = Console(stderr=json_)
     bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
     found = [parse_domain(spec) for spec in domain]
-    start = General(read_mask(general), read_mask(general_prior) if general_prior else None)
+    base = General(read_mask(general), read_mask(general_prior) if general_prior else None)
     inputs = {name: digest for d in found for name, digest in d.digests().items()}
-    inputs["general mask"] = start.mask.digest
-    if start.prior is not None:
-        inputs["general mask's prior"] = start.prior.digest
-    table = open_table(TableSpec("domains", KEY, domains_page), bench, inputs, redo)
-    run_domains(bench, found, table, start, parse_overrides(settings or []))
+    inputs["general mask"] = base.mask.digest
+    if base.prior is not None:
+        inputs["general mask's prior"] = base.prior.digest
+    pattern = base.mask.pattern
+    result = "domains" if pattern == TWO_FOUR else f"domains-{pattern.n}-{pattern.m}"
+    table = open_table(TableSpec(result, KEY, domains_page), bench, inputs, redo)
+    run_domains(bench, found, table, base, parse_overrides(settings or []), start or STARTS)
     finish_table(table, console, json_)
 
 

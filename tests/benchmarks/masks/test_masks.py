@@ -30,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(league, "LEARNED", learned)
     monkeypatch.setattr(patterns, "LEARNED", learned)
     monkeypatch.setattr(domains, "MASKLLM", {**settings.MASKLLM, **small})
+    monkeypatch.setattr(domains, "ENTROPIC", {**settings.ENTROPIC, **small})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -127,6 +128,23 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     assert first["graft_digest"] == first["scratch_digest"]  # nothing was learned to carry over
     mask = read_mask(folder / "work" / "tiny-0-transfer.safetensors")
     assert mask.parent_digest == read_mask(general).digest
+
+
+def test_domains_of_a_wide_general_mask_are_learned_with_roi_in_a_table_of_their_own(folder):
+    assert bench(folder, "patterns", "--pattern", "8:16", "--only", "wanda").exit_code == 0
+    general = folder / "work" / "general-wanda-8-16.safetensors"
+    texts = ("--domain", f"tiny={folder / 'learn.txt'},{folder / 'test.txt'}")
+    short = ("--set", "roi.steps=2", "--start", "transfer")
+    result = bench(folder, "domains", "--general", general, *texts, *short)
+    assert result.exit_code == 0, (result.output, result.exception)
+    (row,) = rows("domains-8-16")
+    assert (row["pattern"], row["method"], row["steps"]) == ("8:16", "roi", 2)
+    assert "scratch" not in row
+    assert "# Masks by domain, 8:16" in Path("docs/results/domains-8-16.md").read_text()
+    learned = read_mask(folder / "work" / "tiny-0-transfer.safetensors")
+    assert str(learned.pattern) == "8:16"
+    refused = bench(folder, "domains", "--general", general, *texts, "--start", "graft")
+    assert "--general-prior" in str(refused.exception)
 
 
 def test_every_ablation_has_a_row(folder, monkeypatch):
