@@ -96,7 +96,7 @@ def _products(tokens: int, dtype: torch.dtype, shape: Shape) -> Callable[[], Non
 
 
 def _masks(
-    dtype: torch.dtype, relaxation: Relaxation, scale: float, tau: float, shape: Shape
+    dtype: torch.dtype, relaxation: Relaxation[Any], scale: float, tau: float, shape: Shape
 ) -> Callable[[], None]:
     n, k = shape
     weight = torch.randn(n, k).to(dtype)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -169,7 +169,7 @@ class GradientLearner:
         self,
         model: nn.Module,
         prior: Mapping[str, Codes],
-        relaxation: Relaxation,
+        relaxation: Relaxation[Any],
         schedule: Schedule,
         config: GradientSettings,
         batches: TokenBatches,
@@ -198,7 +198,7 @@ class GradientLearner:
             weight_decay=config.weight_decay,
         )
 
-    def _replace(self, name: str, codes: Codes, relaxation: Relaxation) -> MaskedLinear:
+    def _replace(self, name: str, codes: Codes, relaxation: Relaxation[Any]) -> MaskedLinear:
         linear = self._model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise ValueError(f"layer {name} is a {type(linear).__name__}, not a linear layer")

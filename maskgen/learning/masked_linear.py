@@ -85,7 +85,7 @@ class MaskedLinear(nn.Module):
         linear: nn.Linear,
         prior: Tensor,
         logits: Tensor,
-        relaxation: Relaxation,
+        relaxation: Relaxation[Any],
         clock: NoiseClock,
     ) -> None:
         super().__init__()

@@ -8,8 +8,10 @@ of keeping any of the planes for the backward pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from types import ModuleType
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,8 +39,14 @@ class Softness:
     regularisation: float = 0.0
 
 
-class Relaxation(ABC):
+Kernel = Callable[..., None]
+Soft = TypeVar("Soft")
+
+
+class Relaxation(ABC, Generic[Soft]):
     """Mask logits (rows, planes, groups) <-> masked weight (rows, M * groups).
+
+    `Soft` is what torch's functions make of logits and noise, for both directions.
 
     Attributes:
         native: kernels for this pattern; None for torch's functions.
@@ -51,14 +59,16 @@ class Relaxation(ABC):
         self.pattern = pattern
         self.planes = self._planes()
 
-    @abstractmethod
-    def _planes(self) -> int: ...
-
-    @abstractmethod
     def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         """weight * soft mask, in the weight's type."""
+        if self.native is not None:
+            masked = torch.empty_like(weight)
+            forward, _ = self._kernels(self.native)
+            forward(weight, logits, masked, *self._numbers(at), *astuple(key))
+            return masked
+        keep = self._soft_keep(self._relaxed(logits, at, key))
+        return (weight.float() * keep).to(weight.dtype)
 
-    @abstractmethod
     def add_gradient(
         self,
         weight: Tensor,
@@ -69,6 +79,37 @@ class Relaxation(ABC):
         out: Tensor,
     ) -> None:
         """Add dL / d(logits) to `out`, given dL / d(masked weight) and the forward's key."""
+        if self.native is not None:
+            _, backward = self._kernels(self.native)
+            numbers = (*self._numbers(at), at.regularisation)
+            backward(weight, logits, masked_gradient, out, *numbers, *astuple(key))
+            return
+        soft = self._relaxed(logits, at, key)
+        w = weight.float()
+        pull = 2.0 * at.regularisation * w * self._soft_keep(soft)
+        out += self._to_logits(soft, w * (masked_gradient.float() - pull), at)
+
+    @abstractmethod
+    def _planes(self) -> int: ...
+
+    @abstractmethod
+    def _kernels(self, native: ModuleType) -> tuple[Kernel, Kernel]:
+        """Forward and backward."""
+
+    def _numbers(self, at: Softness) -> tuple[float, ...]:
+        """What the kernels take between arrays and noise key."""
+        return at.scale, at.tau
+
+    @abstractmethod
+    def _relaxed(self, logits: Tensor, at: Softness, key: NoiseKey) -> Soft: ...
+
+    @abstractmethod
+    def _soft_keep(self, soft: Soft) -> Tensor:
+        """(rows, M * groups)."""
+
+    @abstractmethod
+    def _to_logits(self, soft: Soft, keep_gradient: Tensor, at: Softness) -> Tensor:
+        """dL / d(logits) from dL / d(keep), (rows, M * groups)."""
 
     def decide(self, logits: Tensor, prior: Tensor, scale: float) -> tuple[Tensor, int, float]:
         """Final codes, how many differ from the prior's, and the summed sharpness.
@@ -95,55 +136,25 @@ class Relaxation(ABC):
     def _sharpness(self, logits: Tensor, scale: float) -> float: ...
 
 
-def _keep_gradient(
-    weight: Tensor, keep: Tensor, masked_gradient: Tensor, regularisation: float
-) -> Tensor:
-    """dL / d(keep), the regularisation -lambda * sum((w * keep)^2) included."""
-    w = weight.float()
-    return w * (masked_gradient.float() - 2.0 * regularisation * w * keep)
-
-
-class GumbelPlacements(Relaxation):
+class GumbelPlacements(Relaxation[Tensor]):
     """MaskLLM: Gumbel-softmax over a logit per placement; `scale` is kappa."""
 
     def _planes(self) -> int:
         return self.pattern.placements
 
-    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
-        if self.native is not None:
-            masked = torch.empty_like(weight)
-            self.native.gumbel_forward(
-                weight, logits, masked, at.scale, at.tau, key.seed, key.step, key.micro_batch,
-                key.layer,
-            )  # fmt: skip
-            return masked
-        keep = gumbel.keep_from_placements(self._probabilities(logits, at, key), self.pattern)
-        return (weight.float() * keep).to(weight.dtype)
+    def _kernels(self, native: ModuleType) -> tuple[Kernel, Kernel]:
+        return native.gumbel_forward, native.gumbel_backward
 
-    def add_gradient(
-        self,
-        weight: Tensor,
-        logits: Tensor,
-        masked_gradient: Tensor,
-        at: Softness,
-        key: NoiseKey,
-        out: Tensor,
-    ) -> None:
-        if self.native is not None:
-            self.native.gumbel_backward(
-                weight, logits, masked_gradient, out, at.scale, at.tau, at.regularisation,
-                key.seed, key.step, key.micro_batch, key.layer,
-            )  # fmt: skip
-            return
-        probabilities = self._probabilities(logits, at, key)
-        keep = gumbel.keep_from_placements(probabilities, self.pattern)
-        gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
-        out += gumbel.placement_gradient(probabilities, gradient, at.scale / at.tau, self.pattern)
-
-    def _probabilities(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+    def _relaxed(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
         rows, _, groups = logits.shape
         noise = gumbels(rows, self.planes, groups, key, logits.device)
         return gumbel.placement_probabilities(logits, at.scale, at.tau, noise)
+
+    def _soft_keep(self, soft: Tensor) -> Tensor:
+        return gumbel.keep_from_placements(soft, self.pattern)
+
+    def _to_logits(self, soft: Tensor, keep_gradient: Tensor, at: Softness) -> Tensor:
+        return gumbel.placement_gradient(soft, keep_gradient, at.scale / at.tau, self.pattern)
 
     def _codes(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=1)
@@ -152,7 +163,7 @@ class GumbelPlacements(Relaxation):
         return float(torch.softmax(scale * logits, dim=1).amax(dim=1).sum())
 
 
-class TopN(Relaxation):
+class TopN(Relaxation[Soft]):
     """RoI: Gumbel top-n of a logit per weight; `scale` is lambda."""
 
     def _planes(self) -> int:
@@ -172,89 +183,49 @@ class TopN(Relaxation):
         return float((torch.softmax(logits / scale, dim=1) * self._kept(logits)).sum())
 
 
-class SequentialTopN(TopN):
+class SequentialTopN(TopN[list[relaxed_topk.Choice]]):
     """RoI's own: one choice after the other."""
 
-    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
-        if self.native is not None:
-            masked = torch.empty_like(weight)
-            self.native.topk_forward(
-                weight, logits, masked, at.scale, at.tau, key.seed, key.step, key.micro_batch,
-                key.layer,
-            )  # fmt: skip
-            return masked
-        keep = relaxed_topk.keep_from_choices(self._choices(logits, at, key))
-        return (weight.float() * keep).to(weight.dtype)
+    def _kernels(self, native: ModuleType) -> tuple[Kernel, Kernel]:
+        return native.topk_forward, native.topk_backward
 
-    def add_gradient(
-        self,
-        weight: Tensor,
-        logits: Tensor,
-        masked_gradient: Tensor,
-        at: Softness,
-        key: NoiseKey,
-        out: Tensor,
-    ) -> None:
-        if self.native is not None:
-            self.native.topk_backward(
-                weight, logits, masked_gradient, out, at.scale, at.tau, at.regularisation,
-                key.seed, key.step, key.micro_batch, key.layer,
-            )  # fmt: skip
-            return
-        choices = self._choices(logits, at, key)
-        keep = relaxed_topk.keep_from_choices(choices)
-        gradient = _keep_gradient(weight, keep, masked_gradient, at.regularisation)
-        out += relaxed_topk.top_n_gradient(choices, gradient, at.scale, at.tau)
-
-    def _choices(self, logits: Tensor, at: Softness, key: NoiseKey) -> list[relaxed_topk.Choice]:
+    def _relaxed(self, logits: Tensor, at: Softness, key: NoiseKey) -> list[relaxed_topk.Choice]:
         noise = self._noise(logits, key)
         return relaxed_topk.relax_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
 
+    def _soft_keep(self, soft: list[relaxed_topk.Choice]) -> Tensor:
+        return relaxed_topk.keep_from_choices(soft)
 
-class EntropicTopN(TopN):
+    def _to_logits(
+        self, soft: list[relaxed_topk.Choice], keep_gradient: Tensor, at: Softness
+    ) -> Tensor:
+        return relaxed_topk.top_n_gradient(soft, keep_gradient, at.scale, at.tau)
+
+
+class EntropicTopN(TopN[Tensor]):
     """All choices at once, by entropic optimal transport (`entropic_topk.py`)."""
 
-    def masked_weight(self, weight: Tensor, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
-        if self.native is not None:
-            masked = torch.empty_like(weight)
-            self.native.entropic_forward(
-                weight, logits, masked, self.pattern.n, at.scale, at.tau, key.seed, key.step,
-                key.micro_batch, key.layer,
-            )  # fmt: skip
-            return masked
-        keep = keep_from_planes(self._soft(logits, at, key))
-        return (weight.float() * keep).to(weight.dtype)
+    def _kernels(self, native: ModuleType) -> tuple[Kernel, Kernel]:
+        return native.entropic_forward, native.entropic_backward
 
-    def add_gradient(
-        self,
-        weight: Tensor,
-        logits: Tensor,
-        masked_gradient: Tensor,
-        at: Softness,
-        key: NoiseKey,
-        out: Tensor,
-    ) -> None:
-        if self.native is not None:
-            self.native.entropic_backward(
-                weight, logits, masked_gradient, out, self.pattern.n, at.scale, at.tau,
-                at.regularisation, key.seed, key.step, key.micro_batch, key.layer,
-            )  # fmt: skip
-            return
-        keep = self._soft(logits, at, key)
-        gradient = _keep_gradient(
-            weight, keep_from_planes(keep), masked_gradient, at.regularisation
-        )
-        rows, planes, groups = keep.shape
-        gradient = gradient.view(rows, groups, planes).transpose(1, 2)
-        out += entropic_topk.entropic_gradient(keep, gradient, at.scale, at.tau)
+    def _numbers(self, at: Softness) -> tuple[float, ...]:
+        return self.pattern.n, at.scale, at.tau
+
+    def _relaxed(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        noise = self._noise(logits, key)
+        return entropic_topk.entropic_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
+
+    def _soft_keep(self, soft: Tensor) -> Tensor:
+        return keep_from_planes(soft)
+
+    def _to_logits(self, soft: Tensor, keep_gradient: Tensor, at: Softness) -> Tensor:
+        rows, planes, groups = soft.shape
+        by_plane = keep_gradient.view(rows, groups, planes).transpose(1, 2)
+        return entropic_topk.entropic_gradient(soft, by_plane, at.scale, at.tau)
 
     def keep(self, logits: Tensor, prior: Tensor, scale: float) -> Tensor:
         """See `Relaxation.keep`; nothing here needs codes, which cost more for most patterns."""
         return keep_from_planes(self._kept(logits))
-
-    def _soft(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
-        noise = self._noise(logits, key)
-        return entropic_topk.entropic_top_n(logits, self.pattern.n, at.scale, at.tau, noise)
 
     def _kept(self, logits: Tensor) -> Tensor:
         if self.native is None:

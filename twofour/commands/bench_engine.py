@@ -236,6 +236,11 @@ def second(
     dense: Annotated[Path, _Option(help="Its dense engine directory.")],
     sparse: Annotated[Path, _Option(help="Its sparse one.")],
     wikitext2: Annotated[Path, _Option(help="Wikitext-2's raw test file.")],
+    arm: Annotated[
+        list[str] | None,
+        _Option(help="NAME=DIR, another engine directory of the same model (repeat)."),
+    ] = None,
+    reference: Annotated[str, _Option(help="The arm that ratios are taken against.")] = "sparse",
     peer: Annotated[
         list[str] | None, _Option(help="llama.cpp-TYPE=FILE.gguf, ik-TYPE=FILE.gguf (repeat).")
     ] = None,
@@ -255,10 +260,13 @@ def second(
     from maskgen.texts.text_sets import load_texts
 
     cores = threads or len(os.sched_getaffinity(0))
-    plan = SpeedPlan(number_pairs(lengths, "--lengths", "/"), (1,), repeats, cores, kv_mib)
-    arms = {"dense": dense, "sparse": sparse}
+    pairs = number_pairs(lengths, "--lengths", "/")
+    plan = SpeedPlan(pairs, (1,), repeats, cores, kv_mib, reference=reference)
+    arms = {"dense": dense, "sparse": sparse} | _directories(arm or [])
     peers = peer_commands(peer or [], None, plan, dtype="bfloat16", binding="nobind")
     commands = {arm: engine_command(path, plan) for arm, path in arms.items()} | peers
+    if reference not in commands:
+        raise ValueError(f"--reference {reference!r} is none of {', '.join(commands)}")
     name, texts = read_manifest(dense).model, load_texts(str(wikitext2))
     table = Table(TableSpec("second-model", KEY, second_model_page), Earlier.KEEP)
     table.put(second_model_rows(name, arms, commands, plan, texts, windows, say))
