@@ -81,7 +81,9 @@ twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --window
 if program=$(command -v llama-perplexity); then
     twofour bench export --mask $general --data "$data/eval/wiki.test.raw" --program "$program" --redo
 fi
-twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general --mask $wide
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $wide \
+    --spec int8 --spec int4
 # Beside llama.cpp's server: start llama-server, and add --arm llama-server-q4_0=http://HOST:PORT.
 twofour bench serve "${pair[@]}" --arm sparse-int8=$runs/sparse-int8 \
     --arm dense-int8=$runs/dense-int8 --arm sparse-int4=$runs/sparse-int4 --reference dense-int8 \

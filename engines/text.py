@@ -109,10 +109,6 @@ class TextCodec:
         """Tokens as the vocabulary spells them; empty for ids that it does not hold."""
         return [self.tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
-    def token_text(self, token_id: int) -> str:
-        """Text of one token by itself; incomplete UTF-8 shows as U+FFFD."""
-        return self.decode([token_id], skip_special_tokens=False)
-
     def stream(
         self, prompt_token_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
     ) -> TextStream:

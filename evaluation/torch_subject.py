@@ -18,13 +18,13 @@ def torch_subject(
         ModelNotFoundError: there is no such model.
     """
     from maskgen.format.digests import base_digest
+    from maskgen.format.mask import check_base
     from maskgen.format.mask_file import read_mask
     from maskgen.format.tokenizer import ModelTokenizer
     from maskgen.models import model_name, resolve_model
     from maskgen.torch_model import (
         TorchScorer,
         apply_to_module,
-        check_base,
         context_length,
         dtype_name,
         load_model,

@@ -20,7 +20,7 @@ from maskgen.format.checkpoint_files import checkpoint_files
 from maskgen.format.container import TensorBytes, TensorEntry, read_header, write_tensors
 from maskgen.format.coverage import decoder_weights
 from maskgen.format.digests import base_digest, tensors_digest
-from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError, check_base
 from maskgen.format.staging import new_directory
 from maskgen.format.weight_files import StoredTensor, stored_tensors, weight_files
 
@@ -78,7 +78,7 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
         MaskFileError: the mask belongs to another model.
         FileExistsError: `out` exists.
     """
-    check_base(model_dir, mask)
+    check_base(mask, base_digest(model_dir), str(model_dir))
 
     def drop(name: str) -> Callable[[Weight], Weight]:
         def change(weight: Weight) -> Weight:
@@ -89,16 +89,6 @@ def apply_mask(model_dir: Path, mask: Mask, out: Path) -> str:
 
     changes = {f"{name}.weight": Change(mask.shapes[name], drop(name)) for name in mask.codes}
     return rewrite_weights(model_dir, out, changes)
-
-
-def check_base(model_dir: Path, mask: Mask) -> None:
-    """Raise MaskFileError unless the mask was made for the model in this directory."""
-    digest = base_digest(model_dir)
-    if mask.base_digest != digest:
-        raise MaskFileError(
-            f"the mask belongs to the base model {mask.base_digest[:16]}..., but {model_dir} is "
-            f"{digest[:16]}...; use the model it was made for"
-        )
 
 
 def rewrite_weights(

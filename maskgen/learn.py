@@ -13,7 +13,7 @@ from rich.console import Console
 
 from maskgen.format.coverage import dense_lines
 from maskgen.format.digests import base_digest
-from maskgen.format.mask import Mask, MaskFileError
+from maskgen.format.mask import Mask, MaskFileError, check_base
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.attention import use_short_attention
@@ -27,7 +27,7 @@ from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import token_windows
-from maskgen.torch_model import check_base, check_tokens, dtype_name, load_model
+from maskgen.torch_model import check_tokens, dtype_name, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskgen.calibration import LayerProgress, dense_statistics
 from maskgen.experts import RareExperts
 from maskgen.format.digests import base_digest
-from maskgen.format.mask import Mask
+from maskgen.format.mask import Mask, check_base
 from maskgen.format.placements import keep_from_codes
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.format.values_file import LayerValues, ValuesHeader, write_values
@@ -23,7 +23,7 @@ from maskgen.recovery.quantiser import Quantised, WeightGrid
 from maskgen.selection import select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import draw_windows, token_windows
-from maskgen.torch_model import apply_to_module, check_base, check_tokens, load_model
+from maskgen.torch_model import apply_to_module, check_tokens, load_model
 
 
 @dataclass(frozen=True, slots=True)

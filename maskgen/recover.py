@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskgen.apply import Change, rewrite_weights, rewritten_digest
 from maskgen.format.digests import base_digest
-from maskgen.format.mask import Mask
+from maskgen.format.mask import Mask, check_base
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
 from maskgen.learning.distributed import World, world_from_environment
@@ -27,7 +27,7 @@ from maskgen.recovery.request import RecoverRequest, RecoverResult, check_reques
 from maskgen.recovery.stages import TUNING, RecoveryStages
 from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
-from maskgen.torch_model import check_base, load_model, resolve_dtype
+from maskgen.torch_model import load_model, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -168,15 +168,6 @@ def _one_line_errors(directory: Path) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def check_base(mask: Mask, digest: str, model: str) -> None:
-    """Raise MaskFileError unless the mask was made for the model with this digest."""
-    if mask.base_digest != digest:
-        raise MaskFileError(
-            f"the mask belongs to the base model {mask.base_digest[:16]}..., "
-            f"but {model} is {digest[:16]}...; use the model it was made for"
-        )
-
-
 @torch.no_grad()
 def apply_to_module(model: nn.Module, mask: Mask) -> None:
     """Set the weights that `mask` drops to zero, in place.

@@ -14,8 +14,8 @@ from engines.directory.config_fields import read_field
 from engines.directory.decoder_config import DecoderConfig, decoder_config
 from engines.directory.rope import Rope
 from engines.errors import EngineDirectoryError
-from maskgen.apply import check_base
-from maskgen.format.mask import Mask
+from maskgen.format.digests import base_digest
+from maskgen.format.mask import Mask, check_base
 from maskgen.format.model_directory import end_token_ids, read_model_config
 from maskgen.gguf_model.architectures import ARCHITECTURES, GgufArchitecture
 from maskgen.gguf_model.config import model_config
@@ -110,7 +110,7 @@ def export_gguf(
     if out.exists():
         raise FileExistsError(f"{out} exists already; name a new file")
     if mask is not None:
-        check_base(directory, mask)
+        check_base(mask, base_digest(directory), str(directory))
     content = gguf_content(directory, name)
     partial = out.with_name(f".{out.name}.partial")
     try:

@@ -1,6 +1,6 @@
 """`twofour bench masks patterns`: the same methods, keeping n of every m for several N:M.
 
-All patterns but 1:4 keep half of the weights, so that they differ in nothing but how freely they
+The default patterns keep half of the weights, so that they differ in nothing but how freely they
 choose: the wider a group, the fewer important weights stand in each other's way. Rows are kept and
 gone on with as in `benchmarks.masks.league`.
 """

@@ -21,11 +21,10 @@ from evaluation.lm_tasks import run_tasks
 from evaluation.torch_subject import torch_subject
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json
-from maskgen.format.mask import MaskFileError
+from maskgen.format.mask import MaskFileError, check_base
 from maskgen.format.mask_file import read_mask
 from maskgen.recover import FACTS_FILE
 from maskgen.texts.text_sets import TextSet
-from maskgen.torch_model import check_base
 
 KEY = ("product", "pattern", "values")
 """What names a row."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from evaluation.perplexity import joined_tokens, measure_perplexity
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json, write_json
-from maskgen.format.mask import Mask
+from maskgen.format.mask import Mask, check_base
 from maskgen.format.mask_file import read_mask, write_mask
 from maskgen.format.pattern import TWO_FOUR, Pattern
 from maskgen.format.tokenizer import ModelTokenizer
@@ -26,7 +26,6 @@ from maskgen.texts.text_sets import TextSet
 from maskgen.torch_model import (
     TorchScorer,
     apply_to_module,
-    check_base,
     load_model,
 )
 

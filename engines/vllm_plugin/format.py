@@ -39,7 +39,6 @@ QUANT_METHOD = "twofour"
 SPEC_VERSION, LOWBIT_SPEC_VERSION = 1, 2
 """Of checkpoints that are all bf16, as since the first release, and of those that are not."""
 KEPT, CODES, DROPPED = "kept", "codes", "dropped"
-GROUPS_PER_BYTE = 2
 COLUMN_STEP = 8
 """Inputs that one byte of codes covers: the grain of column shards."""
 

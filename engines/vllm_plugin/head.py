@@ -30,11 +30,6 @@ class TwofourEmbeddingMethod(UnquantizedEmbeddingMethod):
         self._tied = False
         self._packed: torch.Tensor | None = None
 
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of the packed head, beside the table itself."""
-        return 0 if self._packed is None else self._packed.nbytes
-
     def tie_weights(self, layer: Any, embed_tokens: VocabParallelEmbedding) -> Any:
         self._tied = True
         return super().tie_weights(layer, embed_tokens)

@@ -65,11 +65,6 @@ class TwofourLinearMethod(LinearMethodBase):
         self._inputs = 0
         self._bias: torch.Tensor | None = None
 
-    @property
-    def sparse_bytes(self) -> int:
-        """Bytes of this worker's weights that a sparse kernel reads."""
-        return sum(t.nbytes for run in self._runs if run.sparse for t in run.tensors.values())
-
     def create_weights(
         self,
         layer: Any,

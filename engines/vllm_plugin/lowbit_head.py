@@ -41,11 +41,6 @@ class QuantisedTableMethod(QuantizeMethodBase):
         self._run: PackedRows | None = None
         self._dtype = torch.bfloat16
 
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes beside the layer's parameters: none, the packed table is one."""
-        return 0
-
     def create_weights(
         self,
         layer: Any,

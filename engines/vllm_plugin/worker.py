@@ -58,24 +58,6 @@ class MaskWorker:
         seconds = time.perf_counter() - begin
         return {"digest": digest, "layers": changed, "seconds": seconds}
 
-    def twofour_weight_bytes(self) -> dict[str, int]:
-        """Bytes of this worker's parameters, and of the sparse layers among them."""
-        from engines.vllm_plugin.linear import TwofourLinearMethod
-
-        model = self.model_runner.model
-        total = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
-        heads = {
-            id(m.quant_method): m.quant_method.packed_bytes
-            for m in model.modules()
-            if hasattr(getattr(m, "quant_method", None), "packed_bytes")
-        }
-        sparse = sum(
-            m.quant_method.sparse_bytes
-            for m in model.modules()
-            if isinstance(getattr(m, "quant_method", None), TwofourLinearMethod)
-        )
-        return {"all": total + sum(heads.values()), "sparse": sparse}
-
     def _twofour_weights(self, identity: str) -> MaskedWeights:
         weights: MaskedWeights | None = getattr(self, "_twofour", None)
         if weights is None:

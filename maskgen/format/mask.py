@@ -118,6 +118,15 @@ def check_layer_name(name: str) -> None:
         raise MaskFileError(f"{name[:80]!r} is not a module name")
 
 
+def check_base(mask: Mask, digest: str, model: str) -> None:
+    """Raise MaskFileError unless the mask was made for the model with this base digest."""
+    if mask.base_digest != digest:
+        raise MaskFileError(
+            f"the mask belongs to the base model {mask.base_digest[:16]}..., "
+            f"but {model} is {digest[:16]}...; use the model it was made for"
+        )
+
+
 def check_digest(field: str, value: object) -> None:
     """Raise MaskFileError unless `value` is a SHA-256 in hexadecimal."""
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):

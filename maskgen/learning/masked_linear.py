@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,13 +121,6 @@ class MaskedLinear(nn.Module):
         """Codes now, groups that differ from the prior, summed sharpness."""
         scale = self.clock.softness.scale
         return self.relaxation.decide(self.mask_logits.detach(), self.prior, scale)
-
-
-def masked_layers(model: nn.Module) -> Iterator[MaskedLinear]:
-    """The model's masked layers, in module order."""
-    for module in model.modules():
-        if isinstance(module, MaskedLinear):
-            yield module
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

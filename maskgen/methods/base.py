@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskgen.format.pattern import TWO_FOUR, Pattern
-from maskgen.format.placements import Codes
+from maskgen.format.placements import Codes, project
 
 StatisticT = TypeVar("StatisticT", bound="Statistic")
 
@@ -104,9 +104,8 @@ class PruneMethod(ABC, Generic[StatisticT]):
             " wanda, ria or sparsegpt as the score"
         )
 
-    @abstractmethod
     def prune_layer(self, weight: Tensor, statistic: StatisticT) -> PrunedLayer:
-        """Decide one layer.
+        """Decide one layer; by the highest scores, unless a method says otherwise.
 
         Args:
             weight: (N, K) fp32; not to be modified.
@@ -115,3 +114,5 @@ class PruneMethod(ABC, Generic[StatisticT]):
         Raises:
             ValueError: the statistic does not allow a decision.
         """
+        scores = self.scores(weight, statistic)
+        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import project
-from maskgen.methods.base import NoStatistic, PrunedLayer, PruneMethod
+from maskgen.methods.base import NoStatistic, PruneMethod
 
 
 class Magnitude(PruneMethod[NoStatistic]):
@@ -19,7 +18,3 @@ class Magnitude(PruneMethod[NoStatistic]):
 
     def scores(self, weight: Tensor, statistic: NoStatistic) -> Tensor:
         return weight.abs()
-
-    def prune_layer(self, weight: Tensor, statistic: NoStatistic) -> PrunedLayer:
-        scores = self.scores(weight, statistic)
-        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

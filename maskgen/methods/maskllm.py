@@ -5,8 +5,9 @@
     minimise  L(weight * mask) - lambda_t * sum((weight * mask)^2)
 
 L is `next_token_loss` (learning/loss.py), called by `GradientLearner` (learning/learner.py). The
-second term is never computed, only its gradient is: `_keep_gradient` (learning/relaxation.py), and
-`gumbel_backward_row` (csrc/gumbel.h) where the native kernels learn.
+second term is never computed, only its gradient is: in `Relaxation.add_gradient`
+(learning/relaxation.py), and in `gumbel_backward_row` (csrc/gumbel.h) where the native kernels
+learn.
 
 kappa rises and tau falls linearly over the run, lambda_t falls linearly to 0, every micro-batch
 draws fresh noise, and the mask that is kept in the end is the arg-max of pi. Defaults are the

@@ -7,8 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import project
-from maskgen.methods.base import PrunedLayer, PruneMethod, SquaredNorms
+from maskgen.methods.base import PruneMethod, SquaredNorms
 
 ACTIVATION_POWER = 0.5
 """The paper's exponent `a` of the input norm."""
@@ -39,7 +38,3 @@ class Ria(PruneMethod[SquaredNorms]):
 
     def scores(self, weight: Tensor, statistic: SquaredNorms) -> Tensor:
         return ria_scores(weight, statistic.norms)
-
-    def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        scores = self.scores(weight, statistic)
-        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

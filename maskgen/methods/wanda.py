@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskgen.format.placements import project
-from maskgen.methods.base import PrunedLayer, PruneMethod, SquaredNorms
+from maskgen.methods.base import PruneMethod, SquaredNorms
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
@@ -27,7 +26,3 @@ class Wanda(PruneMethod[SquaredNorms]):
 
     def scores(self, weight: Tensor, statistic: SquaredNorms) -> Tensor:
         return wanda_scores(weight, statistic.norms)
-
-    def prune_layer(self, weight: Tensor, statistic: SquaredNorms) -> PrunedLayer:
-        scores = self.scores(weight, statistic)
-        return PrunedLayer(project(scores.cpu().numpy(), self.pattern))

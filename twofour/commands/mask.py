@@ -11,6 +11,7 @@ from rich.console import Console
 
 from maskgen.registry import method_names
 from twofour.commands import mask_learn
+from twofour.commands.line import say
 from twofour.commands.option_values import Transform
 from twofour.commands.progress import layer_bar
 
@@ -78,7 +79,7 @@ def prune(
     """Compute a mask in one shot."""
     from maskgen.format.coverage import coverage, dense_lines
     from maskgen.format.digests import base_digest
-    from maskgen.format.mask import check_pattern
+    from maskgen.format.mask import check_base, check_pattern
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.format.pattern import Pattern
     from maskgen.models import resolve_model
@@ -87,7 +88,6 @@ def prune(
     from maskgen.registry import load_method
     from maskgen.selection import LayerChoice
     from maskgen.texts.self_text import calibration_texts
-    from maskgen.torch_model import check_base
 
     if not out.parent.is_dir():
         raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
@@ -124,16 +124,16 @@ def prune(
         *dense_lines(result.dense, result.mask.decoder_weights or 0),
         *result.rare.lines(),
     ):
-        _say(console, line)
+        say(console, line)
     bits = out.stat().st_size * 8 / result.mask.weights
-    _say(
+    say(
         console,
         f"{out}: {settings.pattern} {method} mask of {len(result.mask.codes)} layers, "
         f"{bits:.3f} bits per weight, from {result.tokens:,} tokens in {result.seconds:.1f} s",
     )
-    _say(console, f"{out} {coverage(result.mask)}")
+    say(console, f"{out} {coverage(result.mask)}")
     if checkpoint is not None:
-        _say(console, f"{checkpoint}: the model with changed weights, which the mask belongs to")
+        say(console, f"{checkpoint}: the model with changed weights, which the mask belongs to")
 
 
 @app.command("inspect")
@@ -193,7 +193,7 @@ def inspect(
         table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
     console.print(table)
     _print_facts(console, facts)
-    _say(console, f"{file} {coverage(mask)}")
+    say(console, f"{file} {coverage(mask)}")
 
 
 @app.command("diff")
@@ -292,8 +292,8 @@ def apply(
     console = Console()
     with console.status("writing weights"):
         digest = apply_mask(directory, loaded, out)
-    _say(console, f"{out}: {model} with {mask} applied, base digest {digest}")
-    _say(console, f"{mask} {coverage(with_decoder_weights(loaded, directory))}")
+    say(console, f"{out}: {model} with {mask} applied, base digest {digest}")
+    say(console, f"{mask} {coverage(with_decoder_weights(loaded, directory))}")
 
 
 def _facts(mask: Mask) -> dict[str, Any]:
@@ -313,10 +313,6 @@ def _print_facts(console: Console, facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         shown = f"{value:.4f}" if isinstance(value, float) else "none" if value is None else value
         console.print(f"{name.replace('_', ' ')}: {shown}", highlight=False, soft_wrap=True)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _short(name: str) -> str:

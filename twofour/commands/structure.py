@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from twofour.commands.line import say
 from twofour.commands.option_values import method_settings
 from twofour.commands.progress import layer_bar
 
@@ -104,7 +105,7 @@ def learn(
     write_structure(out, result.structure)
     timed = result.latency_share
     time = "" if timed is None else f" and {100 * timed:.1f} % of their time"
-    _say(
+    say(
         console,
         f"{out}: {method}, {result.structure.width} a layer, {100 * result.share:.1f} % of the"
         f" linears' weights{time}; from {result.tokens:,} tokens in {result.seconds:.1f} s",
@@ -136,7 +137,7 @@ def latency(
     costs = UnitCosts(channels.unit, heads.unit, channels.fixed + heads.fixed)
     where = {"isa": isa(), "tokens": tokens, "threads": threads}
     write_latency(out, LayerLatency(sizes_of(shape), costs, where))
-    _say(
+    say(
         console,
         f"{out}: a layer takes {costs.of(full):.1f} us on {where['isa']}, of which a channel"
         f" {costs.channel:.4f} us, a key-value head {costs.head:.3f} us, neither {costs.fixed:.1f}"
@@ -159,7 +160,7 @@ def apply(
     console = Console()
     with console.status("writing weights"):
         digest = apply_structure(resolve_model(model), loaded, out)
-    _say(console, f"{out}: {model} with {loaded.width} a layer, base digest {digest}")
+    say(console, f"{out}: {model} with {loaded.width} a layer, base digest {digest}")
 
 
 @app.command("inspect")
@@ -192,8 +193,4 @@ def inspect(
         return
     console = Console()
     for name, value in facts.items():
-        _say(console, f"{name.replace('_', ' ')}: {'none' if value is None else value}")
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+        say(console, f"{name.replace('_', ' ')}: {'none' if value is None else value}")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from twofour.commands import transform_learn
+from twofour.commands.line import say
 
 if TYPE_CHECKING:
     from maskgen.transform.file import Transform
@@ -51,7 +52,7 @@ def apply(
     console = Console()
     with console.status("writing weights"):
         digest = apply_transform(resolve_model(model), loaded, out)
-    _say(console, f"{out}: {model} with {transform} applied, base digest {digest}")
+    say(console, f"{out}: {model} with {transform} applied, base digest {digest}")
     for file, old in masks:
         carried = carry(old, loaded, out)
         (out / "masks").mkdir(exist_ok=True)
@@ -62,7 +63,7 @@ def apply(
                 f"; {len(carried.rotated)} layers were rotated, and keep their largest weights"
                 " instead"
             )
-        _say(console, line)
+        say(console, line)
 
 
 @app.command("inspect")
@@ -93,7 +94,7 @@ def inspect(
         table.add_row(row["group"], what, blocks, channels, moved)
     console.print(table)
     for name, value in facts.items():
-        _say(console, f"{name.replace('_', ' ')}: {'none' if value is None else value}")
+        say(console, f"{name.replace('_', ' ')}: {'none' if value is None else value}")
 
 
 def _facts(transform: Transform) -> dict[str, Any]:
@@ -119,7 +120,3 @@ def _rows(transform: Transform) -> list[dict[str, Any]]:
         row = {"group": group, "what": what, "blocks": blocks, "channels": channels, "moved": moved}
         rows.append(row)
     return rows
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)

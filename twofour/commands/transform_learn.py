@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from twofour.commands.line import say
 from twofour.commands.option_values import method_settings
 from twofour.commands.progress import layer_bar
 
@@ -97,7 +98,7 @@ def learn(
         transform = with_result(base, compose(read_transform(start), transform))
     write_transform(out, transform)
     facts = ", ".join(f"{n.replace('_', ' ')} {v:.4f}" for n, v in result.facts.items())
-    _say(
+    say(
         console,
         f"{out}: {transform.method}, {facts}; from {result.tokens:,} tokens in"
         f" {result.seconds:.1f} s",
@@ -130,7 +131,7 @@ def _verify(
     ids = tokenizer.encode(text, add_special_tokens=False)[:_CHECKED_TOKENS]
     window = np.array(ids or range(16), dtype=np.int32)
     difference = compare_answers(base, made, window)
-    _say(
+    say(
         console,
         f"answers: logits differ by at most {difference.logits:.1e} (the largest is"
         f" {difference.largest:.1f}), the likeliest token at {difference.changed} of"
@@ -138,7 +139,3 @@ def _verify(
     )
     if not transform.rotations:
         check_exact(difference)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)

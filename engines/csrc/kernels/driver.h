@@ -9,6 +9,8 @@
 //                         not `codes`, expand(w, tiles, to) makes it from the tiles, once for all
 //   block<S, R, T>(part, x, tiles, acc)   R row blocks x T tokens over `tiles` input tiles:
 //                         acc[R][T][16] += W x; x is the panel's first tile
+//   read, patch_row       what patches of a sparse layout need (kernels/patch.h)
+//   kernel_name           by layout
 //
 // Prepared activations are panels of up to max_tokens tokens; a panel is stored tile by tile, and
 // in a tile token by token: [panel][tile][token][32 inputs]. One micro-kernel call then reads
