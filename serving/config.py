@@ -21,15 +21,19 @@ from pydantic_settings import (
 def _split_keys(value: Any) -> Any:
     """Keys from the environment come as one string, separated by commas."""
     keys = value.split(",") if isinstance(value, str) else value
-    if any(not _plain(key).strip() for key in keys):
+    plain = [_plain(key).strip() for key in keys]
+    if not all(plain):
         # An empty variable must not quietly open the server to everybody.
         raise ValueError("an API key is empty; unset the variable to serve without keys")
-    return keys
+    if any(not (key.isascii() and key.isprintable()) for key in plain):
+        # Clients disagree on the bytes of others in a header: no request could be sure to match.
+        raise ValueError("an API key has characters other than printable ASCII; choose another")
+    return plain
 
 
 def _keys_of(setting: str, path: Any) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{setting} is unreadable: {error}") from error
     keys = [line.strip() for line in lines if line.strip()]

@@ -20,6 +20,7 @@ from serving.schemas.responses import (
     InputItem,
     ResponsesRequest,
 )
+from serving.tools.grammar import can_be_enforced
 
 # Chat's field -> the field of a response request that it was made from.
 _FIELDS = {
@@ -116,7 +117,19 @@ def _format(body: ResponsesRequest) -> dict[str, Any] | None:
 
 
 def _tool(tool: FlatTool) -> dict[str, Any]:
-    return {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"type"})}
+    function = tool.model_dump(exclude_none=True, exclude={"type"}) | {"strict": is_strict(tool)}
+    return {"type": "function", "function": function}
+
+
+def is_strict(tool: FlatTool) -> bool:
+    """Whether calls are held to the schema: unlike in chat, also if the request says nothing of it.
+
+    As OpenAI's, where the schema allows it (https://platform.openai.com/docs/guides/
+    function-calling, "Strict mode").
+    """
+    if tool.strict is not None:
+        return tool.strict
+    return can_be_enforced(tool.parameters or {})
 
 
 def _choice(body: ResponsesRequest) -> str | dict[str, Any] | None:

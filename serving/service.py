@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
@@ -12,7 +13,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from engines.base import Engine, GenerationChunk, GenerationRequest
-from engines.errors import EngineDeadError, EngineError
+from engines.errors import EngineDeadError, EngineError, MaskError
 from engines.sampling import SamplingParams
 from serving.admission import Admission, Ticket
 from serving.config import ServerSettings
@@ -26,6 +27,8 @@ from serving.prompts import Prompts
 from serving.tokens import TokenTexts
 from serving.tools.tooling import Tooling
 from serving.tracing import Tracing
+
+logger = logging.getLogger("serving")
 
 
 class Service:
@@ -92,6 +95,10 @@ class Service:
     def _explain(self, error: Exception) -> ApiError:
         if isinstance(error, EngineDeadError):
             self.engine_died = True
+        if isinstance(error, MaskError):  # it was listed, and can no longer be made
+            logger.error("a mask cannot be used: %s", error)
+            message = "the mask cannot be loaded any more; the server's log says why"
+            return ApiError(503, message, param="model", code="mask_unavailable")
         if isinstance(error, EngineError):
             return from_engine_error(error, self.admission.retry_after)
         return as_api_error(error)

@@ -27,15 +27,19 @@ class UsageCounter:
         self.in_chunks = bool(self.at_end and options and options.continuous_usage_stats)
         self._prompt_tokens = sum(map(len, prompts))
         self._completion_tokens = 0
-        # Choices of one prompt share its tokens, so each prompt's cached ones count once.
+        # Choices of one prompt share its tokens, so each prompt's cached ones count once: as few as
+        # any choice found, since what a later one finds may be of the first.
         self._cached: dict[int, int] = {}
+        self._begun: set[tuple[int, int]] = set()
 
     def add(self, piece: PromptChunk) -> None:
         """Count one chunk."""
         self._completion_tokens += len(piece.chunk.token_ids)
-        if piece.chunk.cached_tokens:
-            known = self._cached.get(piece.prompt, 0)
-            self._cached[piece.prompt] = max(known, piece.chunk.cached_tokens)
+        choice = (piece.prompt, piece.chunk.index)
+        if choice not in self._begun:  # the first chunk of a choice says how many were cached
+            self._begun.add(choice)
+            found = piece.chunk.cached_tokens
+            self._cached[piece.prompt] = min(self._cached.get(piece.prompt, found), found)
 
     def usage(self) -> Usage:
         """The counts so far."""

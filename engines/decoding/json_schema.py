@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from llguidance import LLMatcher
+
 from engines.errors import InvalidRequestError
 
 MAX_DEPTH = 100
@@ -84,6 +86,15 @@ def prepared_schema(source: str, *, any_whitespace: bool = False) -> str:
         raise _refused("is nested too deeply") from error
     _check_multiples(schema)
     return text
+
+
+def compiles(source: str) -> bool:
+    """Whether an answer can be held to a schema, but for limits that show in the first step."""
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(prepared_schema(source))
+    except InvalidRequestError:
+        return False
+    return not LLMatcher.validate_grammar(grammar)
 
 
 def _on_one_line(schema: Any) -> Any:

@@ -13,6 +13,7 @@ from serving.api.answers import finish_reason
 from serving.conversation import Conversation
 from serving.errors import ApiError
 from serving.generation import Generation, PromptChunk
+from serving.response_input import is_strict
 from serving.schemas.responses import (
     IncompleteDetails,
     InputTokensDetails,
@@ -208,7 +209,7 @@ class ResponseAnswer:
             temperature=1.0 if body.temperature is None else body.temperature,
             text={"format": form},
             tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
-            tools=[tool.model_dump() for tool in body.tools or ()],
+            tools=[tool.model_dump() | {"strict": is_strict(tool)} for tool in body.tools or ()],
             top_p=1.0 if body.top_p is None else body.top_p,
             usage=self._counts() if ended else None,
             user=body.user,

@@ -17,6 +17,7 @@ from serving.schemas.common import (
     StrictModel,
     Usage,
 )
+from serving.schemas.nesting import too_deep
 from serving.schemas.tools import (
     MAX_TOOLS,
     ToolCall,
@@ -101,7 +102,9 @@ def _call_for_template(call: ToolCallMessage) -> dict[str, Any]:
     """A call as templates read it; arguments that a model wrote wrongly stay text."""
     try:
         arguments = json.loads(call.function.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
+        arguments = call.function.arguments
+    if too_deep(arguments):
         arguments = call.function.arguments
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}

@@ -127,7 +127,10 @@ class GenerationFields(StrictModel):
         None, max_length=256, description="`base`, or `base:mask`; default: the served one."
     )
     mask: str | None = Field(
-        None, max_length=128, description="Mask to use, instead of `model: base:mask`."
+        None,
+        min_length=1,
+        max_length=128,
+        description="The mask, instead of `model: base:mask`.",
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")

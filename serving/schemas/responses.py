@@ -134,7 +134,10 @@ class ResponsesRequest(StrictModel):
         None, max_length=256, description="`base`, or `base:mask`; default: the served one."
     )
     mask: str | None = Field(
-        None, max_length=128, description="Mask to use, instead of `model: base:mask`."
+        None,
+        min_length=1,
+        max_length=128,
+        description="The mask, instead of `model: base:mask`.",
     )
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     instructions: str | None = Field(None, description="A system message before the input.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from serving.schemas.common import StrictModel
+from serving.schemas.nesting import MAX_LEVELS, too_deep
 
 MAX_TOOLS = 128
 
@@ -22,6 +23,13 @@ class FunctionDefinition(StrictModel):
         None, description="JSON schema of the arguments; without it there are none."
     )
     strict: bool | None = Field(None, description="Hold calls to the schema, also when free.")
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_depth(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if too_deep(parameters):
+            raise ValueError(f"is nested more than {MAX_LEVELS} levels deep")
+        return parameters
 
 
 class FunctionTool(StrictModel):

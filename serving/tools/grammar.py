@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.decoding.json_schema import prepared_schema
+from engines.decoding.json_schema import compiles, prepared_schema
 from engines.errors import InvalidRequestError
 from engines.sampling import StructuredOutput
 from engines.text import TextCodec
@@ -118,7 +118,10 @@ class CallGrammar:
         return f'"\\n" object "\\n" {self._marker(form.closing)}' if form.closing else "object"
 
     def _body(self, name: str, schema: Schema) -> str:
-        closed = {"additionalProperties": False, **schema} if "properties" in schema else schema
+        # Frameworks send schemas that say nothing of the type, `{}` too.
+        closed = {"type": "object", **schema}
+        if "properties" in schema:
+            closed = {"additionalProperties": False, **closed}
         source = prepared_schema(json.dumps(closed), any_whitespace=self._any_whitespace)
         begin = f'"name": {json.dumps(name)}, "{self._form.arguments}": '
         return f"{_text(begin)} %json {source}"
@@ -140,6 +143,11 @@ def check_schema(schema: Schema) -> None:
     kind = schema.get("type", "object")
     if kind != "object":
         raise InvalidRequestError(f"arguments are an object, the schema's type is {kind!r}")
+
+
+def can_be_enforced(schema: Schema) -> bool:
+    """Whether calls can be held to a schema of arguments."""
+    return schema.get("type", "object") == "object" and compiles(json.dumps(schema))
 
 
 def _text(text: str) -> str:

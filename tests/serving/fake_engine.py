@@ -1,7 +1,8 @@
 """A deterministic engine without a model: every path of the server can be walked with it.
 
 The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `INVALID`
-with one that is the request's fault, `CRASH` raises, `HANG` never answers, `SLOW` takes its time,
+with one that is the request's fault, `CRASH` raises, `LOST` finds no file of its mask, `HANG` never
+answers, `SLOW` takes its time,
 `REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. `SAY text YAS` answers with the last
 such text, whatever the constraint, and `OBEY` with a short text that the constraint allows. All
 others are continued with letters that depend on the prompt, the mask, the seed and the choice.
@@ -281,6 +282,8 @@ class FakeEngine(Engine):
             raise InvalidRequestError("the schema is not supported", param="response_format")
         if "OVERLOAD" in text:
             raise EngineOverloadedError("full")
+        if "LOST" in text:
+            raise MaskError("no such file: /secret/french.safetensors")
         if "CRASH" in text:
             raise RuntimeError("secret 0xdeadbeef")
         dense = request.mask == "dense" and self._dense_bytes is not None

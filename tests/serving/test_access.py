@@ -146,6 +146,22 @@ def test_settings_that_make_no_sense(tmp_path: Path, settings: dict, message: st
         ServerSettings(directory=tmp_path, **settings)
 
 
+@pytest.mark.parametrize("key", ["cl\u00e9", "a\tb"])
+def test_keys_that_no_request_could_be_sure_to_match_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValidationError, match="printable ASCII"):
+        ServerSettings(directory=tmp_path, api_key=("good", key))
+
+
+def test_spaces_and_byte_order_marks_around_keys_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("third\n", encoding="utf-8-sig")
+    monkeypatch.setenv("SERVING_API_KEY", "first, second ")
+    settings = ServerSettings(directory=tmp_path, api_key_file=file)
+    assert [k.get_secret_value() for k in settings.api_key] == ["first", "second", "third"]
+
+
 def test_settings_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"API_KEY": "a,b", "MAX_WAITING": "300", "DIRECTORY": tmp_path}.items():
         monkeypatch.setenv(f"SERVING_{name}", str(value))

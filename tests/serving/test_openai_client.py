@@ -217,6 +217,7 @@ def test_a_failure_after_the_first_token_is_an_error_chunk(client: OpenAI) -> No
         ("OVERLOAD", openai.RateLimitError, "overloaded", None),
         ("DEAD", openai.InternalServerError, "engine_dead", None),
         ("CRASH", openai.InternalServerError, "internal_error", None),
+        ("LOST", openai.InternalServerError, "mask_unavailable", "model"),
         ("x" * CONTEXT, openai.BadRequestError, "context_length_exceeded", "prompt"),
         ("x" * 100_000, openai.BadRequestError, "context_length_exceeded", "prompt"),
         ("x" * 10_000_000, openai.APIStatusError, "request_too_large", None),

@@ -12,6 +12,7 @@ from tests.serving.conftest import App, open_app
 from tests.serving.requests import CHAT, COMPLETION, USER, check_refused, post
 
 BAD_FIELDS: list[tuple[str, Any]] = [
+    ("mask", ""),
     ("n", 0),
     ("n", 129),
     ("n", True),

@@ -12,7 +12,7 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from tests.serving.conftest import App
-from tests.serving.tools.templates import CLOCK, WEATHER, open_client
+from tests.serving.tools.templates import CLOCK, WEATHER, open_client, open_family
 
 TOOLS = [{"type": "function", **tool["function"]} for tool in (WEATHER, CLOCK)]
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}</tool_call>'
@@ -99,7 +99,11 @@ async def test_a_conversation_is_rendered_as_chat_renders_it(tmp_path: Path) -> 
     ]
     async with open_client(tmp_path, "hermes") as client:
         response = await client.responses.create(
-            model="tiny", input=items, instructions="Be brief.", tools=TOOLS, temperature=0
+            model="tiny",
+            input=items,
+            instructions="Be brief.",
+            tools=[{**tool, "strict": False} for tool in TOOLS],
+            temperature=0,
         )
         chat = await client.chat.completions.create(
             model="tiny", messages=messages, tools=[WEATHER, CLOCK], temperature=0
@@ -250,3 +254,23 @@ async def test_a_failure_in_the_stream_is_an_event(tmp_path: Path) -> None:
     assert events[-1].type == "response.failed"
     assert events[-1].response.status == "failed"
     assert events[-1].response.error.code == "internal_error"
+
+
+@pytest.mark.parametrize(
+    ("given", "schema", "strict"),
+    [
+        (None, {"type": "object", "properties": {"a": {"type": "integer"}}}, True),
+        (False, {"type": "object"}, False),
+        (None, {"type": "array"}, False),
+        (None, {"type": "object", "properties": {"a": {"pattern": "(?=b)a"}}}, False),
+    ],
+)
+async def test_functions_are_strict_unless_the_request_or_the_schema_says_otherwise(
+    tmp_path: Path, given: bool | None, schema: dict[str, Any], strict: bool
+) -> None:
+    tool = {"type": "function", "name": "f", "parameters": schema, "strict": given}
+    async with open_family(tmp_path, "hermes") as app:
+        answer = await create(app, input="SAY hi YAS", tools=[tool])
+        structured = app.engine.requests[-1].sampling.structured
+    assert answer["tools"][0]["strict"] is strict
+    assert (structured is not None) == strict

@@ -124,6 +124,58 @@ async def test_a_named_call_is_enforced(tmp_path: Path, family: str, name: str) 
     assert answer.choices[0].finish_reason == "stop", "as OpenAI ends a call that was named"
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"description": "anything"},
+        {"required": ["a"]},
+        {"properties": {"a": {"type": "boolean"}}},
+        {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"a": {"const": 1}}}]},
+    ],
+)
+async def test_arguments_are_an_object_whatever_the_schema_leaves_open(
+    tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    async with open_family(tmp_path, "hermes") as app:
+        fields = body(tools=[tool], tool_choice="required")
+        await app.client.post("/v1/chat/completions", json=fields)
+        structured = app.engine.requests[-1].sampling.structured
+        text = WRITTEN["hermes"].replace("get_weather", "f")
+        accepted = {
+            given
+            for given in ("true", "null", "5", '"a"', "[]")
+            if matches(app, structured, text % given)
+        }
+    assert not accepted
+
+
+async def test_arguments_nested_too_deeply_stay_text_or_are_refused(tmp_path: Path) -> None:
+    deep = "[" * 1000 + "]" * 1000
+    call = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": deep}}
+    history = [*asks("x"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    async with open_family(tmp_path, "hermes") as app:
+        answer = await app.client.post("/v1/chat/completions", json=body(messages=history))
+        assert answer.status_code == 200, answer.text
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"a": nested(300)}}}
+        error = await refused(app, tools=[tool])
+        assert "200 levels" in error["message"]
+        flat = {"type": "function", "name": "f", "parameters": {"a": nested(300)}}
+        answer = await app.client.post("/v1/responses", json={"input": "x", "tools": [flat]})
+        assert answer.status_code == 400, answer.text
+        flat["parameters"] = {"a": nested(150)}
+        answer = await app.client.post("/v1/responses", json={"input": "x", "tools": [flat]})
+        assert answer.status_code == 200, answer.text
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def check_arguments(name: str, arguments: str) -> None:
     given = json.loads(arguments)
     if name == "clock":
