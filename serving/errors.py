@@ -86,6 +86,13 @@ class ApiError(HTTPException):
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
+class ClientGoneError(ApiError):
+    """The client closed the connection; nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client closed the connection")
+
+
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
     """A 400 that names the field at fault."""
     return ApiError(400, message, param=param, code=code)

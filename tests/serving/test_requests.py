@@ -161,7 +161,7 @@ async def test_integers_however_they_are_written(app: App) -> None:
     assert request.prompt_token_ids == (5, 6)
     sampling = request.sampling
     assert (sampling.stop_token_ids, sampling.seed, sampling.max_tokens) == ((7,), 3, 1)
-    for number in ("1.5", "1e400", "1.0000001", '"1.0"', "true"):
+    for number in ("1.5", "1e300", "1.0000001", '"1.0"', "true"):
         content = text.replace('"max_tokens": 1.0', f'"max_tokens": {number}')
         answer = await app.client.post("/v1/completions", content=content, headers=headers)
         assert answer.json()["error"]["param"] == "max_tokens", answer.text
