@@ -39,6 +39,7 @@ _KINDS: dict[int, tuple[str, str]] = {
     409: ("conflict_error", "conflict"),
     413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
+    431: ("invalid_request_error", "headers_too_large"),
     499: ("client_error", "client_closed_request"),
     500: ("server_error", "internal_error"),
     503: ("service_unavailable_error", "service_unavailable"),
