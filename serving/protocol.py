@@ -19,7 +19,6 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from serving.errors import ApiError, invalid
 
-
 MAX_HEADER_BYTES = 32768
 
 
