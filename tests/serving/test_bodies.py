@@ -130,6 +130,24 @@ async def test_routes_that_do_not_exist(
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/responses/x", "DELETE, GET"),
+        ("GET", "/v1/responses/x/cancel", "POST"),
+        ("DELETE", "/health", "GET, HEAD"),
+        ("GET", "/v1/completions", "POST"),
+        ("POST", "/v1/models/tiny", "GET"),
+    ],
+)
+async def test_a_405_names_all_methods_of_the_path(
+    app: App, method: str, path: str, allowed: str
+) -> None:
+    answer = await app.client.request(method, path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
     ("given", "kept"),
     [
         ("abc-1.2_3", True),
