@@ -5,6 +5,7 @@ EngineError
 |   |-- PromptTooLongError                the context cannot hold it
 |   `-- UnknownMaskError                  no such mask is loaded; HTTP 404
 |-- EngineOverloadedError                 the waiting queue is full; HTTP 429
+|   `-- MaskMemoryError                   running requests use all memory for masks
 |-- EngineDeadError                       the engine no longer steps; HTTP 503
 |-- MaskError (ValueError)                a mask cannot be loaded or unloaded
 |-- PatchError (ValueError)               a patch does not fit the weights
@@ -42,6 +43,10 @@ class UnknownMaskError(InvalidRequestError):
 
 class EngineOverloadedError(EngineError):
     """The waiting queue is full; try again later."""
+
+
+class MaskMemoryError(EngineOverloadedError):
+    """A mask finds no room beside those of running requests; try again later."""
 
 
 class EngineDeadError(EngineError):

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from engines import registry
 from engines.base import Engine
@@ -33,7 +33,7 @@ from serving.browser_origins import CORS, BrowserOrigins
 from serving.config import ServerSettings
 from serving.errors import handle_error
 from serving.metrics import Metrics
-from serving.middleware import BodyLimits, RequestContext
+from serving.middleware import BodyLimits, Compression, RequestContext, answer_failure
 from serving.opening_log import OpeningLog
 from serving.service import Service
 from serving.tracing import Tracing
@@ -112,12 +112,17 @@ def create_app(
         app.add_exception_handler(kind, handle_error)
     app.add_middleware(BodyLimits, limit=settings.max_body_bytes, timeout=settings.body_timeout)
     # Cheap is enough: text shrinks to a third. Streams of events are left as they are.
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
+    app.add_middleware(Compression, minimum_size=1024, compresslevel=1)
+    failed: ASGIApp = answer_failure
     if settings.allowed_origins:
-        app.add_middleware(BrowserOrigins, **CORS, allow_origins=settings.allowed_origins)
+        origins = CORS | {"allow_origins": settings.allowed_origins}
+        app.add_middleware(BrowserOrigins, **origins)
+        failed = BrowserOrigins(answer_failure, **origins)
     if tracing is not None:
         app.add_middleware(tracing.around)
-    app.add_middleware(RequestContext, metrics=counts, access_log=settings.access_log)
+    app.add_middleware(
+        RequestContext, metrics=counts, access_log=settings.access_log, failed=failed
+    )
     return app
 
 

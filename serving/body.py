@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from serving.errors import invalid
+from serving.errors import ApiError, ClientGoneError, invalid
 from serving.validation import Path, field_name
 
 # JSON writes a surrogate as an escape: its bytes are no UTF-8.
@@ -18,12 +19,24 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 class JsonRequest(Request):
     """A request whose JSON is UTF-8 and whole text, with integers however they are written."""
 
+    async def body(self) -> bytes:
+        """The body's bytes.
+
+        Raises:
+            ApiError: 499; the client left before it had sent all of it.
+        """
+        try:
+            return await super().body()
+        except ClientDisconnect as error:
+            raise ClientGoneError from error
+
     async def json(self) -> Any:
         """The body's value.
 
         Raises:
-            ApiError: 400; it is not UTF-8, nested too deeply, or a string in it holds half a
-                character, which no tokenizer and no answer can take.
+            ApiError: 400; it is not UTF-8, nested too deeply, holds a number that is none or that
+                nothing here can hold, or a string with half a character, which no tokenizer and
+                no answer can take.
             JSONDecodeError: it is not JSON.
         """
         if not hasattr(self, "_json"):
@@ -33,15 +46,16 @@ class JsonRequest(Request):
 
 def _parse(body: bytes) -> Any:
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_float=_number)
+        value = json.loads(
+            body.decode("utf-8-sig"),
+            parse_float=_number,
+            parse_int=_integer,
+            parse_constant=_no_number,
+        )
     except UnicodeDecodeError as error:
-        raise invalid(
-            f"the body is not valid JSON: byte {error.start} is not UTF-8", None, "invalid_json"
-        ) from error
+        raise _invalid_json(f"byte {error.start} is not UTF-8") from error
     except RecursionError as error:
-        raise invalid(
-            "the body is not valid JSON: it is nested too deeply", None, "invalid_json"
-        ) from error
+        raise _invalid_json("it is nested too deeply") from error
     if _SURROGATE.search(body):
         _check_characters(value)
     return value
@@ -50,7 +64,29 @@ def _parse(body: bytes) -> Any:
 def _number(text: str) -> float:
     """JSON has one kind of number: 121.0 is the integer 121."""
     value = float(text)
+    if math.isinf(value):
+        raise _too_large(text)
     return int(value) if value.is_integer() and abs(value) < 2**63 else value
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:  # Python takes thousands of digits and no more
+        raise _too_large(text) from error
+
+
+def _no_number(text: str) -> NoReturn:
+    """Python's parser takes three words that JSON does not have; an open type would keep them."""
+    raise _invalid_json(f"{text} is no number")
+
+
+def _too_large(text: str) -> ApiError:
+    return _invalid_json(f"the number {text[:20]}{'...' if len(text) > 20 else ''} is too large")
+
+
+def _invalid_json(reason: str) -> ApiError:
+    return invalid(f"the body is not valid JSON: {reason}", None, "invalid_json")
 
 
 def _check_characters(body: Any) -> None:

@@ -42,6 +42,7 @@ async def start_conversation(body: ChatRequest, http: Request, service: Service)
     service.admission.check(body.n or 1, "n")
     plan = service.tooling.plan(body.tools, body.tool_choice, body.parallel_tool_calls)
     max_tokens = body.max_completion_tokens or body.max_tokens
+    asked_by = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
     sampling = to_sampling(
         body,
         max_tokens=max_tokens,
@@ -58,7 +59,7 @@ async def start_conversation(body: ChatRequest, http: Request, service: Service)
     ticket = service.admission.admit(body.n or 1, "n")
     try:
         prompt = await service.prompts.chat(body.messages, plan.shown if plan else (), body)
-        service.prompts.check_room([prompt], max_tokens)
+        service.prompts.check_room([prompt], max_tokens, asked_by)
         sampling = limit_logprobs(
             sampling,
             [prompt],

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from engines.errors import (
     EngineDeadError,
@@ -21,12 +22,14 @@ from engines.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
+    MaskMemoryError,
     PromptTooLongError,
     UnknownMaskError,
 )
 from serving.validation import describe_validation_error
 
 MAX_MESSAGE_CHARS = 1000
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 # status -> (type, default code)
 _KINDS: dict[int, tuple[str, str]] = {
@@ -39,6 +42,7 @@ _KINDS: dict[int, tuple[str, str]] = {
     409: ("conflict_error", "conflict"),
     413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
+    431: ("invalid_request_error", "headers_too_large"),
     499: ("client_error", "client_closed_request"),
     500: ("server_error", "internal_error"),
     503: ("service_unavailable_error", "service_unavailable"),
@@ -86,6 +90,13 @@ class ApiError(HTTPException):
         return JSONResponse(self.body(), self.status_code, self.headers)
 
 
+class ClientGoneError(ApiError):
+    """The client closed the connection; nobody reads the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client closed the connection")
+
+
 def invalid(message: str, param: str | None, code: str = "invalid_value") -> ApiError:
     """A 400 that names the field at fault."""
     return ApiError(400, message, param=param, code=code)
@@ -96,12 +107,12 @@ def internal_error() -> ApiError:
     return ApiError(500, "the server failed to handle this request; its log has the details")
 
 
-def overloaded(retry_after: float) -> ApiError:
+def overloaded(retry_after: float, reason: str = "too many requests are waiting") -> ApiError:
     """A 429 with the time after which to try again, in whole seconds."""
     seconds = max(1, round(retry_after))
     return ApiError(
         429,
-        f"too many requests are waiting; try again in {seconds} s",
+        f"{reason}; try again in {seconds} s",
         code="overloaded",
         headers={"retry-after": str(seconds)},
     )
@@ -117,6 +128,8 @@ def from_engine_error(error: EngineError, retry_after: float = 1.0) -> ApiError:
             return ApiError(404, message, param=error.param or "model", code="model_not_found")
         case InvalidRequestError():
             return invalid(message, error.param)
+        case MaskMemoryError():
+            return overloaded(retry_after, message)
         case EngineOverloadedError():
             return overloaded(retry_after)
         case EngineDeadError():
@@ -158,4 +171,16 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
     answer = as_api_error(error)
     if not isinstance(error, ApiError) and answer.status_code in (404, 405):
         answer.detail = f"there is no {request.method[:10]} {request.scope['path'][:100]} here"
+    if answer.status_code == 405:
+        answer.headers = {"allow": ", ".join(_methods(request))}
     return answer.response()
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods of a path: a router names those of the first route alone that has this path."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+    ]

@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from engines.base import GenerationChunk, GenerationRequest
 from serving.admission import Ticket
-from serving.errors import ApiError, internal_error, invalid
+from serving.errors import ApiError, ClientGoneError, internal_error, invalid
 from serving.metrics import RequestMeter
 
 logger = logging.getLogger("serving")
@@ -28,13 +28,6 @@ class PromptChunk(NamedTuple):
 
 class _End:
     """All choices have finished."""
-
-
-class ClientGoneError(ApiError):
-    """The client closed the connection; nobody reads the answer."""
-
-    def __init__(self) -> None:
-        super().__init__(499, "the client closed the connection")
 
 
 class Generation:

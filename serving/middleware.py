@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: request ids, the last resort for errors, and the limit on bodies."""
+"""Pure ASGI middleware: request ids, the last resort for errors, compression, limits on bodies."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import re
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware, IdentityResponder
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import ApiError, internal_error
+from serving.errors import METHODS, ApiError, internal_error
 from serving.metrics import Metrics
 
 logger = logging.getLogger("serving")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HTTP_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+_WEIGHT_ZERO = re.compile(r"\s*q\s*=\s*0(\.0{0,3})?\s*", re.IGNORECASE)
+
+
+async def answer_failure(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the plain 500."""
+    await internal_error().response()(scope, receive, send)
 
 
 class RequestContext:
@@ -24,10 +30,19 @@ class RequestContext:
 
     The outermost layer, so that no answer leaves without an id. An id that the client sent is kept
     if it is short and harmless, since it goes into the log.
+
+    Args:
+        app: what is behind it.
+        metrics: count requests.
+        access_log: whether each is logged.
+        failed: answers for an app that crashed, with the headers that every answer has.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access_log: bool, failed: ASGIApp = answer_failure
+    ) -> None:
         self._app = app
+        self._failed = failed
         self._metrics = metrics
         self._access_log = access_log
 
@@ -53,7 +68,7 @@ class RequestContext:
             logger.exception("request %s failed", request_id)
             if status:
                 raise
-            await internal_error().response()(scope, receive, send_with_id)
+            await self._failed(scope, receive, send_with_id)
         finally:
             self._record(scope, status, request_id)
 
@@ -61,10 +76,32 @@ class RequestContext:
         # Labels are the route's own path and known methods: what a client types must not become
         # a time series.
         route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in HTTP_METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         self._metrics.http_requests.labels(method, route, str(status)).inc()
         if self._access_log:
             logger.info("%s %s %s %s", method, route, status, request_id)
+
+
+class Compression(GZipMiddleware):
+    """starlette's middleware for clients that accept gzip: `gzip;q=0` says that they do not."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or accepts_gzip(Headers(scope=scope)):
+            await super().__call__(scope, receive, send)
+            return
+        plain = IdentityResponder(
+            self.app, self.minimum_size, exclude_content_types=self.exclude_content_types
+        )
+        await plain(scope, receive, send)
+
+
+def accepts_gzip(headers: Headers) -> bool:
+    """Whether a client names gzip with a weight that is not 0 (RFC 9110, 12.4.2 and 12.5.3)."""
+    for item in ",".join(headers.getlist("accept-encoding")).split(","):
+        coding, *parameters = item.split(";")
+        if coding.strip().lower() == "gzip":
+            return not any(map(_WEIGHT_ZERO.fullmatch, parameters))
+    return False
 
 
 class BodyLimits:

@@ -153,16 +153,29 @@ class Prompts:
         """
         return await self._run(work, size, self._long_texts)
 
-    def check_room(self, prompts: Sequence[tuple[int, ...]], max_tokens: int | None) -> None:
-        """Raise a 400 if a prompt and `max_tokens` exceed the context together."""
+    def check_room(
+        self, prompts: Sequence[tuple[int, ...]], max_tokens: int | None, param: str | None
+    ) -> None:
+        """Raise a 400 if a prompt and its answer exceed the context together.
+
+        Args:
+            prompts: token ids.
+            max_tokens: of the answer; None is what the context leaves.
+            param: the field that asks for so many; None if none does, and it is the default of
+                `max_tokens`.
+        """
         longest = max(map(len, prompts))
-        if max_tokens is not None and longest + max_tokens > self._context:
-            raise invalid(
-                f"the context holds {self._context} tokens; the prompt has {longest} and"
-                f" {max_tokens} are to be generated; shorten the prompt or lower max_tokens",
-                "max_tokens",
-                "context_length_exceeded",
+        if max_tokens is None or longest + max_tokens <= self._context:
+            return
+        held = f"the context holds {self._context} tokens; the prompt has {longest} and"
+        if param is None:
+            told = (
+                f"{held} {max_tokens} are to be generated, the default of max_tokens; shorten the"
+                " prompt or send max_tokens"
             )
+        else:
+            told = f"{held} {max_tokens} are to be generated; shorten the prompt or lower {param}"
+        raise invalid(told, param or "prompt", "context_length_exceeded")
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raise a 400 if a token id is not in the vocabulary."""

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that end when nothing moves on them.
+"""HTTP/1.1 connections that end when nothing moves on them, or when a request's head is too large.
 
 uvicorn closes connections that are idle after an answer. A client that never sends a request, sends
 it byte by byte, sends more than was read, or does not read its answer would hold its connection,
@@ -19,6 +19,8 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from serving.errors import ApiError, invalid
 
+MAX_HEADER_BYTES = 32768
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTimeouts:
@@ -37,6 +39,40 @@ class ConnectionTimeouts:
     idle: float
 
 
+class BoundedConnection(h11.Connection):
+    """h11's side of a connection, with one bound on a request's head however it comes.
+
+    h11 bounds what is incomplete: a head that comes whole, in one read, may be of any size.
+
+    Attributes:
+        head_too_large: whether that is what the last error was about.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self.head_too_large = False
+
+    def next_event(self) -> Any:
+        """What has come.
+
+        Raises:
+            RemoteProtocolError: it is no HTTP, or too large.
+        """
+        before = len(self.trailing_data[0]) if self.their_state is h11.IDLE else 0
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            self.head_too_large = error.error_status_hint == 431
+            raise
+        if (
+            isinstance(event, h11.Request)
+            and before - len(self.trailing_data[0]) > MAX_HEADER_BYTES
+        ):
+            self.head_too_large = True
+            raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        return event
+
+
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol with `ConnectionTimeouts`.
 
@@ -46,6 +82,7 @@ class TimedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, timeouts: ConnectionTimeouts, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn: BoundedConnection = BoundedConnection()
         self._timeouts = timeouts
         self._reading = Deadline(self.loop)
         self._writing = Deadline(self.loop)
@@ -98,8 +135,11 @@ class TimedProtocol(H11Protocol):
         self._writing.end()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._refuse(invalid(msg, None, "invalid_http"))
+        """Answer what is no HTTP, or too much of it."""
+        if self.conn.head_too_large:
+            self._refuse(ApiError(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes"))
+        else:
+            self._refuse(invalid(msg, None, "invalid_http"))
 
     def _rest_of_body(self) -> bool:
         answered = self.cycle is not None and self.cycle.response_complete

@@ -23,7 +23,6 @@ logger = logging.getLogger("serving")
 
 # How long answers that were ended by a shutdown may take to reach their clients.
 FLUSH_SECONDS = 5.0
-MAX_HEADER_BYTES = 32768
 
 
 class DrainingServer(uvicorn.Server):
@@ -85,7 +84,6 @@ async def _serve(settings: ServerSettings, listener: socket.socket, engine: Engi
     config = uvicorn.Config(
         app,
         http=partial(TimedProtocol, timeouts=timeouts),  # type: ignore[arg-type]
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serving.errors import ApiError, as_api_error
+from serving.errors import ApiError, ClientGoneError, as_api_error
 from serving.event_frame import dump
-from serving.generation import ClientGoneError, Generation, PromptChunk
+from serving.generation import Generation, PromptChunk
 from serving.logprob_limit import INLINE_ROWS
 
 logger = logging.getLogger("serving")

@@ -70,9 +70,11 @@ def _one_per_field(errors: Sequence[Any], body: dict[str, Any]) -> list[tuple[An
     return list(found.values())
 
 
-def _rank(error: Any, path: Path) -> tuple[bool, int, int]:
+def _rank(error: Any, path: Path) -> tuple[bool, int, int, bool]:
     last = max((part for part in path if isinstance(part, int)), default=-1)
-    return not error["type"].endswith("_type"), len(path), last
+    # What an object says that it is tells more than what it lacks to be something else.
+    of_other_type = error["type"] == "literal_error" and path[-1:] == ("type",)
+    return not error["type"].endswith("_type"), len(path), last, of_other_type
 
 
 def _code(error: Any) -> str:

@@ -12,7 +12,7 @@ from engines.cpu.between_steps import Call, between_steps
 from engines.cpu.mask_preparation import PreparedMask
 from engines.cpu.masks import LoadedMask
 from engines.cpu.model import CpuModel
-from engines.errors import EngineDeadError, EngineOverloadedError, MaskError
+from engines.errors import EngineDeadError, MaskError, MaskMemoryError
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class MaskResidency:
         """Have a pinned mask in memory.
 
         Raises:
-            EngineOverloadedError: running sequences use all masks that could leave for it.
+            MaskMemoryError: running sequences use all masks that could leave for it.
             MaskError: it is larger than the budget, or can no longer be made.
             EngineDeadError: the engine was closed, or died, meanwhile.
         """
@@ -104,7 +104,7 @@ class MaskResidency:
         """Let masks leave until `size` bytes are free; the caller holds `changing`.
 
         Raises:
-            EngineOverloadedError, MaskError: as for `ensure`.
+            MaskMemoryError, MaskError: as for `ensure`.
         """
         self.check_size(name, size)
         while not self.fits(size):
@@ -117,9 +117,10 @@ class MaskResidency:
                 and mask.name != self._default
             ]
             if not resting:
-                raise EngineOverloadedError(
-                    f"running requests use all {self.used_bytes} bytes of masks, so that"
-                    f" {name!r} finds no room (mask_bytes is {self.budget}); try again"
+                raise MaskMemoryError(
+                    f"the memory for masks is taken by the masks of running requests"
+                    f" ({self.used_bytes} of the {self.budget} bytes of mask_bytes), and"
+                    f" {name!r} finds no room beside them"
                 )
             await self._evict(min(resting, key=lambda mask: mask.used), call)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from engines.errors import EngineError
+from engines.errors import EngineError, MaskError
+from engines.mask_rules import check_name
 from serving.api.answers import ERRORS, json_response
 from serving.auth import AdminRoute
 from serving.errors import ApiError, from_engine_error, invalid, without_folder
@@ -29,6 +30,10 @@ router = APIRouter(route_class=AdminRoute, tags=["admin"])
 @router.post("/v1/load_mask", response_model=MaskCard, responses=ERRORS)
 async def load_mask(body: LoadMaskRequest, service: ServiceDep) -> Response:
     """Load a mask file; requests may name it as soon as this returns."""
+    try:
+        check_name(body.mask_name)
+    except MaskError as error:
+        raise _refusal(service, error, "mask_name") from error
     path = await asyncio.to_thread(_within_root, service, body.mask_path)
     async with service.mask_lock:
         if body.mask_name in _loaded(service):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -66,7 +67,8 @@ async def create_completion(
         prompts = await service.prompts.completion(
             body.prompt, add_special_tokens=special, scores_only=max_tokens == 0
         )
-        service.prompts.check_room(prompts, max_tokens)
+        asked = None if body.max_tokens is None else "max_tokens"
+        service.prompts.check_room(prompts, max_tokens, asked)
         sampling = limit_logprobs(
             sampling,
             prompts,
@@ -97,14 +99,50 @@ def _is_list_of_prompts(body: CompletionRequest) -> bool:
 
 @dataclass
 class _Choice:
-    """What one choice has so far. `stream` decodes it, to know where its tokens begin."""
+    """What one choice has so far, of tokens only those whose log-probs are not shown yet.
+
+    Attributes:
+        stream: decodes it, to know where its tokens begin.
+        begin: where its text begins in the text that is shown: behind the prompt, or at 0.
+        end: where that text ends so far.
+    """
 
     stream: TextStream
+    begin: int
+    end: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     last: GenerationChunk | None = None
+
+    def take(self, chunk: GenerationChunk, with_tokens: bool) -> None:
+        """Take a chunk in; its tokens too, if they are to be shown."""
+        self.end += len(chunk.text)
+        self.last = chunk
+        if not with_tokens:
+            return
+        for token_id in chunk.token_ids:
+            self.starts.append(self.begin + self.stream.position)
+            self.stream.push(token_id)
+        self.token_ids += chunk.token_ids
+        self.logprobs += chunk.logprobs or ()
+
+    def settled(self) -> tuple[list[int], list[int], list[TokenLogprobs | None]]:
+        """Take out the tokens of which it is known where they begin: ids, places, log-probs.
+
+        A token behind the text so far may belong to a stop string, which the text ends before, or
+        to more text that is held back until that is decided.
+        """
+        ended = self.last is not None and self.last.finish_reason is not None
+        count = len(self.starts) if ended else bisect_right(self.starts, self.end)
+        found = (
+            self.token_ids[:count],
+            [min(start, self.end) for start in self.starts[:count]],
+            self.logprobs[:count],
+        )
+        del self.token_ids[:count], self.starts[:count], self.logprobs[:count]
+        return found
 
 
 class CompletionAnswer:
@@ -134,9 +172,10 @@ class CompletionAnswer:
         self._usage = UsageCounter(prompts, body.stream_options)
         self._starts = starts
         self._echoed = [self._prompt_text(i) for i in range(len(prompts))] if body.echo else []
+        begins = [len(text) for text in self._echoed] or [0] * len(prompts)
         self._choices = [
-            _Choice(service.engine.codec.stream(prompt))
-            for prompt in prompts
+            _Choice(service.engine.codec.stream(prompt), begin, begin)
+            for prompt, begin in zip(prompts, begins, strict=True)
             for _ in range(self._n)
         ]
         self._prompt_entries: dict[int, tuple[TokenLogprobs | None, ...]] = {}
@@ -156,10 +195,7 @@ class CompletionAnswer:
                 new = piece.chunk
                 choice = self._choices[self._add(piece)]
                 choice.text += new.text
-                choice.token_ids.extend(new.token_ids)
-                choice.starts.extend(self._new_starts(piece.prompt, choice, new.token_ids))
-                choice.logprobs.extend(new.logprobs or ())
-                choice.last = new
+                choice.take(new, self._body.logprobs is not None)
 
     @property
     def logprob_rows(self) -> int:
@@ -180,17 +216,13 @@ class CompletionAnswer:
         """The event for one chunk."""
         index, new = self._add(piece), piece.chunk
         choice = self._choices[index]
-        new_starts = self._new_starts(piece.prompt, choice, new.token_ids)
+        first = choice.last is None
+        choice.take(new, self._body.logprobs is not None)
         text, token_ids, starts, entries = self._with_echo(
-            piece.prompt,
-            new.text,
-            new.token_ids,
-            new_starts,
-            new.logprobs or (),
-            choice.last is None,
+            piece.prompt, new.text, *choice.settled(), first
         )
-        choice.last = new
-        if not (text or token_ids or new.finish_reason):
+        shown = new.token_ids if self._body.logprobs is None else token_ids
+        if not (text or shown or new.finish_reason):
             return ()
         if self._frame is not None:
             plain = {
@@ -227,9 +259,8 @@ class CompletionAnswer:
     def _finished(self, index: int, choice: _Choice) -> CompletionChoice:
         prompt = index // self._n
         text, token_ids, starts, entries = self._with_echo(
-            prompt, choice.text, choice.token_ids, choice.starts, choice.logprobs, True
+            prompt, choice.text, *choice.settled(), True
         )
-        starts = [min(start, len(text)) for start in starts]  # a stop string's tokens are not in it
         scored: PromptLogprobs | None = None
         if self._body.prompt_logprobs is not None:
             scored = prompt_logprobs(
@@ -243,17 +274,6 @@ class CompletionAnswer:
             stop_reason=choice.last.stop_reason if choice.last else None,
             prompt_logprobs=scored,
         )
-
-    def _new_starts(self, prompt: int, choice: _Choice, token_ids: Sequence[int]) -> list[int]:
-        """Where in the text that is sent a choice's new tokens begin, if that is to be shown."""
-        if self._body.logprobs is None:
-            return []
-        before = len(self._echoed[prompt]) if self._body.echo else 0
-        starts = []
-        for token_id in token_ids:
-            starts.append(before + choice.stream.position)
-            choice.stream.push(token_id)
-        return starts
 
     def _with_echo(
         self,

@@ -102,8 +102,10 @@ class ResponseAnswer:
 
     def failure(self, error: ApiError) -> BaseModel:
         """The generation failed after it had begun."""
+        if self._open is not None:
+            self._open.status = "incomplete"
         response = self._object("failed")
-        response.error = ResponseFailure(code=error.code, message=error.detail)
+        response.error = _as_failure(error)
         return self._event("response.failed", response=response)
 
     def _take_text(self, text: str) -> list[BaseModel]:
@@ -226,3 +228,11 @@ class ResponseAnswer:
             output_tokens_details=OutputTokensDetails(),
             total_tokens=usage.total_tokens,
         )
+
+
+def _as_failure(error: ApiError) -> ResponseFailure:
+    if error.status_code == 429:
+        return ResponseFailure(code="rate_limit_exceeded", message=error.detail)
+    if error.status_code in (400, 404):
+        return ResponseFailure(code="invalid_prompt", message=error.detail)
+    return ResponseFailure(code="server_error", message=error.detail)

@@ -248,9 +248,9 @@ class IncompleteDetails(BaseModel):
 
 
 class ResponseFailure(BaseModel):
-    """Why a response failed."""
+    """Why a response failed, by one of the codes that OpenAI's clients know."""
 
-    code: str
+    code: Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
     message: str
 
 

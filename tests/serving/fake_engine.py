@@ -2,10 +2,10 @@
 
 The text of the prompt decides what happens: `FAIL` ends with an error after three tokens, `INVALID`
 with one that is the request's fault, `CRASH` raises, `LOST` finds no file of its mask, `HANG` never
-answers, `SLOW` takes its time,
-`REFUSE`, `OVERLOAD` and `DEAD` raise the engine's own errors. `SAY text YAS` answers with the last
-such text, whatever the constraint, and `OBEY` with a short text that the constraint allows. All
-others are continued with letters that depend on the prompt, the mask, the seed and the choice.
+answers, `SLOW` takes its time, `REFUSE`, `OVERLOAD`, `NO ROOM` and `DEAD` raise the engine's own
+errors. `SAY text YAS` answers with the last such text, whatever the constraint, and `OBEY` with a
+short text that the constraint allows. All others are continued with letters that depend on the
+prompt, the mask, the seed and the choice.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engines.base import (
     MaskInfo,
     TokenLogprobs,
 )
+from engines.decoding.output_text import ChoiceText
 from engines.decoding.request_checks import scored, without_work
 from engines.decoding.structured_output import ConstraintCompiler
 from engines.errors import (
@@ -36,6 +37,7 @@ from engines.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     MaskError,
+    MaskMemoryError,
     UnknownMaskError,
 )
 from engines.sampling import StructuredOutput
@@ -197,23 +199,28 @@ class FakeEngine(Engine):
         chunks = []
         for index in range(sampling.n):
             stream = self._codec.stream_of(sampling, request.prompt_token_ids)
-            last = min(len(token_ids), room)
+            choice = ChoiceText(stream, sampling, (), room)
             for position, token in enumerate(token_ids[:room], 1):
-                whole = "stop" if room >= len(token_ids) else "length"
-                text = stream.push(token) + (stream.flush() if position == last else "")
+                delta = choice.push(token, constraint_finished=position == len(token_ids))
                 logprobs = None
                 if sampling.logprobs is not None:
                     logprobs = (self._logprobs(token, sampling.logprobs),)
+                rows = sampling.prompt_logprobs if position == 1 else None
+                scored_prompt = None if rows is None else self._prompt_rows(request, rows)
                 self.generation_tokens += 1
                 chunks.append(
                     GenerationChunk(
                         index,
-                        text,
+                        delta.text,
                         (token,),
                         logprobs,
-                        finish_reason=whole if position == last else None,
+                        scored_prompt,
+                        finish_reason=delta.finish_reason,
+                        stop_reason=delta.stop_reason,
                     )
                 )
+                if delta.finish_reason is not None:
+                    break
         return chunks
 
     async def _tokens(
@@ -262,14 +269,16 @@ class FakeEngine(Engine):
         if sampling.logprobs is not None:
             logprobs = (self._logprobs(token_id, sampling.logprobs),)
         if sampling.prompt_logprobs is not None and position == 0:
-            rest = (
-                self._logprobs(t, sampling.prompt_logprobs) for t in request.prompt_token_ids[1:]
-            )
-            prompt_logprobs = (None, *rest)
+            prompt_logprobs = self._prompt_rows(request, sampling.prompt_logprobs)
         cached = 2 if position == 0 and len(request.prompt_token_ids) > 2 else 0
         return GenerationChunk(
             index, letter, (token_id,), logprobs, prompt_logprobs, cached_tokens=cached
         )
+
+    def _prompt_rows(
+        self, request: GenerationRequest, top: int
+    ) -> tuple[TokenLogprobs | None, ...]:
+        return (None, *(self._logprobs(t, top) for t in request.prompt_token_ids[1:]))
 
     def _logprobs(self, token_id: int, top: int) -> TokenLogprobs:
         best = tuple((token_id + k, -0.5 - k) for k in range(top))
@@ -280,6 +289,8 @@ class FakeEngine(Engine):
             raise EngineDeadError("stopped")
         if "REFUSE" in text:
             raise InvalidRequestError("the schema is not supported", param="response_format")
+        if "NO ROOM" in text:
+            raise MaskMemoryError("the memory for masks is taken")
         if "OVERLOAD" in text:
             raise EngineOverloadedError("full")
         if "LOST" in text:

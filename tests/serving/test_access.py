@@ -308,6 +308,15 @@ async def test_mask_names_are_plain(admin_app: App, name: str) -> None:
     assert answer.json()["error"]["param"] == "mask_name"
 
 
+async def test_no_mask_is_called_dense(admin_app: App) -> None:
+    body = {"mask_name": "dense", "mask_path": "good.safetensors"}
+    answer = await admin_app.client.post("/v1/load_mask", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("mask_name", "invalid_mask")
+    assert "dense" not in admin_app.engine.masks
+
+
 async def test_what_the_engine_refuses_is_told(admin_app: App) -> None:
     body = {"mask_name": "new", "mask_path": "bad.safetensors"}
     answer = await admin_app.client.post("/v1/load_mask", json=body)

@@ -47,6 +47,19 @@ async def test_pages_that_may(tmp_path: Path, allowed: tuple[str, ...], shown: s
         assert "access-control-allow-credentials" not in answer.headers
 
 
+@pytest.mark.parametrize(("allowed", "shown"), [((PAGE,), PAGE), (("*",), "*"), ((), None)])
+async def test_a_page_sees_a_failure_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: tuple[str, ...], shown: str | None
+) -> None:
+    async with open_app(tmp_path, allowed_origins=allowed) as app:
+        monkeypatch.delattr(app.app.state.service, "names")
+        answer = await app.client.get("/v1/models", headers={"origin": PAGE})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers["x-request-id"]
+    assert answer.headers.get("access-control-allow-origin") == shown
+
+
 async def test_pages_that_may_not(tmp_path: Path) -> None:
     async with open_app(tmp_path, allowed_origins=(PAGE,)) as app:
         headers = {"origin": "https://other.example", **ASKING}
@@ -75,6 +88,26 @@ async def test_answers_are_compressed_where_that_is_asked_for(app: App) -> None:
     assert gzip.decompress(small) == body
     assert len(small) < len(body) / 3
     assert json.loads(body)["count"] == len(text)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip;q=0", False),
+        ("gzip; Q=0.000, deflate", False),
+        ("deflate, gzip ; q = 0", False),
+        ("*, gzip;q=0", False),
+        ("gzip;q=0.001", True),
+        ("br;q=0, gzip", True),
+        ("GZIP;q=0, gzip;q=1", False),
+        ("xgzip", False),
+        ("", False),
+    ],
+)
+async def test_a_weight_of_zero_refuses_gzip(app: App, accepted: str, packed: bool) -> None:
+    answer, _ = await raw(app, "/tokenize", accepted, prompt="the lamp " * 500)
+    assert (answer.headers.get("content-encoding") == "gzip") is packed
+    assert answer.headers["vary"] == "Accept-Encoding"
 
 
 async def test_small_answers_and_streams_are_not(app: App) -> None:

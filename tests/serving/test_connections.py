@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import socket
@@ -18,7 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serving.listener import AcceptErrors
-from serving.protocol import ConnectionTimeouts, TimedProtocol
+from serving.protocol import MAX_HEADER_BYTES, ConnectionTimeouts, TimedProtocol
 from tests.serving.conftest import ServerProcess, StartFake, open_app
 
 SHORT = 1.0
@@ -180,6 +181,69 @@ def test_what_is_no_http_gets_an_error_of_the_usual_form(
     answer = read_to_end(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+def request_of(size: int, headers: int) -> bytes:
+    """A request whose head takes so many bytes, in so many headers beside the usual ones."""
+    start = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    room, more = divmod(size - len(start) - 2, headers)
+    names = [b"x%d" % number for number in range(headers)]
+    lengths = [room + (more if number == 0 else 0) for number in range(headers)]
+    lines = [
+        b"%b:%b\r\n" % (n, b"y" * (k - len(n) - 3)) for n, k in zip(names, lengths, strict=True)
+    ]
+    return b"".join([start, *lines, b"\r\n"])
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("headers", [1, 90])
+@pytest.mark.parametrize("size", [MAX_HEADER_BYTES, MAX_HEADER_BYTES + 1, 33_000, 60_000, 100_000])
+def test_headers_are_limited_however_they_come(
+    server: ServerProcess, connect: Connect, size: int, headers: int, pieces: int
+) -> None:
+    request = request_of(size, headers)
+    assert len(request) == size
+    connection = connect(server)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    step = -(-size // pieces)
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        for place in range(0, size, step):
+            connection.sendall(request[place : place + step])
+            time.sleep(0.002 if pieces > 1 else 0)
+    answer = read_to_end(connection)
+    if size <= MAX_HEADER_BYTES:
+        assert answer.startswith(b"HTTP/1.1 200")
+        return
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 "), answer
+    assert b"connection: close" in head.lower()
+    error = json.loads(body)["error"]
+    assert error["code"] == "headers_too_large"
+    assert str(MAX_HEADER_BYTES) in error["message"]
+
+
+def test_space_around_a_value_and_a_long_path_are_headers_too(
+    server: ServerProcess, connect: Connect
+) -> None:
+    much = b" " * MAX_HEADER_BYTES
+    for request in (
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx:" + much + b"y\r\n\r\n",
+        b"GET /health?" + much.replace(b" ", b"a") + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    ):
+        connection = connect(server)
+        connection.sendall(request)
+        assert read_to_end(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_body_in_the_same_write_and_a_second_request_do_not_count(
+    server: ServerProcess, connect: Connect
+) -> None:
+    body = json.dumps({"prompt": "a" * 60_000}).encode()
+    connection = connect(server)
+    connection.sendall(head("/tokenize", len(body)) + body + request_of(MAX_HEADER_BYTES, 1))
+    answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1 200") == 2
 
 
 class Transport(asyncio.Transport):

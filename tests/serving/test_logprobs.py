@@ -120,6 +120,32 @@ async def test_offsets_do_not_go_beyond_a_stop_string(app: App) -> None:
     assert offsets == [min(i, len(choice["text"])) for i in range(len(offsets))]
 
 
+@pytest.mark.parametrize("echo", [True, False])
+@pytest.mark.parametrize(
+    ("said", "stop", "text", "starts"),
+    [
+        ("aé漢b", "é漢", "a", [0, 1, 1, 1, 1, 1]),
+        # What is held back for a stop string that does not come is text in the end.
+        ("aé漢b", "é漢x", "aé漢b", [0, 1, 1, 2, 2, 2, 3]),
+        ("aé漢b", "漢b", "aé", [0, 1, 1, 2, 2, 2, 2]),
+        ("abcd", ["bcx", "d"], "abc", [0, 1, 2, 3]),
+        ("ab", "bc", "ab", [0, 1]),
+    ],
+)
+async def test_streamed_offsets_are_those_of_the_whole_answer(
+    app: App, said: str, stop: Any, text: str, starts: list[int], echo: bool
+) -> None:
+    prompt = f"SAY {said} YAS"
+    before = len(prompt) if echo else 0
+    body = {"prompt": prompt, "max_tokens": 99, "stop": stop, "logprobs": 1, "echo": echo}
+    found = [await completed(app, {**body, "stream": stream}) for stream in (True, False)]
+    assert found[0] == found[1]
+    shown, tokens, offsets = found[0]
+    assert shown[before:] == text
+    assert offsets[-len(starts) :] == [before + start for start in starts]
+    assert len(tokens) == len(offsets) == len(starts) + (len(prompt.encode()) if echo else 0)
+
+
 async def completed(app: App, body: dict[str, Any]) -> tuple[str, list[str], list[int]]:
     """Text, tokens and offsets of the only choice, streamed or not."""
     if not body["stream"]:

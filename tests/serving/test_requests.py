@@ -162,7 +162,7 @@ async def test_integers_however_they_are_written(app: App) -> None:
     assert request.prompt_token_ids == (5, 6)
     sampling = request.sampling
     assert (sampling.stop_token_ids, sampling.seed, sampling.max_tokens) == ((7,), 3, 1)
-    for number in ("1.5", "1e400", "1.0000001", '"1.0"', "true"):
+    for number in ("1.5", "1e300", "1.0000001", '"1.0"', "true"):
         content = text.replace('"max_tokens": 1.0', f'"max_tokens": {number}')
         answer = await app.client.post("/v1/completions", content=content, headers=headers)
         assert answer.json()["error"]["param"] == "max_tokens", answer.text
@@ -390,3 +390,33 @@ async def test_a_model_name_of_ones_own(tmp_path: Path) -> None:
         card = (await app.client.get("/v1/models/org/Name-1.0:french")).json()
         assert (card["parent"], card["root"]) == ("org/Name-1.0", "tiny")
         assert (await post(app, "/v1/completions", COMPLETION))[0] == 404
+
+
+async def test_answers_that_find_no_room_name_the_field_that_was_sent(app: App) -> None:
+    chat = {"model": "tiny", "messages": USER}
+    for path, fields, param in (
+        ("/v1/completions", {**COMPLETION, "max_tokens": 1000}, "max_tokens"),
+        ("/v1/chat/completions", {**chat, "max_tokens": 1000}, "max_tokens"),
+        ("/v1/chat/completions", {**chat, "max_completion_tokens": 1000}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 1000}, "max_output_tokens"),
+    ):
+        answer = await post(app, path, fields)
+        check_refused(answer, param, "context_length_exceeded")
+        assert answer[1]["error"]["message"].endswith(f"shorten the prompt or lower {param}")
+
+
+async def test_a_default_that_finds_no_room_is_named_as_one(app: App) -> None:
+    answer = await post(app, "/v1/completions", {"model": "tiny", "prompt": "x" * 250})
+    check_refused(answer, "prompt", "context_length_exceeded")
+    message = answer[1]["error"]["message"]
+    assert "the prompt has 250 and 16 are to be generated, the default of max_tokens" in message
+    assert message.endswith("shorten the prompt or send max_tokens")
+    answer = await post(app, "/v1/completions", {"model": "tiny", "prompt": "x" * 240})
+    assert answer[0] == 200
+
+
+async def test_a_mask_without_room_is_not_said_to_wait(app: App) -> None:
+    status, answer = await post(app, "/v1/completions", {**COMPLETION, "prompt": "NO ROOM"})
+    error = answer["error"]
+    assert (status, error["code"]) == (429, "overloaded")
+    assert error["message"].startswith("the memory for masks is taken; try again in ")

@@ -185,7 +185,9 @@ async def test_what_changes_no_answer_is_taken(app: App) -> None:
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "truncation": "auto"}, "truncation"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].name"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "mcp", "server_url": "x"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
         ({"input": "x", "tool_choice": "required"}, "tool_choice"),
         ({"input": "x", "max_output_tokens": 100_000}, "max_output_tokens"),
         ({"input": "x" * 5000}, "input"),
@@ -247,13 +249,20 @@ async def test_nothing_is_kept(tmp_path: Path) -> None:
             await client.responses.create(model="tiny", input="x", previous_response_id="resp_1")
 
 
-async def test_a_failure_in_the_stream_is_an_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "code"), [("FAIL", "server_error"), ("INVALID", "invalid_prompt")]
+)
+async def test_a_failure_in_the_stream_is_an_event(tmp_path: Path, said: str, code: str) -> None:
     async with open_client(tmp_path, "hermes") as client:
-        stream = await client.responses.create(model="tiny", input="FAIL", stream=True)
+        stream = await client.responses.create(model="tiny", input=said, stream=True)
         events = [event async for event in stream]
     assert events[-1].type == "response.failed"
-    assert events[-1].response.status == "failed"
-    assert events[-1].response.error.code == "internal_error"
+    response = events[-1].response
+    Response.model_validate(response.model_dump(), strict=True)
+    assert response.status == "failed"
+    assert response.error.code == code
+    assert "secret" not in response.error.message
+    assert [item.status for item in response.output] == ["incomplete"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from engines.base import GenerationChunk, GenerationRequest
 from engines.cpu.build import build
 from engines.cpu.engine import CpuEngine
 from engines.directory.build import BuildRequest
-from engines.errors import EngineOverloadedError, MaskError, UnknownMaskError
+from engines.errors import EngineOverloadedError, MaskError, MaskMemoryError, UnknownMaskError
 from engines.sampling import SamplingParams
 from tests.engines.conftest import VALUES, nearby_mask
 from tests.engines.oracle import Answer, answers, many
@@ -92,7 +92,7 @@ async def test_what_running_requests_use_stays(directory: Path) -> None:
     engine = CpuEngine(directory, kv_bytes=KV, mask_bytes=room, prefix_cache=False)
     running = engine.generate(GenerationRequest("r", tuple(PROMPT), LONG, "far"))
     await anext(running)
-    with pytest.raises(EngineOverloadedError, match="mask_bytes"):
+    with pytest.raises(MaskMemoryError, match="'next' finds no room beside them"):
         await answers(engine, PROMPT, GREEDY, mask="next", request_id="s")
     assert "far" in resident(engine)
     await running.aclose()
