@@ -55,10 +55,20 @@ def resolve_device(device: str | None = None) -> str:
     """A torch device: the one that is named, or CUDA if there is one.
 
     Under torchrun every rank of a node has a GPU of its own, the one of its `LOCAL_RANK`.
+
+    Raises:
+        ValueError: torch has no such device here.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if chosen == "cuda" and rank is not None else chosen
+    if chosen == "cuda" and rank is not None:
+        chosen = f"cuda:{rank}"
+    try:
+        torch.empty(0, device=chosen)
+    except (AssertionError, RuntimeError) as error:  # not built for it, not there, no such name
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {chosen!r} cannot be used: {reason}") from error
+    return chosen
 
 
 def dtype_name(model: PreTrainedModel) -> str:
@@ -107,6 +117,15 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
     model.to(resolve_device(device))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def stated_context(directory: Path) -> int | None:
+    """Most tokens of one sequence of the model in a directory; None if it states none."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -30,8 +30,30 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output_file(path: Path, name: str = "--out") -> None:
+    """Raise an OSError or ValueError unless a file can be put at `path`.
+
+    For commands that work for minutes or hours before they write.
+
+    Args:
+        name: what the path is called, for the message.
+    """
+    if not path.name:
+        raise ValueError(f"{name} names no file")
+    if path.is_dir():
+        raise IsADirectoryError(f"{name} {path} is a directory; name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} of {name} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} of {name} cannot be written to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from maskgen.format import difference as delta
 from maskgen.format import packing, swaps
+from maskgen.format.atomic_file import check_output_file
 from maskgen.format.container import (
     ContainerError,
     Header,
@@ -115,6 +116,20 @@ def read_mask(path: Path, parent: Path | None = None) -> Mask:
     if mask.digest != metadata["mask_digest"]:
         raise MaskFileError(f"{path}: its content does not have the digest it states; corrupted")
     return mask
+
+
+def check_mask_output(path: Path, name: str = "--out") -> None:
+    """Raise an OSError or ValueError unless a mask can be put at `path`.
+
+    It may take the place of another mask, and of nothing else: not of a model's weights.
+    """
+    check_output_file(path, name)
+    if not path.exists():
+        return
+    try:
+        read_metadata(path)
+    except MaskFileError as error:
+        raise FileExistsError(f"{name} {path} exists and is no mask; name another file") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

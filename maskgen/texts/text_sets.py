@@ -8,6 +8,7 @@ writes its own calibration text) needs the model and is resolved in `maskgen.tex
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -77,6 +78,8 @@ def load_texts(data: str) -> TextSet:
         DataError: unknown name, unreadable file, or no text in it.
         FetchError: a named set's package could not be downloaded.
     """
+    if not data:
+        raise DataError("data is empty: name a file, a folder or a named set")
     if data.startswith("hub:"):
         return TextSet.of(data, _hub_texts(data))
     name, _, split = data.partition(":")
@@ -101,7 +104,7 @@ def _path_texts(path: Path) -> Iterator[str]:
         yield from _jsonl_texts(path)
     else:
         try:
-            yield path.read_text(encoding="utf-8")
+            yield path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text: {error}") from error
 
@@ -112,6 +115,7 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield _text_of_line(line, f"{path}, line {number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -80,7 +80,7 @@ def prune(
     from maskgen.format.coverage import coverage, dense_lines
     from maskgen.format.digests import base_digest
     from maskgen.format.mask import check_base, check_pattern
-    from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.mask_file import check_mask_output, read_mask, write_mask
     from maskgen.format.pattern import Pattern
     from maskgen.models import resolve_model
     from maskgen.prune import PruneSettings
@@ -89,8 +89,7 @@ def prune(
     from maskgen.selection import LayerChoice
     from maskgen.texts.self_text import calibration_texts
 
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    check_mask_output(out)
     if load_method(method, "prune").uses_calibration and data is None:
         raise ValueError(f"{method} needs calibration text: give --data")
     settings = PruneSettings(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from maskgen.registry import method_names
-from twofour.commands.option_values import Transform, method_settings
+from twofour.commands.line import say
+from twofour.commands.option_values import Transform, beside_options
 
 if TYPE_CHECKING:
     from maskgen.format.mask import Mask
     from maskgen.format.pattern import Pattern
+    from maskgen.learn import LearnRequest
     from maskgen.texts.text_sets import TextSet
 
 _Option = typer.Option
@@ -79,7 +82,7 @@ def learn(
     from engines.typed_options import read_options
     from maskgen.format.coverage import coverage
     from maskgen.format.mask import check_pattern
-    from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.mask_file import check_mask_output, read_mask, write_mask
     from maskgen.format.pattern import Pattern
     from maskgen.learn import LearnRequest
     from maskgen.learn import learn as run
@@ -88,8 +91,7 @@ def learn(
     from maskgen.selection import LayerChoice
     from maskgen.texts.text_sets import TextSet, load_texts
 
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    check_mask_output(out)
     given = {
         "steps": steps,
         "batch_size": batch_size,
@@ -103,7 +105,7 @@ def learn(
     chosen = {name: value for name, value in given.items() if value is not None}
     config = read_options(
         load_method(method, "learn").config,
-        {**chosen, "seed": seed, **method_settings(settings or [])},
+        {**chosen, "seed": seed, **beside_options(settings or [], {**given, "seed": seed})},
         method,
     )
     console = Console()
@@ -124,7 +126,7 @@ def learn(
         held_out_every=0 if held_out is None else held_out_every,
     )
     wanted = None if pattern is None else Pattern.parse(pattern)
-    start = prior_mask(prior, wanted, directory, texts, request.folder, request.layers, console)
+    start = prior_mask(prior, wanted, directory, texts, request, console)
     if base is not None:
         check_pattern(base, start.pattern, str(parent))  # before hours of work, not after
     result = run(directory, texts, start, request, console)
@@ -132,15 +134,14 @@ def learn(
         return
     write_mask(out, result.mask, parent=base)
     bits = out.stat().st_size * 8 / result.mask.weights
-    console.print(
+    say(
+        console,
         f"{out}: {method} mask of {len(result.mask.codes)} layers, "
         f"{100 * result.changed:.2f} % of groups changed, {bits:.3f} bits per weight, from "
         f"{result.tokens:,} tokens in {result.seconds:.1f} s; training state "
         f"{result.state_bytes['total']:.0f} bytes per weight",
-        highlight=False,
-        soft_wrap=True,
     )
-    console.print(f"{out} {coverage(result.mask)}", highlight=False, soft_wrap=True)
+    say(console, f"{out} {coverage(result.mask)}")
 
 
 def prior_mask(
@@ -148,13 +149,13 @@ def prior_mask(
     pattern: Pattern | None,
     directory: Path,
     texts: TextSet,
-    folder: Path,
-    layers: Any,
+    request: LearnRequest,
     console: Console,
 ) -> Mask:
     """The mask that learning starts from: a file's, or what a one-shot method makes of the text.
 
-    A computed prior is kept in the run's folder, so that a resumed run starts from the same one.
+    A computed prior is kept in the run's folder, and a run that is resumed starts from it; any
+    other computes its own.
 
     Raises:
         MaskFileError: the file's mask has another pattern than is asked for.
@@ -165,6 +166,8 @@ def prior_mask(
     from maskgen.format.pattern import TWO_FOUR
     from maskgen.prune import PruneSettings, prune
     from maskgen.registry import load_method, method_names
+    from maskgen.texts.windows import TooLittleTextError
+    from maskgen.torch_model import stated_context
 
     if Path(prior).is_file():
         mask = read_mask(Path(prior))
@@ -174,10 +177,11 @@ def prior_mask(
         raise ValueError(
             f"prior {prior!r} is neither a mask file nor one of {', '.join(method_names('prune'))}"
         )
-    kept = folder / f"prior-{prior}.safetensors"
-    if kept.is_file():
+    kept = request.folder / f"prior-{prior}.safetensors"
+    if request.resume and kept.is_file():
         mask = read_mask(kept)
         check_pattern(mask, pattern or mask.pattern, str(kept))
+        say(console, f"starting from {kept}, computed when the run began")
         return mask
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -188,11 +192,17 @@ def prior_mask(
     if chosen.updates_weights:
         raise ValueError(f"{prior} changes weights; learning needs a mask of the original ones")
     console.print(f"computing the prior with {prior}")
-    result = prune(
-        directory,
-        texts if chosen.uses_calibration else None,
-        PruneSettings(method=prior, layers=layers, pattern=pattern or TWO_FOUR),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = PruneSettings(method=prior, layers=request.layers, pattern=pattern or TWO_FOUR)
+    context = stated_context(directory)
+    if context is not None:
+        settings = replace(settings, length=min(settings.length, context))
+    try:
+        result = prune(directory, texts if chosen.uses_calibration else None, settings)
+    except TooLittleTextError as error:
+        raise TooLittleTextError(
+            f"the prior needs more text: {error}; or run `twofour mask prune --method {prior}` with"
+            " fewer --windows and give its file as --prior"
+        ) from error
+    request.folder.mkdir(parents=True, exist_ok=True)
     write_mask(kept, result.mask)
     return result.mask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +55,18 @@ def method_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {pair!r} is not NAME=VALUE")
         parsed[name] = tuple(value.split(",")) if "," in value else value
     return parsed
+
+
+def beside_options(pairs: Sequence[str], options: Mapping[str, object]) -> dict[str, Any]:
+    """The settings of `--set`, none of which has an option of its own.
+
+    Raises:
+        ValueError: one has: what depends on the option would not follow the setting.
+    """
+    found = method_settings(pairs)
+    for name in found.keys() & options.keys():
+        raise ValueError(f"--set {name}: say --{name.replace('_', '-')}")
+    return found
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

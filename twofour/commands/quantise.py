@@ -39,6 +39,7 @@ def quantise(
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
     from maskgen.experts import RareExperts
+    from maskgen.format.atomic_file import check_output_file
     from maskgen.format.mask_file import read_mask
     from maskgen.models import resolve_model
     from maskgen.quantise import QuantiseSettings, quantise_model
@@ -49,8 +50,7 @@ def quantise(
         raise ValueError("--values bf16: bf16 weights are not quantised; choose int8 or int4")
     given = {"values": values, "block": block, "minima": minima}
     options = read_options(ValueOptions, given, "twofour quantise")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    check_output_file(out)
     kind: Values = "int8" if options.values == "int8" else "int4"
     grid = WeightGrid(kind, options.block_inputs, options.has_minima)
     settings = QuantiseSettings(grid, windows, length, seed, dtype)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from twofour.commands.option_values import method_settings
+from twofour.commands.option_values import beside_options
 
 _Option = typer.Option
 
@@ -72,7 +72,7 @@ def recover(
     """
     from engines.quantisation.options import ValueOptions
     from engines.typed_options import read_options
-    from maskgen.format.mask_file import read_mask, write_mask
+    from maskgen.format.mask_file import check_mask_output, read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.recover import recover as run
     from maskgen.recovery.config import RecoverConfig
@@ -81,8 +81,8 @@ def recover(
 
     if (mask is None) != (out is None):
         raise ValueError("--mask and --out go together: the mask is written anew for --checkpoint")
-    if out is not None and not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    if out is not None:
+        check_mask_output(out)
     given = {
         "steps": steps,
         "learning_rate": learning_rate,
@@ -101,9 +101,10 @@ def recover(
     if of_build.values != "bf16":
         grid |= {"block": of_build.block_inputs, "minima": of_build.has_minima}
     groups = {"weights": weights, "norms": norms, "biases": biases, "embeddings": embeddings}
+    own = {**given, **groups, "values": values, "block": block, "minima": minima, "seed": seed}
     config = read_options(
         RecoverConfig,
-        {**chosen, **groups, **grid, "seed": seed, **method_settings(settings or [])},
+        {**chosen, **groups, **grid, "seed": seed, **beside_options(settings or [], own)},
         "twofour recover",
     )
 

@@ -67,6 +67,7 @@ def learn(
     resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Choose the units that stay, and write them to a small file."""
+    from maskgen.format.atomic_file import check_output_file
     from maskgen.models import resolve_model
     from maskgen.structure.config import GateConfig, structure_config
     from maskgen.structure.file import write_structure
@@ -74,8 +75,7 @@ def learn(
     from maskgen.structure.learn import StructureRequest, learn_structure
     from maskgen.texts.text_sets import TextSet, load_texts
 
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    check_output_file(out)
     config = structure_config(method, method_settings(settings or []))
     if isinstance(config, GateConfig) and "seed" not in config.model_fields_set:
         config = config.model_copy(update={"seed": seed})

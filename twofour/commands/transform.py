@@ -40,6 +40,7 @@ def apply(
     ] = None,
 ) -> None:
     """Write the transformed model, a base like any other, for every command and other tools."""
+    from maskgen.format.mask import check_base
     from maskgen.format.mask_file import read_mask, write_mask
     from maskgen.models import resolve_model
     from maskgen.transform.absorb import apply_transform
@@ -49,6 +50,8 @@ def apply(
     loaded, masks = read_transform(transform), [(file, read_mask(file)) for file in mask or []]
     if len({file.name for file, _ in masks}) < len(masks):
         raise ValueError("two masks have the same file name; carry them over one at a time")
+    for _, one in masks:  # before anything is written
+        check_base(one, loaded.base_digest, f"the model of {transform}")
     console = Console()
     with console.status("writing weights"):
         digest = apply_transform(resolve_model(model), loaded, out)

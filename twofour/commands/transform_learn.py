@@ -57,6 +57,7 @@ def learn(
     resume: Annotated[bool, _Option("--resume", help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Find a transform of a model, write it, and hold what it makes to the model's own answers."""
+    from maskgen.format.atomic_file import check_output_file
     from maskgen.format.pattern import Pattern
     from maskgen.models import resolve_model
     from maskgen.selection import LayerChoice
@@ -68,8 +69,7 @@ def learn(
     from maskgen.transform.learn import learn_transform
     from maskgen.transform.request import TransformRequest
 
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} of --out does not exist")
+    check_output_file(out)
     request = TransformRequest(
         method=method,
         config=transform_config(method, _settings(method, settings or [], seed)),
