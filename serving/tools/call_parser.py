@@ -21,10 +21,19 @@ class CallPiece:
 
 @dataclass
 class AnswerPiece:
-    """What is new of an answer."""
+    """What is new of an answer: text and pieces of calls, in the order of the answer."""
 
-    text: str = ""
-    calls: list[CallPiece] = field(default_factory=list)
+    parts: list[str | CallPiece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text alone."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def calls(self) -> list[CallPiece]:
+        """The calls alone."""
+        return [part for part in self.parts if isinstance(part, CallPiece)]
 
 
 class CallParser:
@@ -82,7 +91,7 @@ class CallParser:
         if rest and (self._parallel or not self.calls):
             self._say(piece, self._space + rest)
         elif not rest and not self._behind:
-            piece.text = self._space
+            piece.parts.append(self._space)
         self._buffer = self._space = ""
         self._raw.clear()
         self._state = "text"
@@ -182,7 +191,7 @@ class CallParser:
             self._space, self._behind = "", True
         new = reader.take_arguments()
         if new and (self._parallel or self.calls == 1):
-            piece.calls.append(
+            piece.parts.append(
                 CallPiece(
                     self.calls - 1,
                     self._form.call_id() if first else None,
@@ -194,7 +203,7 @@ class CallParser:
     def _say(self, piece: AnswerPiece, text: str) -> None:
         """Give text, which has more than space in it if it is not empty."""
         if text:
-            piece.text += text.lstrip() if self._behind and not self._said else text
+            piece.parts.append(text.lstrip() if self._behind and not self._said else text)
             self._said, self._behind = True, False
 
     def _give_back(self, piece: AnswerPiece) -> None:
