@@ -67,11 +67,11 @@ class _Choice:
         self.last = chunk
         self.logprobs.extend(chunk.logprobs or ())
         if self._parser is None:
-            piece = AnswerPiece(chunk.text)
+            piece = AnswerPiece([chunk.text])
         else:
             piece = self._parser.push(chunk.text)
             if chunk.finish_reason is not None:
-                piece.text += self._parser.finish().text
+                piece.parts += self._parser.finish().parts
         self.text += piece.text
         for call in piece.calls:
             if call.id is not None:

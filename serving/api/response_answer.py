@@ -83,15 +83,18 @@ class ResponseAnswer:
         chunk = piece.chunk
         reason = finish_reason(chunk)
         if self._parser is None:
-            part = AnswerPiece(chunk.text)
+            new = AnswerPiece([chunk.text])
         else:
-            part = self._parser.push(chunk.text)
+            new = self._parser.push(chunk.text)
             if reason is not None:
-                part.text += self._parser.finish().text
+                new.parts += self._parser.finish().parts
         self._cut_off = reason == "length"
-        found = self._take_text(part.text) if part.text else []
-        for call in part.calls:
-            found += self._take_call(call)
+        found: list[BaseModel] = []
+        for part in new.parts:
+            if isinstance(part, CallPiece):
+                found += self._take_call(part)
+            elif part:
+                found += self._take_text(part)
         return found
 
     def closing(self) -> Sequence[BaseModel]:

@@ -7,30 +7,42 @@ written.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection
 from typing import Any, Literal
 
 _SPACE = " \t\r\n"
 _ARGUMENTS = ("arguments", "parameters")
+_CLOSED_BY = {"{": "}", "[": "]"}
+_HEADER = re.compile(r"[\w.:/-]{1,128}\s{0,9}(\[[\w\s\[\]-]{0,99})?")
 _Phase = Literal["start", "key", "colon", "value", "done", "failed"]
 
 
 class CallReader:
     """What is known of a call so far.
 
+    A call begins once it has the name of a function that there is, and arguments, or its end.
+    Before, of two values of one kind the later counts; from then on both are settled, since they
+    may have gone out to the client.
+
+    Args:
+        names: of the functions that there are; what names no such function is no call.
+
     Attributes:
-        raw: all that was read.
         name: of the function, once it is known.
-        arguments: JSON text, as far as it was read.
+        begun: whether this is a call, whatever follows.
     """
 
-    def __init__(self) -> None:
-        self.raw = ""
+    def __init__(self, names: Collection[str]) -> None:
         self.name: str | None = None
-        self.arguments = ""
+        self.begun = False
+        self._names = names
         self._phase: _Phase = "start"
         self._key = ""
-        self._value = ""
-        self._depth = 0
+        self._value: list[str] = []
+        self._arguments: list[str] = []
+        self._taking = False  # the value is arguments that count
+        self._open: list[str] = []  # what closes the lists and objects around
         self._quoted = self._escaped = False
 
     @property
@@ -40,53 +52,78 @@ class CallReader:
 
     @property
     def failed(self) -> bool:
-        """Whether this is no call."""
+        """Whether this is no call, or, once it has begun, whether it is broken off."""
         return self._phase == "failed"
 
-    def push(self, char: str) -> None:
-        """Read one more character."""
-        self.raw += char
+    def read(self, text: str) -> int:
+        """Read on; how many characters belong to the call, if it is one."""
+        for place, char in enumerate(text):
+            self._push(char)
+            if self.failed:
+                return place
+            if self.done:
+                return place + 1
+        return len(text)
+
+    def take_arguments(self) -> str:
+        """JSON text of the arguments: what came since this was last asked."""
+        text = "".join(self._arguments)
+        self._arguments.clear()
+        return text
+
+    def _push(self, char: str) -> None:
         match self._phase:
             case "start":
-                self._phase = "key" if char == "{" else "failed"
+                self._read_start(char)
             case "key":
                 self._read_key(char)
             case "colon" if char == ":":
-                self._phase = "value"
+                self._start_value(self._key)
             case "colon" if char not in _SPACE:
                 self._phase = "failed"
             case "value":
                 self._read_value(char)
+        if not self.begun and self.name is not None and (self.done or self._arguments):
+            self.begun = True
+            # A call without arguments has none, which in JSON is an empty object.
+            self._arguments = self._arguments or ["{}"]
+
+    def _read_start(self, char: str) -> None:
+        self._phase = "key" if char == "{" else "failed"
 
     def _read_key(self, char: str) -> None:
         if self._value or char == '"':
             if self._advance(char):
-                self._key, self._value = str(_decoded(self._value)), ""
-                self._phase = "colon"
+                self._key, self._phase = str(_decoded("".join(self._value))), "colon"
         elif char == "}":
-            self._phase = "done" if self.name else "failed"
+            self._phase = "done" if self.name is not None else "failed"
         elif char not in (*_SPACE, ","):
             self._phase = "failed"
+
+    def _start_value(self, key: str) -> None:
+        self._key, self._value, self._phase = key, [], "value"
+        self._taking = key in _ARGUMENTS and not self.begun
 
     def _read_value(self, char: str) -> None:
         if not self._value and char in _SPACE:
             return
-        plain = not (self._depth or self._quoted)
+        plain = not (self._open or self._quoted)
         if plain and self._value and char in ",}":  # the end of a number or a word
             self._end_value()
-            self._phase = "key"
-            self._read_key(char)
+            if self._phase == "key":
+                self._read_key(char)
             return
+        if self._taking and char == "{" and not self._value:
+            self._arguments = []
         complete = self._advance(char)
-        if self._key in _ARGUMENTS and self._value.startswith("{"):
-            self.arguments += char
+        if self._taking and self._value[0] == "{" and self._phase != "failed":
+            self._arguments.append(char)
         if complete:
             self._end_value()
-            self._phase = "failed" if self._key == "name" and not self.name else "key"
 
     def _advance(self, char: str) -> bool:
         """Add a character to the value; whether a string, list or object ends with it."""
-        self._value += char
+        self._value.append(char)
         if self._quoted:
             if self._escaped:
                 self._escaped = False
@@ -94,56 +131,71 @@ class CallReader:
                 self._escaped = True
             elif char == '"':
                 self._quoted = False
-                return self._depth == 0
-            return False
-        if char == '"':
+                return not self._open
+        elif char == '"':
             self._quoted = True
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
-            return self._depth == 0
+        elif char in _CLOSED_BY:
+            self._open.append(_CLOSED_BY[char])
+        elif char in _CLOSED_BY.values():
+            if self._open and self._open.pop() == char:
+                return not self._open
+            self._phase = "failed"
         return False
 
     def _end_value(self) -> None:
-        value, self._value = self._value, ""
-        if self._key == "name":
-            decoded = _decoded(value)
-            self.name = decoded if isinstance(decoded, str) and decoded else None
-        elif self._key in _ARGUMENTS and not value.startswith("{"):
+        value = "".join(self._value)
+        self._value, self._phase = [], "key"
+        if value[0] in _CLOSED_BY:
+            decoded = None
+        elif (decoded := _decoded(value)) is None and value[0] != '"' and value.strip() != "null":
+            self._phase = "failed"  # neither a number nor a word of JSON
+        elif self._key == "name" and not self.begun:
+            self._know(decoded)
+        if self._key == "name" and self.name is None:
+            self._phase = "failed"
+        if self._taking and value[0] != "{" and self._phase != "failed":
             # Some models write the arguments as a string that holds JSON.
-            decoded = _decoded(value)
-            self.arguments = decoded if isinstance(decoded, str) else value
+            text = (decoded if isinstance(decoded, str) else value).strip()
+            if text not in ("", "null"):
+                self._arguments = [text]
+
+    def _know(self, name: object) -> None:
+        """Take the name, if it is one of those that there are."""
+        if isinstance(name, str) and name in self._names:
+            self.name = name
+        else:
+            self._phase = "failed"
 
 
-class NamedCallReader:
-    """Reads `name{...}` and `name[ARGS]{...}`; the same attributes as `CallReader`."""
+class NamedCallReader(CallReader):
+    """Reads `name{...}` and `name[ARGS]{...}`."""
 
-    def __init__(self) -> None:
-        self.raw = ""
-        self.name: str | None = None
-        self.arguments = ""
-        self._object = CallReader()
-        self._object._phase = "value"
-        self._object._key = "arguments"
-        self.done = self.failed = False
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__(names)
+        self._header = ""
 
-    def push(self, char: str) -> None:
-        """Read one more character."""
-        self.raw += char
-        if self.name is None:
-            if char == "{":
-                self.name = self.raw[:-1].partition("[")[0].strip() or None
-                self.failed = self.name is None
-            if self.name is None:
-                return
-        self._object.push(char)
-        self.arguments = self._object.arguments
-        self.done = self._object._phase == "key"
+    def _read_start(self, char: str) -> None:
+        if char != "{":
+            self._header += char
+            if not _HEADER.fullmatch(self._header):
+                self._phase = "failed"
+            return
+        self._know(self._header.partition("[")[0].strip())
+        if not self.failed:
+            self._start_value("arguments")
+            self._read_value(char)
+
+    def _end_value(self) -> None:
+        super()._end_value()
+        self._phase = "done"
 
 
 def _decoded(text: str) -> Any:
+    """What JSON text stands for; None, too, if it is none or cannot be sent on."""
     try:
-        return json.loads(text)
+        value = json.loads(text, strict=False)
+        if isinstance(value, str):
+            value.encode()  # fails for half of a surrogate pair
     except ValueError:
         return None
+    return value
