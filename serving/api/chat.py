@@ -33,7 +33,7 @@ from serving.schemas.tools import FunctionCall, FunctionCallDelta, ToolCall, Too
 from serving.service import Service, ServiceDep
 from serving.streaming import EventStream
 from serving.tokens import chat_logprobs, prompt_logprobs
-from serving.tools.call_parser import AnswerPiece, CallPiece
+from serving.tools.call_parser import AnswerPiece, CallPiece, is_whole
 from serving.tools.tooling import ToolPlan
 from serving.usage import UsageCounter
 
@@ -86,7 +86,10 @@ class _Choice:
         reason = finish_reason(self.last)
         # As OpenAI's: a call that the request named ends with "stop".
         named = self._plan is not None and self._plan.mode == "named"
-        return "tool_calls" if reason == "stop" and self.calls and not named else reason
+        if reason != "stop" or named or not self.calls:
+            return reason
+        # Clients read the arguments at "tool_calls": a call that was cut off must not say so.
+        return "tool_calls" if is_whole(self.calls[-1].function.arguments) else "stop"
 
 
 class ChatAnswer:

@@ -29,7 +29,7 @@ from serving.schemas.responses import (
     ResponseUsage,
     Status,
 )
-from serving.tools.call_parser import AnswerPiece, CallPiece
+from serving.tools.call_parser import AnswerPiece, CallPiece, is_whole
 from serving.usage import UsageCounter
 
 
@@ -170,6 +170,8 @@ class ResponseAnswer:
         item, self._open = self._open, None
         if item is None:
             return []
+        if isinstance(item, OutputCall):  # whatever became of the answer around it
+            status = "completed" if is_whole(item.arguments) else "incomplete"
         item.status = status
         place = self._place(item)
         found: list[BaseModel] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -34,6 +35,17 @@ class AnswerPiece:
     def calls(self) -> list[CallPiece]:
         """The calls alone."""
         return [part for part in self.parts if isinstance(part, CallPiece)]
+
+
+def is_whole(arguments: str) -> bool:
+    """Whether arguments are JSON: not cut off by a limit or a stop string, nor broken off."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    except RecursionError:  # beyond Python's reader, not beyond others
+        return True
+    return True
 
 
 class CallParser:

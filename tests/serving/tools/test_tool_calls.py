@@ -283,6 +283,21 @@ async def test_a_call_that_is_cut_off_says_so(tmp_path: Path) -> None:
     assert ARGUMENTS.startswith(call["function"]["arguments"])
 
 
+async def test_a_call_that_a_stop_string_cuts_off_is_no_reason_to_finish(tmp_path: Path) -> None:
+    said = f"SAY {WRITTEN['hermes'] % ARGUMENTS} YAS"
+    async with open_client(tmp_path, "hermes") as client:
+        fields = body(messages=asks(said), tools=[WEATHER], stop="Ro")
+        [choice] = (await client.chat.completions.create(**fields)).choices
+        assert choice.message.tool_calls[0].function.arguments.endswith('"city": "')
+        assert choice.finish_reason == "stop"
+        flat = [{"type": "function", **WEATHER["function"], "strict": False}]
+        response = await client.responses.create(
+            model="tiny", input=said, tools=flat, max_output_tokens=60
+        )
+        [item] = response.output
+        assert (item.type, item.status) == ("function_call", "incomplete")
+
+
 async def test_json_or_a_call(tmp_path: Path) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": 5}}}
     async with open_family(tmp_path, "hermes") as app:
