@@ -75,6 +75,10 @@ class SamplingParams:
     structured: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
+        self._check("stop", isinstance(self.stop, Sequence), "a string or several")
+        self._check("stop_token_ids", isinstance(self.stop_token_ids, Sequence), "token ids")
+        constraint = self.structured is None or isinstance(self.structured, StructuredOutput)
+        self._check("structured", constraint, "a StructuredOutput or None")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))

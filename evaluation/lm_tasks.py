@@ -7,8 +7,9 @@ The library poses the questions and counts the answers; log-probabilities come f
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,32 @@ def _local_task(spec: str) -> dict[str, Any]:
     if not Path(file).is_file():
         raise TaskError(f"--tasks {spec!r}: there is no file {file!r}")
     config: dict[str, Any] = yaml.safe_load(definition.read_text(encoding="utf-8"))
+    _check_fields(Path(file), config)
     return config | {"dataset_kwargs": {"data_files": {"test": str(Path(file).resolve())}}}
+
+
+def _check_fields(file: Path, config: Mapping[str, Any]) -> None:
+    """Raise TaskError unless the file's first line has the fields that the task reads."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    with file.open("rb") as lines:
+        first = next(lines, b"")
+    try:
+        found = json.loads(first)
+    except ValueError as error:
+        raise TaskError(f"{file}, line 1: not JSON: {error}") from error
+    for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        said = config.get(key)
+        if not isinstance(said, str):
+            continue
+        try:
+            names = meta.find_undeclared_variables(Environment().parse(said))
+        except TemplateSyntaxError:
+            continue
+        names = names if "{" in said else {said}
+        for name in sorted(names):
+            if not isinstance(found, dict) or name not in found:
+                raise TaskError(f"{file}, line 1: lacks the field {name!r} that the task reads")
 
 
 def _metric(key: str) -> str:

@@ -56,13 +56,21 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {_on_one_line(error)}", fg="red", err=True)
         sys.exit(getattr(error, "exit_code", 1))
     except ImportError as error:
         if (remedy := missing_extra(error)) is None:
             raise
         typer.secho(f"error: {remedy}", fg="red", err=True)
         sys.exit(1)
+
+
+def _on_one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    from engines.typed_options import explain
+
+    return explain(error) if isinstance(error, ValidationError) else str(error)
 
 
 if __name__ == "__main__":

@@ -185,3 +185,20 @@ def test_tasks_that_cannot_be_run(
     result = CliRunner().invoke(app, command)
     assert result.exit_code != 0
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"txt": "x"}', "line 1: lacks the field 'query'"),
+        ('{"query": "x", "choices": ["a"]}', "line 1: lacks the field 'gold'"),
+        ("nothing", "line 1: not JSON"),
+        ("", "line 1: not JSON"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_before_questions_are_asked(
+    folder: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "odd.jsonl").write_text(line)
+    words = ["eval", "--model", str(folder / "model"), "--tasks", f"arc_easy={tmp_path}/odd.jsonl"]
+    assert message in str(CliRunner().invoke(app, words).exception)

@@ -157,3 +157,11 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         code, output = run("--model", model, *options)
         assert code == 1
         assert message in output
+
+
+def test_a_type_is_of_gguf_files_alone(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    code, said = run("--model", model, "--type", "q4_0", "--out", tmp_path / "new")
+    assert code == 1
+    assert "is of GGUF files" in said
+    assert not (tmp_path / "new").exists()

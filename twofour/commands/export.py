@@ -20,9 +20,9 @@ def export(
     ] = None,
     transform: Transform = None,
     kind: Annotated[
-        str,
-        typer.Option("--type", help="Of a GGUF file: f32, f16, bf16, q8_0, q5_0 or q4_0."),
-    ] = "bf16",
+        str | None,
+        typer.Option("--type", help="Of a GGUF file: f32, f16, bf16 [default], q8_0, q5_0, q4_0."),
+    ] = None,
 ) -> None:
     """Write a model whose dropped weights are zero, as others load it.
 
@@ -38,12 +38,14 @@ def export(
     loaded = None if mask is None else read_mask(mask)
     directory = resolve_model(model, transform)
     console = Console()
-    if out.suffix == ".gguf":
+    if out.suffix.lower() == ".gguf":
         with console.status("writing weights"):
-            counts = export_gguf(directory, out, model_name(model), loaded, kind)
+            counts = export_gguf(directory, out, model_name(model), loaded, kind or "bf16")
         said = ", ".join(f"{count} {name}" for name, count in counts.items())
         typer.echo(f"{out}: {model}, {said} matrices, {out.stat().st_size / 2**20:.0f} MiB")
         return
+    if kind is not None:
+        raise ValueError(f"--type {kind} is of GGUF files; --out {out} is a directory")
     if loaded is None:
         raise ValueError("a model directory without a mask is the model itself: give --mask")
     with console.status("writing weights"):
