@@ -114,16 +114,20 @@ twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swap
     --single runs/wide/model=runs/wide/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \
     --set maskllm.steps=30 --set maskllm.batch_size=2 --redo
-domains=()
+domains=() once=()
 for domain in french html javascript python,3 cuda story,3; do
     name=${domain%,*} seeds=${domain#*,}
     files=$data/domains/$name.train.jsonl,$data/domains/$name.test.jsonl
+    once+=(--domain "$name=$files")
     [ "$seeds" = "$name" ] || files+=,$seeds
     domains+=(--domain "$name=$files")
 done
 twofour bench masks domains --general $general "${domains[@]}" --windows 8 --work runs/domains \
     --general-prior masks/smollm2-135m/general-prior.safetensors --calibration-windows 32 \
     --set maskllm.steps=50 --set maskllm.batch_size=2 --redo
+twofour bench masks domains --general $wide "${once[@]}" --start transfer --windows 4 \
+    --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
+    --work runs/domains-16-32 --redo
 twofour bench masks cost
 twofour bench models
 twofour bench pages

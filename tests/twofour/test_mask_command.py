@@ -53,7 +53,9 @@ def test_masks_of_another_pattern(model: str, text: str, tmp_path: Path) -> None
     shown = json.loads(succeed("mask", "inspect", wide, "--json"))
     assert (shown["pattern"], shown["density"]) == ("16:32", 0.5)
     assert [len(row["places"]) for row in shown["per_layer"]] == [32] * 14
-    assert "0 mlp.down_proj" in succeed("mask", "inspect", wide, "--plot", tmp_path / "i.png")
+    shown = succeed("mask", "inspect", wide, "--plot", tmp_path / "i.png")
+    assert "0 mlp.down_proj" in shown
+    assert "most" in shown
     for other in (("mask", "diff", wide, usual), ("mask", "diff", usual, wide)):
         assert "different patterns" in str(call(*other).exception)
     command = ("eval", "--model", model, "--mask", wide, "--data", text)

@@ -175,19 +175,23 @@ def inspect(
         typer.echo(json.dumps({**facts, "per_layer": layers}))
         return
     console = Console()
-    few = bool(rows[0].placements)
-    what = "placements" if few else "places in a group"
+    if rows[0].placements:
+        what = "placements"
+        names = [placement_text(placement) for placement in all_placements(mask.pattern)]
+    elif mask.pattern.m <= 8:
+        what = "places in a group"
+        names = [str(place) for place in range(1, mask.pattern.m + 1)]
+    else:  # no terminal is as wide as all of them
+        what = "the place in a group that is kept least, and most"
+        names = ["least", "most"]
     table = Table(title=str(file), caption=f"kept: weights, {what}: groups, in %")
-    names = (
-        [placement_text(placement) for placement in all_placements(mask.pattern)]
-        if few
-        else [str(place) for place in range(1, mask.pattern.m + 1)]
-    )
     table.add_column("layer", no_wrap=True)
     for heading in ("weight", "kept", *names):
         table.add_column(heading, justify="right")
     for row in rows:
-        shown = row.placements if few else row.places
+        shown = row.placements or row.places
+        if names == ["least", "most"]:
+            shown = (min(shown), max(shown))
         shares = [f"{100 * share:.1f}" for share in (row.density, *shown)]
         table.add_row(_short(row.name), f"{row.shape[0]}x{row.shape[1]}", *shares)
     console.print(table)
