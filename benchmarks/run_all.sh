@@ -128,6 +128,23 @@ twofour bench masks domains --general $general "${domains[@]}" --windows 8 --wor
 twofour bench masks domains --general $wide "${once[@]}" --start transfer --windows 4 \
     --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
     --work runs/domains-16-32 --redo
+# A second model, if its terms have been accepted before: twofour data fetch --alias gemma3-270m
+if twofour data fetch --alias gemma3-270m </dev/null; then
+    other=$runs/gemma-sparsegpt.safetensors
+    [ -f "$other" ] || twofour mask prune --model gemma3-270m --method sparsegpt --windows 24 \
+        --data "$data/general/wikipedia.train.jsonl.gz" --out "$other"
+    for values in bf16 int8; do
+        at=$runs/gemma-$values
+        [ -d "$at-dense" ] || twofour build --model gemma3-270m --values $values --out "$at-dense"
+        [ -d "$at-sparse" ] || twofour build --model gemma3-270m --values $values \
+            --mask "general=$other" --out "$at-sparse"
+    done
+    second=(--arm dense-int8=$runs/gemma-int8-dense --arm sparse-int8=$runs/gemma-int8-sparse)
+    [ -f $runs/gemma-bf16.gguf ] && second+=(--peer llama.cpp-bf16=$runs/gemma-bf16.gguf)
+    twofour bench engine second --dense $runs/gemma-bf16-dense --sparse $runs/gemma-bf16-sparse \
+        "${second[@]}" --reference sparse-int8 --wikitext2 "$data/eval/wiki.test.raw" --windows 2 \
+        --repeats 3
+fi
 twofour bench masks cost
 twofour bench models
 twofour bench pages

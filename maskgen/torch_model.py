@@ -55,20 +55,19 @@ def resolve_device(device: str | None = None) -> str:
     """A torch device: the one that is named, or CUDA if there is one.
 
     Under torchrun every rank of a node has a GPU of its own, the one of its `LOCAL_RANK`.
-
-    Raises:
-        ValueError: torch has no such device here.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank = os.environ.get("LOCAL_RANK")
-    if chosen == "cuda" and rank is not None:
-        chosen = f"cuda:{rank}"
+    return f"cuda:{rank}" if chosen == "cuda" and rank is not None else chosen
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless torch has this device here."""
     try:
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # not built for it, not there, no such name
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {chosen!r} cannot be used: {reason}") from error
-    return chosen
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from error
 
 
 def dtype_name(model: PreTrainedModel) -> str:
@@ -89,8 +88,10 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
     Raises:
         ModelDirectoryError: a file is missing or malformed, the weights are quantised or not those
             of the architecture, or `transformers` cannot load it.
-        ValueError: unknown dtype.
+        ValueError: unknown dtype, or a device that is not there.
     """
+    place = resolve_device(device)
+    check_device(place)
     chosen = TORCH_DTYPES[resolve_dtype(dtype, device)]
     read_model_config(directory)
     stored = stored_tensors(directory)
@@ -114,7 +115,7 @@ def load_model(directory: Path, dtype: str, device: str | None = None) -> PreTra
             f"{directory}: {name} has shape {tuple(shape)}, config.json says {tuple(expected)}"
         )
     split_experts(model, stored)
-    model.to(resolve_device(device))
+    model.to(place)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

@@ -19,6 +19,7 @@ NAME = "quality-speed.png"
 RESULT = "lowbit-quality"
 
 
+_COLOURS = ("tab:blue", "tab:grey", "tab:green", "tab:olive", "tab:red", "tab:purple")
 _LEGEND = {"gguf": "ik_llama.cpp, GGUF types", "dense": "twofour, dense"}
 
 
@@ -92,7 +93,7 @@ def draw_panels(found: Mapping[str, Point], title: str, path: Path) -> None:
     beaten = dominated(found)
     first = ["dense", "gguf", "2:4"]
     kinds = [*first, *sorted({p.kind for p in found.values()} - set(first))]
-    colours = dict(zip(kinds, ("tab:blue", "tab:grey", "tab:green", "tab:olive"), strict=False))
+    colours = {kind: _COLOURS[at % len(_COLOURS)] for at, kind in enumerate(kinds)}
     for kind, colour in colours.items():
         left.scatter([], [], s=45, color=colour, label=_LEGEND.get(kind, f"twofour, {kind}"))
     for axes, field in ((left, "tokens_per_s"), (right, "weights_mib")):

@@ -88,11 +88,13 @@ def test_too_little_text_for_a_prior_says_how_to_make_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "foo", "cpu:x"])
-def test_a_device_that_is_not_there_is_named(device: str) -> None:
+def test_a_device_that_is_not_there_is_named(folder: Path, device: str) -> None:
     if device == "cuda" and resolve_device() != "cpu":
         pytest.skip("there is one")
-    with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
-        resolve_device(device)
+    assert prune("mask").exit_code == 0
+    words = ("--model", "m", "--data", "one.txt", *LEARN, "--prior", "mask", "--out", "new")
+    result = run("mask", "learn", *words, "--device", device)
+    assert f"device '{device}' cannot be used" in str(result.exception)
 
 
 @pytest.mark.parametrize("setting", ["values=int4", "minima=true", "steps=3", "learning_rate=1"])
