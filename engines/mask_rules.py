@@ -116,8 +116,8 @@ def check_load(name: str, loaded: Collection[str], default: str | None, sealed: 
         raise MaskError("this engine is dense: it was built without a mask, and takes none")
     if sealed:
         raise MaskError(
-            "this engine directory is sealed: the weights that its mask drops were left out, so no"
-            " mask can be added; build it again without --sealed"
+            "this engine directory is sealed: it holds the weights of its mask alone, so none can"
+            " be added; build it again without --sealed, and without values made for one mask"
         )
 
 

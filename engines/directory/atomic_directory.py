@@ -35,7 +35,7 @@ def atomic_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def _check_replaceable(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise EngineDirectoryError(
-            f"{out} exists; remove it, choose another --out, or give --overwrite"
+            f"{out} exists; remove it, choose another --out, or (to build) give --overwrite"
         )
     if not (out / MANIFEST_FILE).is_file():
         raise EngineDirectoryError(f"{out} exists and is no engine directory; not replaced")

@@ -121,3 +121,13 @@ def test_masks_of_another_model_are_refused_before_a_transformed_one_is_written(
     result = run("transform", "apply", "--model", "m", *words)
     assert "belongs to the base model" in str(result.exception)
     assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("option", [("--dtype", "fp32"), ("--parent", "mask")])
+def test_options_of_models_are_refused_with_an_engine(
+    folder: Path, option: tuple[str, str]
+) -> None:
+    assert run("build", "--model", "m", "--out", "engine").exit_code == 0
+    result = run("eval", "engine", "--data", "one.txt", "--window", 64, *option)
+    assert f"{option[0]}" in str(result.exception)
+    assert "goes with --model" in str(result.exception)

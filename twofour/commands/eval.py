@@ -190,6 +190,10 @@ def _open(
         return nullcontext(torch_subject(model, transform, masked, parent, dtype))
     if transform is not None:
         raise ValueError("a transform goes with --model; engines are built from what it makes")
+    if parent is not None:
+        raise ValueError("--parent goes with --model and a mask file; engines hold whole masks")
+    if dtype != "auto":
+        raise ValueError(f"--dtype {dtype} goes with --model; an engine computes as it was built")
     if target.startswith(("http://", "https://")):
         return server_subject(target, model, mask, api_key)
     if model is not None:

@@ -14,7 +14,7 @@ _Option = typer.Option
 
 def quantise(
     model: Annotated[str, _Option(help="Alias, directory, GGUF file or Hugging Face id.")],
-    data: Annotated[str, _Option(help="Calibration text: named set, file, folder or hub:NAME.")],
+    data: Annotated[str, _Option(help="Calibration: named set, file, folder, hub:NAME or self.")],
     out: Annotated[Path, _Option(help="The values file to write, for `twofour build`.")],
     values: Annotated[str, _Option(help="int8 or int4.")] = "int4",
     block: Annotated[
@@ -44,7 +44,7 @@ def quantise(
     from maskgen.models import resolve_model
     from maskgen.quantise import QuantiseSettings, quantise_model
     from maskgen.recovery.quantiser import Values, WeightGrid
-    from maskgen.texts.text_sets import load_texts
+    from maskgen.texts.self_text import calibration_texts
 
     if values == "bf16":
         raise ValueError("--values bf16: bf16 weights are not quantised; choose int8 or int4")
@@ -54,12 +54,14 @@ def quantise(
     kind: Values = "int8" if options.values == "int8" else "int4"
     grid = WeightGrid(kind, options.block_inputs, options.has_minima)
     settings = QuantiseSettings(grid, windows, length, seed, dtype)
+    directory = resolve_model(model, transform)
+    texts = calibration_texts(data, directory, tokens=windows * length, seed=seed, dtype=dtype)
     rare = RareExperts()
     with Progress(transient=True) as bar:
         task = bar.add_task("layer by layer", total=None)
         header = quantise_model(
-            resolve_model(model, transform),
-            load_texts(data),
+            directory,
+            texts,
             settings,
             out,
             read_mask(mask) if mask else None,
