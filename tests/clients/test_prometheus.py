@@ -88,7 +88,8 @@ def wait_for(prometheus: str, query: str, good: Callable[[float], bool]) -> None
     while time.monotonic() < deadline:
         try:
             url = f"{prometheus}/api/v1/query"
-            answer: Any = httpx.get(url, params={"query": query}, timeout=10).json()
+            told = httpx.get(url, params={"query": query}, timeout=10).raise_for_status()
+            answer: Any = told.json()
             seen = answer["data"]["result"]
             if seen and good(float(seen[0]["value"][1])):
                 return
