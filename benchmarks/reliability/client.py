@@ -195,7 +195,7 @@ class Exchange:
     async def read(
         self, *, events: int | None = None, size: int = 65536, pause: float = 0
     ) -> Reply:
-        """Read the answer to its end, or up to so many events.
+        """Read the answer to its end, and close the connection; or read up to so many events.
 
         Args:
             events: stop once so many have come.
@@ -212,6 +212,8 @@ class Exchange:
             if not data:
                 break
             await asyncio.sleep(pause)
+        if events is None:  # there is no more to come, however the answer ended
+            self.leave()
         return Reply(self._status, self._body, complete, self._retry_after)
 
     def _take(self, data: bytes) -> bool:
