@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M for one 16:32 mask: the general one, its weights recovered with int4 values in the
-# loop, measured in int8 and int4. 40 minutes on two quiet cores with AVX-512-BF16 (4 s a step of
-# 600); killed and started again, it goes on where it was.
+# loop, measured in int8 and int4. 57 minutes on two cores with AVX-512-BF16 beside other work (4 s
+# a step of 600 when nothing else ran); killed and started again, it goes on where it was.
 # usage: recipes/smollm2-single-16-32.sh DATA OUT (smollm2-texts.bash says what they are)
 set -euo pipefail
 root=$(dirname "$0")/..

@@ -52,6 +52,8 @@ def check_output_file(path: Path, name: str = "--out") -> None:
         raise IsADirectoryError(f"{name} {path} is a directory; name a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} of {name} does not exist")
+    if path.exists() and (path.parent / "config.json").is_file():
+        raise FileExistsError(f"{name} {path} is a file of a model; name another")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} of {name} cannot be written to")
 

@@ -41,7 +41,8 @@ def prune(out: str) -> Result:
         ("folder", "folder is a directory; name a file"),
         ("nowhere/mask", "the folder nowhere of --out does not exist"),
         ("", "names no file"),
-        ("m/model.safetensors", "exists and is no mask; name another file"),
+        ("one.txt", "exists and is no mask; name another file"),
+        ("m/model.safetensors", "is a file of a model; name another"),
     ],
 )
 @pytest.mark.parametrize("command", ["prune", "learn", "recover"])
@@ -58,6 +59,14 @@ def test_a_mask_takes_no_other_place(folder: Path, command: str, out: str, messa
     assert message in str(result.exception)
     assert (folder / "m" / "model.safetensors").read_bytes() == before
     assert not (folder / "single").exists()
+
+
+def test_a_transform_takes_no_weights_place(folder: Path) -> None:
+    before = (folder / "m" / "model.safetensors").read_bytes()
+    words = ("--method", "assignment", "--data", "one.txt", "--out", "m/model.safetensors")
+    result = run("transform", "learn", "--model", "m", *words)
+    assert "is a file of a model; name another" in str(result.exception)
+    assert (folder / "m" / "model.safetensors").read_bytes() == before
 
 
 def test_a_mask_takes_the_place_of_a_mask(folder: Path) -> None:
