@@ -16,7 +16,7 @@ from maskgen.format.digests import base_digest
 from maskgen.format.mask import Mask, MaskFileError, check_base
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.learning.allocator import keep_freed_memory
-from maskgen.learning.attention import use_short_attention
+from maskgen.learning.attention import use_blocked_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig
 from maskgen.learning.distributed import world_from_environment
@@ -125,7 +125,7 @@ def learn(
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
     for line in dense_lines(selection.dense, selection.decoder_weights):
         console.print(line, highlight=False, soft_wrap=True)
-    attention = use_short_attention(model, config.sequence_length)
+    attention = use_blocked_attention(model)
     tokenizer = ModelTokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
     check_tokens(model, windows)

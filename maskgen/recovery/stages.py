@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.learning.attention import use_short_attention
+from maskgen.learning.attention import use_blocked_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
 from maskgen.learning.loop import RunOptions, run
@@ -101,7 +101,7 @@ class RecoveryStages:
         batches = _batches(model, self.tokenizer, self.texts, config)
         teacher = dense if config.distillation else None
         for network in (model, dense):
-            use_short_attention(network, config.sequence_length)
+            use_blocked_attention(network)
         if config.rank and config.weights:
             add_low_rank(model, keep, config.rank, config.seed)
             others = {n: t for n, t in tuned.items() if t.dropped is None}

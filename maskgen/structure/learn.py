@@ -19,7 +19,7 @@ from maskgen.format.change_file import ChangeRecord
 from maskgen.format.digests import base_digest
 from maskgen.format.model_directory import read_model_config
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.learning.attention import use_short_attention
+from maskgen.learning.attention import use_blocked_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World, refuse_ranks
 from maskgen.learning.loop import RunOptions, run
@@ -216,7 +216,7 @@ def _learn(
     refuse_ranks(request.method)
     aside, rest = _split(model, model_dir, texts, config)
     batches = Batches(rest, config.batch_size, config.seed)
-    use_short_attention(model, config.sequence_length)
+    use_blocked_attention(model)
     learner = _learner(model, groups, shape, scores, request, batches)
     options = RunOptions(
         request.folder,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskgen.format.digests import base_digest
 from maskgen.format.tokenizer import ModelTokenizer
-from maskgen.learning.attention import use_short_attention
+from maskgen.learning.attention import use_blocked_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World, refuse_ranks
 from maskgen.learning.loop import RunOptions, run
@@ -77,7 +77,7 @@ def learn_orders(
     refuse_ranks("learning orders")
     if not start:
         return LearnedOrders({}, 0.0, 0.0)
-    attention = use_short_attention(model, config.sequence_length)
+    attention = use_blocked_attention(model)
     shown = console or Console(quiet=True)
     shown.print(f"learning orders by {config.loss}; {attention}", highlight=False, soft_wrap=True)
     windows = token_windows(ModelTokenizer(model_dir), texts.texts, config.sequence_length)
