@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common.result_file import ResultRow
@@ -16,6 +17,9 @@ from benchmarks.masks.texts import GeneralTexts
 from benchmarks.masks.workbench import Made, Workbench
 from maskgen.format.json_file import read_json, write_json
 from maskgen.format.model_directory import read_model_config
+from maskgen.recover import recover
+from maskgen.recovery.config import RecoverConfig
+from maskgen.recovery.request import RecoverRequest
 from maskgen.structure.config import GateConfig, structure_config
 from maskgen.structure.file import read_structure, write_structure
 from maskgen.structure.learn import StructureRequest, learn_structure
@@ -28,6 +32,8 @@ KEY = ("method", "ratio", "key_value_heads", "recovered")
 METHODS = ("maskprune", "grasp", "flap", "magnitude")
 """In the order of their rows."""
 RATIOS = (0.8, 0.65, 0.5)
+RECOVERED = ("maskprune", "magnitude")
+"""Methods whose models are recovered as well: the one that learns most, and the simplest."""
 
 
 def run_structures(
@@ -38,12 +44,14 @@ def run_structures(
     heads: Sequence[int],
     methods: Collection[str],
     settings: Mapping[str, Any],
+    recovery: RecoverConfig | None = None,
 ) -> None:
     """A row for every method, ratio and number of heads, after the dense model's.
 
     Args:
         heads: key-value heads that every layer keeps; all of them, if empty.
         settings: of the methods that learn.
+        recovery: how models of `RECOVERED` are recovered, each a row more; None for not at all.
     """
     full = LayerShape.of(read_model_config(bench.directory)).full.key_value_heads
     _row(bench, texts, table, ("dense", 1.0, full, False), bench.dense)
@@ -53,6 +61,9 @@ def run_structures(
                 if method in methods:
                     make = partial(_made, bench, texts, method, ratio, kept, settings)
                     _row(bench, texts, table, (method, ratio, kept, False), make)
+                if method in methods and method in RECOVERED and recovery is not None:
+                    again = partial(_recovered, bench, texts, make, recovery)
+                    _row(bench, texts, table, (method, ratio, kept, True), again)
 
 
 def _row(
@@ -80,6 +91,11 @@ def _row(
         bench.console.print(f"{key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
 
 
+def structure_file(bench: Workbench, method: str, ratio: float, heads: int) -> Path:
+    """Where a structure is kept; the smaller model lies beside it, under the same name."""
+    return bench.folder / f"{method}-{ratio}-{heads}.safetensors"
+
+
 def _made(
     bench: Workbench,
     texts: GeneralTexts,
@@ -89,8 +105,8 @@ def _made(
     settings: Mapping[str, Any],
 ) -> Made:
     """A smaller model, kept in the work folder."""
-    label = f"{method}-{ratio}-{heads}"
-    path = bench.folder / f"{label}.safetensors"
+    path = structure_file(bench, method, ratio, heads)
+    label = path.stem
     facts, model = path.with_suffix(".json"), path.with_suffix("")
     if not facts.is_file():
         bench.console.print(f"{label}: choosing units")
@@ -120,3 +136,31 @@ def _made(
     if not model.is_dir():
         apply_structure(bench.directory, read_structure(path), model)
     return Made(model, None, read_json(facts, ValueError))
+
+
+def _recovered(
+    bench: Workbench, texts: GeneralTexts, make: Callable[[], Made], config: RecoverConfig
+) -> Made:
+    """A smaller model, its weights tuned against the dense one; kept in the work folder."""
+    made = make()
+    folder = made.model.with_name(f"{made.model.name}-recovered")
+    facts = folder.with_suffix(f"{folder.suffix}.json")
+    if not facts.is_file():
+        bench.console.print(f"{folder.name}: recovering")
+        request = RecoverRequest(
+            config,
+            folder.with_suffix(f"{folder.suffix}.run"),
+            folder,
+            resume=True,
+            dtype=bench.dtype,
+            teacher=bench.directory,
+        )
+        result = recover(made.model, None, texts.learn, request, bench.console)
+        row = {
+            **made.row,
+            "tokens_seen": made.row["tokens_seen"] + result.tokens,
+            "seconds": round(made.row["seconds"] + result.seconds, 1),
+            "recovery": config.model_dump(mode="json", exclude_unset=True),
+        }
+        write_json(facts, row)
+    return Made(folder, None, read_json(facts, ValueError))

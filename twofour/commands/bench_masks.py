@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from twofour.commands.bench_masks_inputs import (
     read_general_texts,
     show_rows,
 )
-from twofour.commands.bench_options import JsonLine, RedoRows, finish
+from twofour.commands.bench_options import JsonLine, RedoRows, finish, say
 from twofour.commands.first_mode import FirstModeGroup
 from twofour.commands.option_values import method_settings
 
@@ -153,6 +154,18 @@ def structure(
         list[str] | None,
         _Option("--set", help="NAME=VALUE: a setting of the methods that learn (repeat)."),
     ] = None,
+    recovery: Annotated[
+        list[str] | None,
+        _Option(
+            "--recover",
+            help="Also recover MaskPrune's and magnitude's models, with NAME=VALUE, such as"
+            " steps=100 (repeat).",
+        ),
+    ] = None,
+    speed: Annotated[
+        bool, _Option("--speed", help="Only time the models of the rows that are there.")
+    ] = False,
+    force: Annotated[bool, _Option(help="Time on a busy machine all the same.")] = False,
     dtype: Dtype = "auto",
     windows: FirstWindows = None,
     calibration_windows: CalibrationWindows = 64,
@@ -162,9 +175,13 @@ def structure(
     json_: JsonLine = False,
 ) -> None:
     """Smaller dense models by method (docs/results/structure.json)."""
+    from benchmarks.common.machine import require_quiet
     from benchmarks.common.table import TableSpec
+    from benchmarks.engine.speed import SpeedPlan
+    from benchmarks.masks.structure_speed import time_structures
     from benchmarks.masks.structures import KEY, METHODS, RATIOS, run_structures
     from benchmarks.masks.structures_page import structures_page
+    from maskgen.recovery.config import RecoverConfig
 
     if unknown := sorted(set(only or ()) - set(METHODS)):
         raise ValueError(f"--only {unknown[0]!r} is none of {', '.join(METHODS)}")
@@ -174,8 +191,15 @@ def structure(
     )
     texts = read_general_texts(learn, wikitext2, c4)
     table = open_table(TableSpec("structure", KEY, structures_page), bench, texts.digests(), redo)
-    chosen = method_settings(settings or [])
-    run_structures(bench, texts, table, ratio or RATIOS, heads or (), set(only or METHODS), chosen)
+    if speed:
+        require_quiet(force)
+        cores = len(os.sched_getaffinity(0))
+        plan = SpeedPlan(((128, 128),), (1,), repeats=5, threads=cores, reference="dense")
+        time_structures(bench, table, plan, say)
+    else:
+        chosen, methods = method_settings(settings or []), set(only or METHODS)
+        tuning = RecoverConfig.model_validate(method_settings(recovery)) if recovery else None
+        run_structures(bench, texts, table, ratio or RATIOS, heads or (), methods, chosen, tuning)
     finish_table(table, console, json_)
 
 
