@@ -81,7 +81,7 @@ def prune_sequentially(
         place = f"{prefix}.{index}"
         inner = _inside(selection.layers, place)
         if inner:
-            pass_ = _LayerPass(place, layer, arguments[index], hidden)
+            pass_ = LayerPass(place, layer, arguments[index], hidden)
             statistics = pass_.statistics(inner, method.statistic, outcome.rare)
             for name, pruned in _prune_linears(method, inner, statistics).items():
                 outcome.codes[name] = pruned.codes
@@ -121,7 +121,7 @@ def dense_statistics(
         place = f"{prefix}.{index}"
         # Rare experts need the inputs a second time; without experts the outputs take their place.
         outputs = list(hidden) if experts_in(layer) else hidden
-        pass_ = _LayerPass(place, layer, arguments[index], hidden, outputs)
+        pass_ = LayerPass(place, layer, arguments[index], hidden, outputs)
         statistics = pass_.statistics(_inside(linears, place), make, rare)
         hidden = outputs
         progress(index + 1, len(stack), place)
@@ -129,7 +129,7 @@ def dense_statistics(
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerPass:
+class LayerPass:
     """A decoder layer over all windows.
 
     Attributes:

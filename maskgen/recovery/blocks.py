@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from maskgen.calibration import observe
-from maskgen.methods.sparsegpt import Hessian
-from maskgen.selection import SelectionError, decoder_layers
+from maskgen.selection import decoder_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +41,11 @@ class BlockData:
         inputs: (windows) hidden states.
         targets: (windows) outputs of the dense block.
         arguments: its other arguments, the same for every window.
-        moments: linear -> second moments of the linear's own inputs.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
-    moments: dict[str, Tensor] = field(default_factory=dict)
 
 
 def blocks_of(model: nn.Module, linears: Iterable[str]) -> list[DecoderBlock]:
@@ -75,10 +70,15 @@ def call_block(module: nn.Module, states: Tensor, arguments: Mapping[str, Any]) 
 
 
 @contextmanager
-def recording(model: nn.Module, blocks: Sequence[DecoderBlock]) -> Iterator[dict[str, BlockData]]:
-    """Record the blocks while their decoder layer runs; block name -> what was seen."""
+def recording(
+    model: nn.Module, blocks: Sequence[DecoderBlock], windows: int
+) -> Iterator[dict[str, BlockData]]:
+    """Record the blocks while their decoder layer runs over so many windows.
+
+    Yields:
+        Block name -> what was seen. Runs after those windows leave no trace.
+    """
     found = {block.name: BlockData() for block in blocks}
-    linears: dict[str, Any] = {n: model.get_submodule(n) for b in blocks for n in b.linears}
     handles = []
     for name, data in found.items():
 
@@ -89,6 +89,8 @@ def recording(model: nn.Module, blocks: Sequence[DecoderBlock]) -> Iterator[dict
             output: Any,
             data: BlockData = data,
         ) -> None:
+            if len(data.inputs) == windows:
+                return
             names = list(inspect.signature(module.forward).parameters)
             bound = {**dict(zip(names, args, strict=False)), **kwargs}
             data.inputs.append(bound.pop(names[0]))
@@ -98,14 +100,7 @@ def recording(model: nn.Module, blocks: Sequence[DecoderBlock]) -> Iterator[dict
         block: nn.Module = model.get_submodule(name)
         handles.append(block.register_forward_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad(), observe(linears, Hessian) as statistics:
-            yield found
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-    for block_ in blocks:
-        for linear in block_.linears:
-            statistic = statistics.get(linear)
-            if not isinstance(statistic, Hessian):
-                raise SelectionError(f"{linear} saw no input on the text; use a mask without it")
-            found[block_.name].moments[linear] = statistic.sum

@@ -8,14 +8,17 @@ costs little memory and needs little text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskgen.calibration import embed, run_layer
+from maskgen.calibration import LayerPass, embed, run_layer
+from maskgen.experts import RareExperts
 from maskgen.learning.learner import StepReport
 from maskgen.least_squares import damped, kept_weights_update
+from maskgen.methods.sparsegpt import Hessian
 from maskgen.recovery.blocks import BlockData, DecoderBlock, blocks_of, call_block, recording
 from maskgen.recovery.config import RecoverConfig
 from maskgen.recovery.parameters import Tuned
@@ -36,6 +39,10 @@ class Reconstruction:
         windows: the text.
         config: of the run.
         bf16: compute in bf16.
+
+    Attributes:
+        blocks: in the order of the steps.
+        rare: experts that too few tokens of the text chose; they are solved for on all.
     """
 
     def __init__(
@@ -52,10 +59,12 @@ class Reconstruction:
         self._keep, self._tuned = keep, tuned
         self._windows, self._config = windows, config
         self.blocks = blocks_of(model, keep)
+        self.rare = RareExperts()
         self._hidden: list[Tensor] = []
         self._arguments: list[dict[str, object]] = []
         self._layer = -1  # whose input `_hidden` is
         self._recorded: dict[str, BlockData] = {}
+        self._moments: dict[str, Tensor] = {}  # of the inputs of its linears
         self._done: set[str] = set()
 
     def step(self, step: int) -> StepReport:
@@ -65,7 +74,7 @@ class Reconstruction:
         data = self._recorded.pop(block.name)
         module = self._model.get_submodule(block.name)
         masked = self._error(module, data)
-        self._least_squares(block, data)
+        self._least_squares(block)
         solved = self._error(module, data)
         self._descend(step, module, block, data)
         self._done |= {n for n in self._tuned if n.startswith(f"{block.name}.")}
@@ -100,7 +109,7 @@ class Reconstruction:
         """Run the dense layer that the next block is in, and keep what its blocks do."""
         if layer == self._layer:
             return
-        stack = decoder_layers(self._dense)[1]
+        prefix, stack = decoder_layers(self._dense)
         if self._layer < 0:
             self._arguments, self._hidden = embed(self._dense, stack, self._windows)
             self._layer = 0
@@ -109,8 +118,15 @@ class Reconstruction:
             self._hidden = self._run(followed[self._layer], self._hidden)
             self._layer += 1
         inside = [block for block in self.blocks if block.layer == layer]
-        with recording(self._dense, inside) as self._recorded:
-            self._run(stack[layer], self._hidden)
+        linears: dict[str, Any] = {
+            name: self._dense.get_submodule(name) for block in inside for name in block.linears
+        }
+        dense = stack[layer]
+        hidden = [states.to(next(dense.parameters()).dtype) for states in self._hidden]
+        pass_ = LayerPass(f"{prefix}.{layer}", dense, self._arguments[layer], hidden)
+        with recording(self._dense, inside, len(hidden)) as self._recorded:
+            statistics = pass_.statistics(linears, Hessian, self.rare)
+        self._moments = {n: s.sum for n, s in statistics.items() if isinstance(s, Hessian)}
 
     def _run(self, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
         first = next(layer.parameters())
@@ -119,12 +135,12 @@ class Reconstruction:
             return [run_layer(layer, states.to(first.dtype), arguments) for states in hidden]
 
     @torch.no_grad()
-    def _least_squares(self, block: DecoderBlock, data: BlockData) -> None:
+    def _least_squares(self, block: DecoderBlock) -> None:
         if not self._config.least_squares:
             return
         for name in block.linears:
             dense = self._dense.get_parameter(f"{name}.weight").float()
-            update = kept_weights_update(dense, self._keep[name], damped(data.moments[name]))
+            update = kept_weights_update(dense, self._keep[name], damped(self._moments[name]))
             weight = self._tuned[f"{name}.weight"].parameter
             weight.add_(update.to(weight.dtype), alpha=self._config.least_squares)
 

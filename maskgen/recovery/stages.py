@@ -86,6 +86,8 @@ class RecoveryStages:
             self.world,
             self.console,
         )
+        for line in blocks.rare.lines():
+            self.console.print(line, highlight=False, soft_wrap=True)
         self.world.copy_from_first([t.parameter for t in tuned.values()])
         self.tokens, self.seconds = windows.size, outcome.seconds
 

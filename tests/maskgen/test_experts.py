@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,11 +26,16 @@ from maskgen.format.placements import project
 from maskgen.format.tokenizer import ModelTokenizer
 from maskgen.methods.base import SquaredNorms
 from maskgen.prune import PruneSettings, prune
+from maskgen.recover import recover
+from maskgen.recovery.config import RecoverConfig
+from maskgen.recovery.request import RecoverRequest
 from maskgen.selection import LayerChoice, SelectionError, select_layers
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import draw_windows, token_windows
 from maskgen.torch_model import apply_to_module, load_model
-from tests.maskgen.learning_runs import losses, magnitude_prior, small_run
+from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior, small_run
+from tests.maskgen.recovery_runs import SMALL as SMALL_RECOVERY
+from tests.maskgen.recovery_runs import small_recovery
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 
@@ -250,3 +257,45 @@ def test_masks_of_experts_are_learned(tmp_path: Path) -> None:
     assert all(np.isfinite(losses(tmp_path / "run")))
     changed = [n for n in prior.codes if (result.mask.codes[n] != prior.codes[n]).any()]
     assert any(".experts." in name for name in changed)
+
+
+@pytest.mark.parametrize("values", ["bf16", "int4"])
+def test_a_mixture_can_be_recovered(model_dir, tmp_path, values):
+    """Experts, those that no token chose too, keep their zeros and the model gets better."""
+    mask = magnitude_prior(model_dir)
+    small_recovery(model_dir, tmp_path, mask, held_out=TEXTS, steps=20, batch_size=8, values=values)
+    log = (tmp_path / "run" / "tuning" / "log.jsonl").read_text().splitlines()
+    curve = [row["held_out"] for row in map(json.loads, log) if "held_out" in row]
+    assert min(curve) < curve[0] - 0.2
+    recovered = load_model(tmp_path / "model", "fp32", "cpu")
+    experts = [name for name in mask.codes if ".experts." in name]
+    assert experts
+    for name in mask.codes:
+        assert not recovered.get_submodule(name).weight[~torch.from_numpy(mask.keep(name))].any()
+
+
+def test_experts_that_no_token_chose_are_solved_for_on_all(tmp_path):
+    """The router's first row is so low that nobody chooses expert 0, and recovery says so."""
+    model_dir = make(tmp_path, "mixtral")
+    file = model_dir / "model.safetensors"
+    weights = load_file(file)
+    for name in weights:
+        if name.endswith("block_sparse_moe.gate.weight"):
+            weights[name][:] = 0  # the first ones win a draw
+    save_file(weights, file, metadata={"format": "pt"})
+    mask = magnitude_prior(model_dir)
+    said = Console(record=True, width=200)
+    request = RecoverRequest(
+        RecoverConfig.model_validate({**SMALL_RECOVERY, "steps": 0, "least_squares": 1.0}),
+        tmp_path / "run",
+        tmp_path / "recovered",
+        dtype="fp32",
+    )
+    recover(model_dir, mask, TEXTS, request, said)
+    assert "fewer than 256 calibration tokens chose" in said.export_text()
+    before, after = (load_model(path, "fp32") for path in (model_dir, tmp_path / "recovered"))
+    for expert in range(4):
+        name = f"model.layers.0.block_sparse_moe.experts.{expert}.w1"
+        kept = torch.from_numpy(mask.keep(name))
+        old, new = (m.get_submodule(name).weight for m in (before, after))
+        assert not torch.equal(old * kept, new)
