@@ -38,6 +38,8 @@ class MaskLLMSettings:
     weight_decay: float = 0.1
     clip: float = 1.0
     distillation: float = 0.0
+    active_share: float = 1.0
+    active_after: int = 25
     activation_checkpointing: bool = False
     kappa: tuple[float, float] = (100.0, 500.0)
     tau: tuple[float, float] = (4.0, 0.05)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgen.format.placements import Codes
+from maskgen.learning.active_groups import closest_groups
 from maskgen.learning.codes import codes_array, codes_tensor
 from maskgen.learning.distributed import (
     World,
@@ -106,6 +107,9 @@ class Schedule:
     initial_logits: Callable[[str, Tensor], Tensor]  # (layer name, prior codes) -> logits
 
 
+_NUMBERS, _CODES = ".active", ".settled_codes"
+"""Of what else a checkpoint holds of a layer, after the layer's name."""
+
 TokenBatches = Callable[[int], npt.NDArray[np.int64]]
 """Token ids of a micro-batch by its number, (sequences, length): `maskgen.learning.batches`."""
 
@@ -139,6 +143,10 @@ class GradientSettings(Protocol):
     @property
     def distillation(self) -> float: ...
     @property
+    def active_share(self) -> float: ...
+    @property
+    def active_after(self) -> int: ...
+    @property
     def activation_checkpointing(self) -> bool: ...
 
 
@@ -163,6 +171,10 @@ class GradientLearner:
         prior: codes of every layer to learn; the layers that it does not list stay dense.
         relaxation: how logits become masks.
         schedule: softness over the run, and initial logits.
+
+    Raises:
+        ValueError: micro-batches cannot be dealt evenly, or groups are to be settled in a run of
+            several ranks, whose shares of AdamW's state would have to be dealt anew.
     """
 
     def __init__(
@@ -181,6 +193,11 @@ class GradientLearner:
         self._world = world
         self._schedule = schedule
         self._mine = world.micro_batches(config.micro_batches)
+        if config.active_share < 1 and world.size > 1:
+            raise ValueError(
+                f"active_share {config.active_share} needs a single process, this run has"
+                f" {world.size} ranks; start it without torchrun, or with active_share 1"
+            )
         self._device = next(model.parameters()).device
         self.native = relaxation.native
         prepare_model(model, config.activation_checkpointing)
@@ -188,15 +205,36 @@ class GradientLearner:
         self.layers = [
             self._replace(name, codes, relaxation) for name, codes in sorted(prior.items())
         ]
-        self._parameters = [layer.mask_logits for layer in self.layers]
+        self._optimise()
+
+    def _optimise(self) -> None:
+        """An optimiser of the logits that there are now."""
+        config = self._config
+        self._learned = [la for la in self.layers if la.mask_logits.numel()]
+        self._parameters = [layer.mask_logits for layer in self._learned]
         self._optimizer = make_adamw(
             self._parameters,
-            world,
+            self._world,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
         )
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Decide all groups but the closest, and drop what was kept of them."""
+        before = self.optimiser()
+        chosen = closest_groups([la.margins() for la in self.layers], self._config.active_share)
+        for layer, numbers in zip(self.layers, chosen, strict=True):
+            layer.settle(numbers)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if layer.active is not None and (name := f"{layer.name}.{moment}") in before:
+                    before[name] = layer.active.gathered_planes(before[name])
+        self._optimise()
+        if before:
+            names = [layer.name for layer in self._learned]
+            load_adamw_state(self._optimizer, names, self._parameters, before)
 
     def _replace(self, name: str, codes: Codes, relaxation: Relaxation[Any]) -> MaskedLinear:
         linear = self._model.get_submodule(name)
@@ -216,6 +254,8 @@ class GradientLearner:
     def step(self, step: int) -> StepReport:
         """One optimiser step over this rank's micro-batches."""
         config = self._config
+        if config.active_share < 1 and step >= config.active_after and not self._settled:
+            self._settle()
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
@@ -234,6 +274,10 @@ class GradientLearner:
             self._world.sum(loss / per_step),
             {"gradient_norm": norm, "learning_rate": rate, "scale": at.scale, "tau": at.tau},
         )
+
+    @property
+    def _settled(self) -> bool:
+        return self.layers[0].active is not None
 
     def _micro_batch(self, step: int, index: int) -> float:
         config = self._config
@@ -287,25 +331,41 @@ class GradientLearner:
         }
 
     def learned(self) -> dict[str, Tensor]:
-        """Logits by layer name."""
-        return {layer.name: layer.mask_logits.detach() for layer in self.layers}
+        """Logits by layer name; once groups are settled, also which are not, and their codes."""
+        found = {layer.name: layer.mask_logits.detach() for layer in self.layers}
+        for layer in self.layers:
+            if layer.active is not None:
+                found[layer.name + _NUMBERS] = layer.active.numbers
+                found[layer.name + _CODES] = layer.active.codes
+        return found
 
     def optimiser(self) -> dict[str, Tensor]:
         """This rank's AdamW moments."""
-        return adamw_state(self._optimizer, [la.name for la in self.layers], self._parameters)
+        return adamw_state(self._optimizer, [la.name for la in self._learned], self._parameters)
 
     def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Logits and AdamW moments from a checkpoint."""
         with torch.no_grad():
             for layer in self.layers:
+                if (numbers := learned.get(layer.name + _NUMBERS)) is not None:
+                    codes = learned[layer.name + _CODES]
+                    layer.settle(numbers.to(self._device), codes.to(self._device))
                 layer.mask_logits.copy_(learned[layer.name])
-        names = [layer.name for layer in self.layers]
+        if self._settled:
+            self._optimise()
+        names = [layer.name for layer in self._learned]
         load_adamw_state(self._optimizer, names, self._parameters, optimiser)
 
     def state_bytes(self) -> dict[str, float]:
-        """Bytes of training state per weight, by part: logits, gradient, AdamW's two moments."""
+        """Bytes of training state per weight, by part: logits, gradient, AdamW's two moments.
+
+        Once groups are settled, of the active ones, and the active ones' numbers.
+        """
         weights = sum(layer.weight.numel() for layer in self.layers)
         logits = sum(parameter.numel() for parameter in self._parameters)
         per_weight = logits * 4 / weights
         parts = {"logits": per_weight, "gradient": per_weight, "adamw": 2 * per_weight}
+        if self._settled:
+            numbers = sum(len(la.active) for la in self.layers if la.active is not None)
+            parts["numbers"] = numbers * 8 / weights
         return {**parts, "total": sum(parts.values())}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskgen.learning.active_groups import ActiveGroups
 from maskgen.learning.noise import NoiseKey, layer_number
 from maskgen.learning.relaxation import Relaxation, Softness
 
@@ -43,7 +44,7 @@ class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, logits: Tensor, layer: MaskedLinear) -> Tensor:
         at, key = layer.clock.softness, layer.clock.key(layer.number)
-        masked = layer.relaxation.masked_weight(layer.weight, logits.detach(), at, key)
+        masked = layer.masked_weight(logits.detach(), at, key)
         ctx.save_for_backward(x, masked)
         ctx.layer, ctx.at, ctx.key = layer, at, key
         return F.linear(x, masked, layer.bias)
@@ -54,14 +55,7 @@ class _MaskedProduct(torch.autograd.Function):
         layer: MaskedLinear = ctx.layer
         gradient = gradients[0]
         masked_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        layer.relaxation.add_gradient(
-            layer.weight,
-            layer.mask_logits.detach(),
-            masked_gradient.contiguous(),
-            ctx.at,
-            ctx.key,
-            layer.gradient(),
-        )
+        layer.add_gradient(masked_gradient, ctx.at, ctx.key)
         return (gradient @ masked if ctx.needs_input_grad[0] else None), None, None
 
 
@@ -69,9 +63,11 @@ class MaskedLinear(nn.Module):
     """Replaces an `nn.Linear`: same weight, frozen, times the relaxed mask of `mask_logits`.
 
     Attributes:
-        mask_logits: fp32 parameter, (out, planes, in / M).
+        mask_logits: fp32 parameter, (out, planes, in / M); of active groups alone, compact, once
+            the others are settled.
         prior: (out, in / M), the codes (`maskgen.learning.codes`) that mask movement is measured
             against.
+        active: the groups that are still learned; None while all are.
     """
 
     weight: Tensor
@@ -97,6 +93,7 @@ class MaskedLinear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("prior", prior, persistent=False)
         self.mask_logits = nn.Parameter(logits)
+        self.active: ActiveGroups | None = None
 
     def gradient(self) -> Tensor:
         """`mask_logits.grad`, made on first use."""
@@ -108,19 +105,66 @@ class MaskedLinear(nn.Module):
         if self.clock.mask == "dense":
             return F.linear(x, self.weight, self.bias)
         if self.clock.mask == "decided":
-            return F.linear(x, self.weight * self._keep(), self.bias)
+            return F.linear(x, self._decided_weight(), self.bias)
+        if self.active is not None and not len(self.active):
+            return F.linear(x, self._decided_weight(), self.bias)  # no gradient but the input's
         apply: Any = _MaskedProduct.apply
         product: Tensor = apply(x, self.mask_logits, self)
         return product
 
-    def _keep(self) -> Tensor:
-        scale = self.clock.softness.scale
-        return self.relaxation.keep(self.mask_logits.detach(), self.prior, scale).to(self.weight)
+    def masked_weight(self, logits: Tensor, at: Softness, key: NoiseKey) -> Tensor:
+        """(out, in): weight * soft mask."""
+        if self.active is None:
+            return self.relaxation.masked_weight(self.weight, logits, at, key)
+        soft = self.relaxation.masked_weight(self.active.weight, logits, at, key)
+        return self.active.masked(soft)
+
+    def add_gradient(self, masked_gradient: Tensor, at: Softness, key: NoiseKey) -> None:
+        """Add to `gradient()`, given (out, in) dL / d(masked weight) and the forward's key."""
+        weight = self.weight
+        if self.active is not None:
+            weight, masked_gradient = self.active.weight, self.active.gathered(masked_gradient)
+        logits, gradient = self.mask_logits.detach(), masked_gradient.contiguous()
+        self.relaxation.add_gradient(weight, logits, gradient, at, key, self.gradient())
+
+    def _decided_weight(self) -> Tensor:
+        scale, logits = self.clock.softness.scale, self.mask_logits.detach()
+        if self.active is None:
+            return self.weight * self.relaxation.keep(logits, self.prior, scale).to(self.weight)
+        if not len(self.active):
+            return self.active.masked(self.active.weight)
+        keep = self.relaxation.keep(logits, self.active.prior, scale)
+        return self.active.masked(self.active.weight * keep.to(self.weight))
+
+    def margins(self) -> Tensor:
+        """(out, in / M): how far the decision is ahead of the next one, in logits."""
+        return self.relaxation.margins(self.mask_logits.detach())
+
+    def settle(self, numbers: Tensor, codes: Tensor | None = None) -> None:
+        """Learn on with some groups alone; `mask_logits` is a new parameter then, with theirs.
+
+        Args:
+            numbers: (A,) int64, ascending.
+            codes: (out, in / M) of the others, if not as decided now; the logits of the active
+                ones are then still to come.
+        """
+        decided = self.decide()[0] if codes is None else codes
+        self.active = ActiveGroups(
+            self.weight, decided, self.prior, numbers, self.relaxation.pattern
+        )
+        logits = self.active.gathered_planes(self.mask_logits.detach())
+        self.mask_logits = nn.Parameter(logits)
 
     def decide(self) -> tuple[Tensor, int, float]:
-        """Codes now, groups that differ from the prior, summed sharpness."""
-        scale = self.clock.softness.scale
-        return self.relaxation.decide(self.mask_logits.detach(), self.prior, scale)
+        """Codes now, groups that differ from the prior, summed sharpness; 1 of a settled group."""
+        scale, logits = self.clock.softness.scale, self.mask_logits.detach()
+        if self.active is None:
+            return self.relaxation.decide(logits, self.prior, scale)
+        settled = self.prior.numel() - len(self.active)
+        if not len(self.active):
+            return self.active.codes, self.active.changed, float(settled)
+        codes, changed, sharpness = self.relaxation.decide(logits, self.active.prior, scale)
+        return self.active.decided(codes), self.active.changed + changed, settled + sharpness
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,0 +1,184 @@
+"""Learning on with the closest groups alone: the same masks, gradients and runs, less state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskgen.format.pattern import Pattern
+from maskgen.learning import relaxation
+from maskgen.learning.active_groups import closest_groups
+from maskgen.learning.batches import Batches
+from maskgen.learning.distributed import World
+from maskgen.learning.relaxation import Softness
+from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
+from maskgen.methods.roi import RoI, RoIConfig
+from maskgen.prune import PruneSettings, prune
+from maskgen.torch_model import load_model
+from tests.maskgen.learning_runs import losses, small_run
+from tests.tiny_model import make_tiny_llama
+
+ENTROPIC = {"top_n": "entropic", "scale": (0.01, 0.005), "margin": 0.05}
+WORLD = World()
+CASES: list[Any] = [
+    pytest.param(MaskLLM, MaskLLMConfig, Pattern(2, 4), {}, id="maskllm"),
+    pytest.param(RoI, RoIConfig, Pattern(2, 4), {}, id="roi"),
+    pytest.param(RoI, RoIConfig, Pattern(16, 32), ENTROPIC, id="entropic 16:32"),
+]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return make_tiny_llama(tmp_path_factory.mktemp("active") / "model")
+
+
+def make_learner(model_dir, method, config, pattern, world=WORLD, **settings):
+    model = load_model(model_dir, "bf16", "cpu")
+    prior = prune(model_dir, None, PruneSettings("magnitude", pattern=pattern)).mask
+    fixed = {"steps": 6, "sequence_length": 16, "batch_size": 2, "learning_rate": 0.05}
+    chosen = config(**{**fixed, **settings})
+    windows = np.random.default_rng(0).integers(0, 200, (6, 16), dtype=np.int32)
+    batches = Batches(windows, chosen.batch_size, 0)
+    return method().learner(model, prior.codes, chosen, batches, world, pattern)
+
+
+def held_out(learner) -> float:
+    return learner.evaluate([torch.arange(5, 37)[None]])
+
+
+@pytest.mark.parametrize(("method", "config", "pattern", "settings"), CASES)
+def test_settling_changes_no_mask_and_drops_the_state(model_dir, method, config, pattern, settings):
+    learner = make_learner(
+        model_dir, method, config, pattern, active_share=0.1, active_after=3, **settings
+    )
+    for step in range(3):
+        learner.step(step)
+    codes, loss, moved = learner.codes(), held_out(learner), learner.movement()
+    whole = learner.state_bytes()["total"]
+    learner._settle()
+    assert held_out(learner) == loss
+    assert learner.movement().changed == moved.changed > 0
+    assert all(np.array_equal(learner.codes()[name], codes[name]) for name in codes)
+    assert learner.state_bytes()["total"] < 0.45 * whole  # rows of 64 groups in small layers
+    before = learner.codes()
+    for step in range(3, 6):
+        learner.step(step)
+    after = learner.codes()
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+    for layer in learner.layers:
+        still = np.ones(before[layer.name].size, bool)
+        still[layer.active.numbers] = False
+        old, new = (codes[layer.name].ravel()[still] for codes in (before, after))
+        assert np.array_equal(old, new)
+    changed = sum(int((after[la.name] != la.prior.numpy()).sum()) for la in learner.layers)
+    assert learner.movement().changed == pytest.approx(
+        changed / sum(la.prior.numel() for la in learner.layers)
+    )
+
+
+@pytest.mark.parametrize(("method", "config", "pattern", "settings"), CASES)
+def test_weights_and_gradients_of_active_groups_are_those_of_the_whole_layer(
+    model_dir, monkeypatch, method, config, pattern, settings
+):
+    """Without noise, which depends on where a group lies."""
+    monkeypatch.setattr(
+        relaxation,
+        "gumbels",
+        lambda rows, planes, groups, key, device: torch.zeros(rows, planes, groups),
+    )
+    layers = [
+        make_learner(model_dir, method, config, pattern, kernels="torch", **settings).layers[0]
+        for _ in range(2)
+    ]
+    whole, settled = layers
+    at, key = Softness(0.02, 0.7, 1e-3), whole.clock.key(whole.number)
+    random = torch.Generator().manual_seed(3)
+    groups = whole.prior.numel()
+    numbers = torch.randperm(groups, generator=random)[: groups // 3].sort().values
+    settled.settle(numbers)
+    full = whole.masked_weight(whole.mask_logits.detach(), at, key)
+    ours = settled.masked_weight(settled.mask_logits.detach(), at, key)
+    m = pattern.m
+    assert torch.equal(ours.view(-1, m)[numbers], full.view(-1, m)[numbers])
+    rest = torch.ones(groups, dtype=torch.bool)
+    rest[numbers] = False
+    decided = whole._decided_weight()
+    assert torch.equal(ours.view(-1, m)[rest], decided.view(-1, m)[rest])
+    slope = torch.randn(whole.weight.shape, generator=random).bfloat16()
+    whole.add_gradient(slope, at, key)
+    settled.add_gradient(slope, at, key)
+    expected = settled.active.gathered_planes(whole.gradient())
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(settled.gradient(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_go_with_their_groups(model_dir):
+    learner = make_learner(
+        model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4), active_share=0.2, active_after=2
+    )
+    learner.step(0)
+    learner.step(1)
+    before = {name: tensor.clone() for name, tensor in learner.optimiser().items()}
+    learner._settle()
+    after = learner.optimiser()
+    name = learner.layers[0].name
+    active = learner.layers[0].active
+    for moment in ("exp_avg", "exp_avg_sq"):
+        expected = active.gathered_planes(before[f"{name}.{moment}"])
+        assert torch.equal(after[f"{name}.{moment}"], expected)
+    assert after[f"{name}.step"] == before[f"{name}.step"] == 2
+
+
+def test_the_closest_groups_of_all_layers():
+    margins = [torch.arange(128.0).flip(0).view(4, 32), torch.arange(50.0, 60.0)[None]]
+    first, second = closest_groups(margins, 0.4)
+    assert first.tolist() == list(range(64, 128))  # 0 to 52, and more to fill rows of kernels
+    assert second.tolist() == [*range(10)]  # a layer of less than a row's groups stays whole
+    first, second = closest_groups(margins, 1 / 138)
+    assert first.tolist() == list(range(64, 128))
+    assert second.tolist() == []
+
+
+@pytest.mark.parametrize("share", [0.3, 0.01])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(model_dir, tmp_path, share):
+    prior = prune(model_dir, None, PruneSettings("magnitude")).mask
+    settings = {"active_share": share, "active_after": 2, "checkpoint_every": 1}
+    whole = small_run(model_dir, tmp_path / "whole", "maskllm", prior, steps=6, **settings)
+    run = tmp_path / "parts"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "__call__", _stop_at(5, Batches.__call__))
+        with pytest.raises(KeyboardInterrupt):
+            small_run(model_dir, run, "maskllm", prior, steps=6, **settings)
+    again = small_run(model_dir, run, "maskllm", prior, steps=6, resume=True, **settings)
+    assert losses(run) == losses(tmp_path / "whole")
+    assert again.mask.digest == whole.mask.digest
+
+
+def _stop_at(call, batches):
+    calls = iter(range(1000))
+
+    def stopping(self, number):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return batches(self, number)
+
+    return stopping
+
+
+def test_several_ranks_are_refused(model_dir):
+    with pytest.raises(ValueError, match=r"active_share 0.5 needs a single process.*2 ranks"):
+        make_learner(
+            model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4),
+            World(0, 2), active_share=0.5, micro_batches=2,
+        )  # fmt: skip
+
+
+def test_a_share_of_nothing_is_refused(model_dir, tmp_path):
+    prior = prune(model_dir, None, PruneSettings("magnitude")).mask
+    with pytest.raises(ValueError, match="active_share"):
+        small_run(model_dir, tmp_path, "maskllm", prior, active_share=0)
