@@ -57,3 +57,8 @@ def fake_quantise(weight: Annotated[torch.Tensor, dict(dtype='float32', shape=(N
     """
     Writes the kept weights' nearest values on the grid of their block, 0 for the others; all (rows, inputs).
     """
+
+def order_gradient(scores: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], slopes: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], places: Annotated[torch.Tensor, dict(dtype='int64', shape=(None, None), order='C', device='cpu')], found: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None, None), order='C', device='cpu')], n: int, m: int) -> None:
+    """
+    Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` has the channels in their present order, (blocks, size).
+    """

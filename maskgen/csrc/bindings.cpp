@@ -19,6 +19,7 @@ namespace {
 using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Floats2d = nb::ndarray<nb::pytorch, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -210,6 +211,41 @@ void fake_quantise(const Floats2d& weight, const Codes& keep, const Floats2d& ou
                           out.data());
 }
 
+// Scores, slopes and gradients have the type of logits: three dimensions of float32.
+void order_gradient(const Logits& scores, const Logits& slopes, const Places& places,
+                    const Logits& found, int n, int m) {
+  const std::size_t blocks = scores.shape(0), size = scores.shape(2);
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (slopes.shape(i) != scores.shape(i)) refuse("the slopes must have the scores' shape");
+  }
+  if (places.shape(0) != blocks || places.shape(1) != size) {
+    refuse("the places must be (blocks, size)");
+  }
+  if (found.shape(0) != blocks || found.shape(1) != size || found.shape(2) != size) {
+    refuse("what is found must be (blocks, size, size)");
+  }
+  if (n < 1 || m <= n || size % static_cast<std::size_t>(m) != 0) {
+    refuse("groups of m must divide a block, and n be at least 1 and below m");
+  }
+  if (size > static_cast<std::size_t>(largest_block)) {
+    refuse("a block has at most " + std::to_string(largest_block) + " channels");
+  }
+  for (std::size_t i = 0; i < blocks * size; ++i) {
+    const std::int64_t channel = places.data()[i];
+    if (channel < 0 || channel >= static_cast<std::int64_t>(size)) {
+      refuse("a place holds a channel that the block has not");
+    }
+  }
+  const Blocks view{scores.data(),
+                    slopes.data(),
+                    places.data(),
+                    static_cast<std::int64_t>(blocks),
+                    static_cast<std::int64_t>(scores.shape(1)),
+                    static_cast<std::int64_t>(size)};
+  nb::gil_scoped_release released;
+  kernels().order_gradient(view, {n, m}, found.data());
+}
+
 }  // namespace
 
 // Every kernel draws its noise from the key (seed, step, micro_batch, layer).
@@ -261,4 +297,9 @@ NB_MODULE(_native, m) {
         "out"_a.noconvert(), "block"_a, "int4"_a, "minima"_a,
         "Writes the kept weights' nearest values on the grid of their block, 0 for the others; all "
         "(rows, inputs).");
+  m.def("order_gradient", &order_gradient, "scores"_a.noconvert(), "slopes"_a.noconvert(),
+        "places"_a.noconvert(), "found"_a.noconvert(), "n"_a, "m"_a,
+        "Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands "
+        "at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` "
+        "has the channels in their present order, (blocks, size).");
 }

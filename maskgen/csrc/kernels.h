@@ -43,6 +43,16 @@ struct Grid {
   bool minima;  // of the block's own; int4 alone
 };
 
+inline constexpr int largest_block = 1024;  // channels
+
+// Blocks of channels whose order is learned; maskgen/transform/ordered_linear.py.
+struct Blocks {
+  const float* scores;         // (blocks, rows, size) by channel
+  const float* slopes;         // the same: dL / d(mask)
+  const std::int64_t* places;  // (blocks, size), which channel stands at each place
+  std::int64_t count, rows, size;
+};
+
 struct Decision {
   std::uint8_t* codes;          // (rows, groups)
   const std::uint8_t* compare;  // the prior's codes
@@ -74,6 +84,8 @@ struct Kernels {
   // all (rows, columns); what is not kept becomes 0
   void (*fake_quantise)(const float* weight, const std::uint8_t* keep, std::int64_t rows,
                         std::int64_t columns, Grid, float* out);
+  // found is (blocks, size, size), channel by place
+  void (*order_gradient)(const Blocks&, Pattern, float* found);
 };
 
 const Kernels& portable_kernels();

@@ -4,6 +4,7 @@
 #include "entropic.h"
 #include "grid.h"
 #include "gumbel.h"
+#include "order.h"
 #include "sampling.h"
 #include "topk.h"
 
@@ -161,6 +162,13 @@ inline void fake_quantise(const float* weight, const std::uint8_t* keep, std::in
   }
 }
 
+inline void order_gradient(const Blocks& blocks, Pattern pattern, float* found) {
+#pragma omp parallel for schedule(static)
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    order_gradient_block(blocks, block, pattern, found + block * blocks.size * blocks.size);
+  }
+}
+
 inline Kernels make_table(const char* name) {
   using Bf16 = std::uint16_t;
   return {
@@ -192,7 +200,8 @@ inline Kernels make_table(const char* name) {
       sample_update,
       decide_placements,
       decide_weights,
-      fake_quantise};
+      fake_quantise,
+      order_gradient};
 }
 
 }  // namespace

@@ -20,6 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgen.format.pattern import Pattern
+from maskgen.learning.native import native_module
+
+LARGEST_BLOCK = 1024
+"""Channels of the largest block that the native kernel takes."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,9 @@ class OrderedLinear(nn.Module):
         order: of the blocks' channels; shared by all readers of a group.
         stage: shared by all layers.
         pattern: of the mask.
+
+    Attributes:
+        native: kernels for the gradient; None for torch's functions.
     """
 
     weight: Tensor
@@ -85,6 +92,8 @@ class OrderedLinear(nn.Module):
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("scores", self.to_blocks(scores), persistent=False)
         self._mask: Tensor | None = None
+        fits = columns.device.type == "cpu" and columns.shape[2] <= LARGEST_BLOCK
+        self.native = native_module() if fits else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stage.mask == "dense":
@@ -97,7 +106,7 @@ class OrderedLinear(nn.Module):
         """(N, K) -> (blocks, N * repeat, size): what belongs to each block of channels."""
         blocks, repeat, size = self.columns.shape
         picked = matrix[:, self.columns.reshape(-1)].view(-1, blocks, repeat, size)
-        return picked.permute(1, 0, 2, 3).reshape(blocks, -1, size)
+        return picked.permute(1, 0, 2, 3).reshape(blocks, -1, size).contiguous()
 
     def from_blocks(self, blocked: Tensor) -> Tensor:
         """The way back."""
@@ -112,13 +121,19 @@ class OrderedLinear(nn.Module):
         places = self.order.places[:, None].expand(-1, blocked.shape[1], -1)
         return blocked.gather(2, places)
 
-    def drawn_rows(self, slopes: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Scores and (blocks, rows, size) slopes of some rows, and how many each stands for."""
-        rows, most = slopes.shape[1], self.stage.rows
+    def drawn_rows(self, gradient: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Scores and gradients of some rows, in blocks, and how many rows each stands for.
+
+        Args:
+            gradient: (N, K).
+        """
+        blocks, repeat, size = self.columns.shape
+        rows, most = len(gradient), max(self.stage.rows // repeat, 1)
         if rows <= most:
-            return self.scores, slopes, 1.0
-        drawn = torch.randperm(rows, generator=self.stage.generator)[:most].to(slopes.device)
-        return self.scores[:, drawn], slopes[:, drawn], rows / most
+            return self.scores, self.to_blocks(gradient.to(self.scores.dtype)), 1.0
+        drawn = torch.randperm(rows, generator=self.stage.generator)[:most].to(gradient.device)
+        scores = self.scores.view(blocks, rows, repeat, size)[:, drawn].flatten(1, 2)
+        return scores, self.to_blocks(gradient[drawn].to(scores.dtype)), rows / most
 
     def mask(self) -> Tensor:
         """(N, K) bool, what the assigned order keeps; made once for an order."""
@@ -156,7 +171,12 @@ def order_gradient(layer: OrderedLinear, gradient: Tensor) -> Tensor:
     place j: in each row in which it beats the N-th of the others there, its weight is kept and that
     one's dropped. What does not depend on i is left out, since no permutation can change it.
     """
-    scores, slopes, share = layer.drawn_rows(layer.to_blocks(gradient.to(layer.scores.dtype)))
+    scores, slopes, share = layer.drawn_rows(gradient)
+    if layer.native is not None:
+        found = scores.new_empty(layer.order.soft.shape)
+        n, m = layer.pattern.n, layer.pattern.m
+        layer.native.order_gradient(scores, slopes, layer.order.places, found, n, m)
+        return found * share
     rival, rival_slopes = _rivals(layer.ordered(scores), layer.ordered(slopes), layer.pattern)
     found = torch.empty_like(layer.order.soft, dtype=scores.dtype)
     gain = torch.empty_like(rival)
@@ -173,14 +193,11 @@ def _rivals(scores: Tensor, slopes: Tensor, pattern: Pattern) -> tuple[Tensor, T
     Args:
         scores, slopes: (blocks, rows, size) by place.
     """
-    n, m = pattern.n, pattern.m
-    groups = scores.view(*scores.shape[:2], -1, m)
-    group_slopes = slopes.view(groups.shape)
-    rival, rival_slopes = torch.empty_like(groups), torch.empty_like(groups)
-    for slot in range(m):
-        others = [other for other in range(m) if other != slot]
-        best = groups[..., others].topk(n, dim=3)
-        rival[..., slot] = best.values[..., -1]
-        last = best.indices[..., -1:]
-        rival_slopes[..., slot] = group_slopes[..., others].gather(3, last)[..., 0]
-    return rival.view_as(scores), rival_slopes.view_as(scores)
+    n = pattern.n
+    groups = scores.view(*scores.shape[:2], -1, pattern.m)
+    best = groups.topk(n + 1, dim=3).indices
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(3, best[..., :n], value=True)
+    # Without one that is kept, the next is.
+    number = torch.where(kept, best[..., n:], best[..., n - 1 : n])
+    rival_slopes = slopes.view(groups.shape).gather(3, number)
+    return groups.gather(3, number).view_as(scores), rival_slopes.view_as(scores)

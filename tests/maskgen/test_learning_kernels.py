@@ -98,7 +98,8 @@ def test_native_relaxations_equal_torch(name, dtype):
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_equals_torch(isa):
     """The whole comparison again in a process that is forced to one instruction set."""
-    files = __file__, str(Path(__file__).with_name("test_quantiser.py"))
+    beside = ("test_quantiser.py", "transform/test_ordered_linear.py")
+    files = __file__, *(str(Path(__file__).parent / name) for name in beside)
     code = (
         "import sys\nfrom maskgen import _native\n"
         "try:\n    name = _native.isa()\nexcept ValueError as e:\n    print(e); sys.exit(77)\n"

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskgen.format.pattern import Pattern
+from maskgen.learning.native import native_module
 from maskgen.transform.ordered_linear import BlockOrder, OrderedLinear, Stage, order_gradient
 
 BLOCKS, REPEAT, SIZE = 3, 2, 8
@@ -81,3 +82,39 @@ def test_the_layer_gives_its_order_the_gradient(layer: OrderedLinear) -> None:
     mask_slope = (slope.T @ x.detach()) * layer.weight
     assert torch.allclose(layer.order.soft.grad, order_gradient(layer, mask_slope), atol=1e-4)
     assert torch.allclose(x.grad, slope @ (layer.weight * layer.mask()), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 32, 64, 96])
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8), Pattern(16, 32)])
+def test_the_native_kernel_finds_what_torch_does(size: int, pattern: Pattern) -> None:
+    if size % pattern.m:
+        pytest.skip("groups do not divide the block")
+    random = torch.Generator().manual_seed(size)
+    places = torch.stack([torch.randperm(size, generator=random) for _ in range(BLOCKS)])
+    columns = torch.arange(BLOCKS * size).view(BLOCKS, 1, size)
+    order = BlockOrder(places, torch.zeros(BLOCKS, size, size, requires_grad=True))
+    scores = torch.rand(50, BLOCKS * size, generator=random)
+    stage = Stage("ordered", 99, torch.Generator())
+    layer = OrderedLinear(nn.Linear(BLOCKS * size, 50), scores, columns, order, stage, pattern)
+    slope = torch.randn(50, BLOCKS * size, generator=random)
+    ours = order_gradient(layer, slope)
+    layer.native = None
+    torch.testing.assert_close(ours, order_gradient(layer, slope), rtol=1e-4, atol=1e-4)
+
+
+def test_the_native_kernel_refuses_what_does_not_fit() -> None:
+    gradient = native_module().order_gradient
+    scores, places, found = torch.rand(2, 3, 8), torch.arange(8).repeat(2, 1), torch.empty(2, 8, 8)
+    for arguments, reason in (
+        ((scores, scores[:, :2].contiguous(), places, found, 2, 4), "the scores' shape"),
+        ((scores, scores, places[:, :4].contiguous(), found, 2, 4), "places must be"),
+        ((scores, scores, places, found[:, :4].contiguous(), 2, 4), "found must be"),
+        ((scores, scores, places, found, 2, 3), "must divide a block"),
+        ((scores, scores, places, found, 4, 4), "below m"),
+        ((scores, scores, places + 1, found, 2, 4), "a channel that the block has not"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            gradient(*arguments)
+    wide = torch.zeros(1, 1, 1028)
+    with pytest.raises(ValueError, match="at most 1024 channels"):
+        gradient(wide, wide, torch.arange(1028)[None], torch.empty(1, 1028, 1028), 2, 4)
