@@ -30,15 +30,17 @@ from maskgen.transform.request import TransformRequest
 KEY = ("transform", "method", "seed")
 """What names a row."""
 
+BUDGET = {"steps": 60}
+"""Of learned orders."""
 STEPS: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]] = {
     "none": (),
     "zigzag": (("zigzag", {}),),
     "assignment": (("assignment", {}),),
-    "learned-amd": (("learned", {"loss": "amd"}),),
-    "learned-permllm": (("learned", {"loss": "permllm"}),),
-    "learned-block": (("learned", {"loss": "block"}),),
+    "learned-amd": (("learned", {"loss": "amd", **BUDGET}),),
+    "learned-permllm": (("learned", {"loss": "permllm", **BUDGET}),),
+    "learned-block": (("learned", {"loss": "block", **BUDGET}),),
     "rotation": (("rotation", {}),),
-    "free": (("rotation", {}), ("assignment", {})),
+    "free": (("rotation", {}), ("learned", {"loss": "amd", **BUDGET})),
 }
 """Transform of the table -> methods and settings, each going on from the one before."""
 

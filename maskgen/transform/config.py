@@ -59,15 +59,18 @@ class LearnedConfig(AssignmentConfig, RunConfig):
     the dense one), or block (every decoder layer's error by itself)."""
     block: Count = 64
     """Channels that may change places with each other; the largest divisor of a group up to it."""
-    learning_rate: Positive = 0.02
+    learning_rate: Positive = 8.0
     """Peak learning rate of AdamW."""
-    final_learning_rate: NotNegative = 0.002
+    final_learning_rate: NotNegative = 0.8
     """Learning rate that the cosine ends at."""
+    adamw_epsilon: Positive | None = None
+    """AdamW's epsilon, far above most gradients, so that those costs alone move for which a move
+    matters; by default one for each loss, since losses differ in scale."""
     weight_decay: NotNegative = 0.0
     """Decoupled decay of the costs."""
     clip: Positive = 1.0
     """Largest gradient norm, over all costs."""
-    margin: NotNegative = 1.0
+    margin: NotNegative = 0.3
     """How much cheaper a channel's place in the assigned order is at the start."""
     noise: NotNegative = 0.01
     """Standard deviation of the costs at the start."""

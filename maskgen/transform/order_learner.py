@@ -17,7 +17,7 @@ from maskgen.learning.masked_linear import replace_module
 from maskgen.learning.schedules import cosine, linear
 from maskgen.transform.config import LearnedConfig
 from maskgen.transform.groups import Groups, PermutationGroup, channel_order
-from maskgen.transform.order_losses import LOSSES
+from maskgen.transform.order_losses import ADAMW_EPSILON, LOSSES
 from maskgen.transform.ordered_linear import BlockOrder, OrderedLinear, Stage
 from maskgen.transform.scores import Scores, readers_in
 from maskgen.transform.sinkhorn import SoftPermutation, hard_permutation, soft_permutation
@@ -77,6 +77,7 @@ class OrderLearner:
             self._parameters,
             World(),
             lr=config.learning_rate,
+            eps=config.adamw_epsilon or ADAMW_EPSILON[config.loss],
             weight_decay=config.weight_decay,
         )
 
