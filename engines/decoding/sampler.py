@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,10 @@ import numpy.typing as npt
 from engines.base import TokenLogprobs
 from engines.decoding.structured_output import Constraint
 from engines.errors import InvalidRequestError
+from engines.native import _native
 from engines.sampling import SamplingParams
 
 Logits = npt.NDArray[np.float32]
-_CANDIDATES = 1024  # how many top tokens top-p looks at before it sorts the whole vocabulary
 
 
 class SequenceSampler:
@@ -118,40 +117,14 @@ def draw(logits: Logits, params: SamplingParams, uniform: float) -> int:
     Temperature, min-p, top-k and top-p apply in this order, each to what the one before left;
     at least the likeliest token stays. Tokens of equal probability count in order of their id.
     """
-    scaled = logits / np.float32(params.temperature)
-    top = scaled.max()
-    ids: npt.NDArray[Any] | None = None
-    if 0 < params.top_k < scaled.size:
-        ids = np.sort(np.argpartition(-scaled, params.top_k - 1)[: params.top_k])
-        scaled = scaled[ids]
-    weights = np.exp(scaled - top)
-    if params.min_p > 0.0:
-        weights[weights < params.min_p] = 0.0
-    if params.top_p < 1.0:
-        kept = _nucleus(weights, params.top_p)
-        weights = weights[kept]
-        ids = kept if ids is None else ids[kept]
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    # Rounding can push the quantile past the last token of positive weight.
-    place = min(place, int(np.flatnonzero(weights)[-1]))
-    return place if ids is None else int(ids[place])
-
-
-def _nucleus(weights: Logits, top_p: float) -> npt.NDArray[Any]:
-    """Ascending indices of the smallest likeliest set that reaches `top_p` of the weight."""
-    target = top_p * float(weights.sum(dtype=np.float64))
-    order = None
-    if weights.size > 2 * _CANDIDATES:
-        head = np.argpartition(-weights, _CANDIDATES - 1)[:_CANDIDATES]
-        if float(weights[head].sum(dtype=np.float64)) >= target:
-            head.sort()
-            order = head[np.argsort(-weights[head], kind="stable")]
-    if order is None:
-        order = np.argsort(-weights, kind="stable")
-    reached = np.cumsum(weights[order], dtype=np.float64)
-    count = int(np.searchsorted(reached, target, side="left")) + 1
-    return np.sort(order[:count])
+    return _native.draw(
+        np.ascontiguousarray(logits),
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        uniform,
+    )
 
 
 def logprobs_of(logits: Logits, token_id: int, alternatives: int) -> TokenLogprobs:

@@ -271,3 +271,8 @@ class Decoder:
 
     @property
     def page_bytes(self) -> int: ...
+
+def draw(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    """
+    The token at a quantile of the distribution that temperature, min-p, top-k and top-p leave, in this order. (vocabulary,) logits, the largest finite.
+    """

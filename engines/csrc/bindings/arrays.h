@@ -63,5 +63,6 @@ void bind_kernels(nb::module_& m);
 void bind_lowbit(nb::module_& m);
 void bind_lowbit_patch(nb::module_& m);
 void bind_decoder(nb::module_& m);
+void bind_draw(nb::module_& m);
 
 }  // namespace twofour::python

@@ -14,4 +14,5 @@ NB_MODULE(_native, m) {
   bind_lowbit(m);
   bind_lowbit_patch(m);
   bind_decoder(m);
+  bind_draw(m);
 }

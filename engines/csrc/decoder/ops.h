@@ -1,5 +1,5 @@
 // The decoder's work beside the weight products, one table per instruction set: normalisation,
-// rotary embedding, the key-value cache, attention.
+// rotary embedding, the key-value cache, attention, and the weights of tokens to draw from.
 //
 // Cache page (one layer, one page of 16 positions, one key-value head); dim is the head size
 // rounded up to 16:
@@ -92,6 +92,8 @@ struct DecoderOps {
   void (*merge)(std::size_t rows, std::size_t dim, const Softmax& part, const Softmax& total);
   // out = acc / sum, head_dim values of one row.
   void (*finish)(const float* acc, float sum, std::size_t head_dim, float* out);
+  // out = e^((x - largest x) / temperature), and 0 where that is less than e^-87.
+  void (*weigh)(const float* x, std::size_t n, float temperature, float* out);
 };
 
 // Throws std::invalid_argument unless the instruction set is supported.

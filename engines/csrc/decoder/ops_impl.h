@@ -344,10 +344,28 @@ void finish(const float* acc, float sum, std::size_t head_dim, float* out) {
   for (std::size_t i = 0; i < head_dim; ++i) out[i] = acc[i] * factor;
 }
 
+void weigh(const float* x, std::size_t n, float temperature, float* out) {
+  Floats tops = splat(x[0]);
+  for (std::size_t i = 0; i < n; i += lanes) {
+    // Lanes without a value repeat the first one.
+    const int count = static_cast<int>(smaller(lanes, n - i));
+    Floats some = splat(x[0]);
+    __builtin_memcpy(&some, x + i, sizeof(float) * static_cast<std::size_t>(count));
+    tops = max(tops, some);
+  }
+  float top = tops[0];
+  for (std::size_t i = 1; i < lanes; ++i) top = tops[i] > top ? tops[i] : top;
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const int count = static_cast<int>(smaller(lanes, n - i));
+    const Floats power = (load(x + i, count) - top) / temperature;
+    store(out + i, power < -87.0f ? Floats{} : exp_nonpositive<Taylor>(power), count);
+  }
+}
+
 template <class Lanes>
 constexpr DecoderOps decoder_ops_of() {
-  return {rms_norm<Lanes>, layer_norm,     dot<Lanes>,    soft_cap, widen,
-          rotate,          store_position, attend<Lanes>, merge,    finish};
+  return {rms_norm<Lanes>, layer_norm,    dot<Lanes>, soft_cap, widen, rotate,
+          store_position,  attend<Lanes>, merge,      finish,   weigh};
 }
 
 }  // namespace

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.decoding.sampler import SequenceSampler, draw, logprobs_of, sample
+from engines.native import kernels
 from engines.sampling import SamplingParams
 
 VOCAB = 50
@@ -161,3 +167,55 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     params = SamplingParams(temperature=0.0)
     found = sample(rows, [SequenceSampler(params, [1], frozenset()) for _ in range(3)])
     assert [f.error is not None for f in found] == [True, False, True]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=st.lists(st.sampled_from([-np.inf, -90.0, -1.0, 0.0, 0.5, 2.0]), min_size=1).filter(
+        lambda values: max(values) > -np.inf
+    ),
+    repeat=st.sampled_from([1, 17, 300]),
+    top_k=st.sampled_from([0, 1, 2, 7]),
+    top_p=st.sampled_from([1.0, 0.6]),
+    uniform=st.sampled_from([0.0, 0.31, 0.62, 0.999999999999]),
+)
+def test_forbidden_and_equal_tokens(logits, repeat, top_k, top_p, uniform) -> None:
+    """Equal ones count in order of their number, and what is forbidden is never drawn."""
+    row = np.array(logits * repeat, np.float32)
+    params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p)
+    token = draw(row, params, uniform)
+    assert row[token] > -np.inf
+    probs = filtered_by_hand(row, params)
+    cumulative = np.cumsum(probs)
+    if uniform < 0.9 and np.abs(cumulative - uniform).min() > 1e-5:
+        near_edge = top_p < 1 and np.abs(np.cumsum(np.sort(probs)[::-1]) - top_p).min() < 1e-3
+        if not near_edge:
+            assert token == int(np.searchsorted(cumulative, uniform, side="right"))
+
+
+@pytest.mark.parametrize("isa", kernels.supported_isas())
+def test_every_instruction_set_draws_the_same(isa: str) -> None:
+    """In a process that is forced to one: draws of many sizes, temperatures and filters."""
+    code = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\n"
+        "from tests.engines.decoding.test_sampler import drawn\nprint(drawn())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parents[3])],
+        env={**os.environ, "TWOFOUR_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(drawn())
+
+
+def drawn() -> list[int]:
+    """Tokens of a fixed set of draws."""
+    found = []
+    for vocab in (1, 15, 16, 17, 255, 1000, 49_152):
+        logits = random_logits(vocab, vocab)
+        for settings_ in ({}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1, "temperature": 2.0}):
+            params = SamplingParams(**{"temperature": 0.7, **settings_})
+            found += [draw(logits, params, uniform) for uniform in (0.0, 0.4, 0.9)]
+    return found
