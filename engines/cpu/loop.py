@@ -88,8 +88,13 @@ class EngineLoop:
                 self._drain()
                 scheduled = self.scheduler.schedule()
                 if scheduled:
-                    self._out += self.runner.run(scheduled)
-                self._flush()
+                    # What the last step gave goes out when this one is about to begin: the event
+                    # loop then works while the native step does, and not against this thread's own
+                    # Python in between.
+                    done = self.runner.run(scheduled, self._flush)
+                    self._out += done
+                if not (scheduled and self._has_work()):
+                    self._flush()
             self._drain()
             for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end(sequence)
