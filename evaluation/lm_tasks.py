@@ -39,6 +39,7 @@ def run_tasks(
     fewshot: int | None = None,
     folder: Path | None = None,
     progress: TaskProgress = lambda done, count: None,
+    answers: dict[str, list[bool]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure tasks.
 
@@ -50,6 +51,8 @@ def run_tasks(
         fewshot: examples before every question; None for the task's own number.
         folder: more definitions (YAML) of tasks, as lm-eval takes them.
         progress: told about every scored request.
+        answers: is given, for every task with an `acc`, which questions were answered rightly, in
+            the order of the questions.
 
     Returns:
         Task or group name -> its metrics and, of a task, `samples`: the number of questions.
@@ -84,8 +87,12 @@ def run_tasks(
         task_manager=manager,
         num_fewshot=fewshot,
         limit=limit,
-        log_samples=False,
+        log_samples=answers is not None,
     )
+    if answers is not None:
+        for name, asked in result["samples"].items():
+            ordered = sorted(asked, key=lambda question: int(question["doc_id"]))
+            answers[name] = [question["acc"] > 0 for question in ordered if "acc" in question]
     samples = result["n-samples"]
     return {
         name: {

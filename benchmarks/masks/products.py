@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
 from benchmarks.masks.texts import GeneralTexts
 from benchmarks.masks.workbench import Made, Workbench
-from evaluation.lm_tasks import run_tasks
-from evaluation.torch_subject import torch_subject
 from maskgen.format.digests import base_digest
 from maskgen.format.json_file import read_json
 from maskgen.format.mask import MaskFileError, check_base
@@ -69,14 +66,9 @@ def single(model: Path, mask: Path) -> Product:
 
 
 def run_products(
-    bench: Workbench,
-    texts: GeneralTexts,
-    table: Table,
-    products: Sequence[Product],
-    tasks: Sequence[str],
-    limit: int | None,
+    bench: Workbench, texts: GeneralTexts, table: Table, products: Sequence[Product]
 ) -> None:
-    """A row for every product; tasks are `NAME=FILE` of `twofour eval --tasks`."""
+    """A row for every product."""
     for product in products:
 
         def measure(product: Product = product) -> ResultRow:
@@ -88,7 +80,7 @@ def run_products(
             return {
                 "wikitext2": bench.perplexity(made, texts.wikitext2),
                 "c4": bench.perplexity(made, texts.c4),
-                "zero_shot": _zero_shot(product, tasks, limit, bench.dtype),
+                "zero_shot": None,
                 "tokens_seen": facts.get("tokens"),
                 "hours": round(facts["seconds"] / 3600, 2) if facts else None,
                 "model_digest": base_digest(product.model),
@@ -100,19 +92,6 @@ def run_products(
         if table.measure(product.key, measure):
             row = table[product.key]
             bench.console.print(f"{product.key}: wikitext2 {row['wikitext2']}, c4 {row['c4']}")
-
-
-def _zero_shot(
-    product: Product, tasks: Sequence[str], limit: int | None, dtype: str
-) -> dict[str, float] | None:
-    """`acc` of every task, its standard error, and their mean; None without tasks."""
-    if not tasks:
-        return None
-    subject = torch_subject(str(product.model), None, product.mask, None, dtype)
-    found = run_tasks(subject, tasks, limit=limit)
-    scores = {name: round(float(metrics["acc"]), 4) for name, metrics in found.items()}
-    errors = {f"{n} stderr": round(float(m["acc_stderr"]), 4) for n, m in found.items()}
-    return {"mean": round(fmean(scores.values()), 4), **scores, **errors}
 
 
 def shared_runs(learn: TextSet, test: TextSet, words: int = SHARED_WORDS) -> float:

@@ -323,6 +323,7 @@ def products(
     from benchmarks.masks.products import KEY, Product, run_products, shared_runs
     from benchmarks.masks.products import single as recovered
     from benchmarks.masks.products_page import products_page
+    from benchmarks.masks.zero_shot import ask_products
 
     console = Console(stderr=json_)
     bench = open_workbench(model, work, console, 1, 2, windows, dtype)
@@ -333,7 +334,8 @@ def products(
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
     spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
     table = open_table(spec, bench, texts.digests(), redo)
-    run_products(bench, texts, table, found, tasks.split(",") if tasks else (), limit)
+    run_products(bench, texts, table, found)
+    ask_products(table, found, tasks.split(",") if tasks else (), limit)
     finish_table(table, console, json_)
 
 

@@ -13,6 +13,7 @@ from benchmarks.common.table import StaleRowsError
 from benchmarks.masks import domains, league, patterns, settings
 from benchmarks.masks.league import gap_closed
 from benchmarks.masks.products import shared_runs
+from benchmarks.masks.zero_shot import accuracy_difference
 from maskgen.format.mask_file import read_mask
 from maskgen.texts.text_sets import TextSet
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
@@ -207,6 +208,29 @@ def test_products_are_the_dense_model_its_masks_and_recovered_models(folder):
     before = Path("docs/results/products.json").read_text()
     assert bench(folder, *arguments).exit_code == 0
     assert Path("docs/results/products.json").read_text() == before
+    questions = [
+        {"query": f"Question: is {n} even?", "choices": ["yes", "no"], "gold": n % 2}
+        for n in range(7)
+    ]
+    asked = folder / "arc.jsonl"
+    asked.write_text("".join(f"{json.dumps(question)}\n" for question in questions))
+    result = bench(folder, *arguments, "--tasks", f"arc_easy={asked}")
+    assert result.exit_code == 0, (result.output, result.exception)
+    answered = rows("products")
+    assert [row["wikitext2"] for row in answered] == [
+        row["wikitext2"] for row in (dense, swappable, single)
+    ]
+    for row in answered:
+        told = row["zero_shot"]
+        assert told["questions"] == {"arc_easy": 7}
+        right = bin(int(told["answers"]["arc_easy"], 16)).count("1")
+        assert told["mean"] == told["arc_easy"] == round(right / 7, 4)
+        assert told["values"] == "bf16"
+    difference, error = accuracy_difference(answered[2], answered[0])
+    assert difference == pytest.approx(
+        answered[2]["zero_shot"]["mean"] - answered[0]["zero_shot"]["mean"], abs=1e-3
+    )
+    assert error >= 0
     wrong = bench(folder, "products", "--single", f"{folder / 'model'}={mask}")
     assert "no recovery.json" in str(wrong.exception)
     wrong = bench(folder, "products", "--single", f"{folder / 'single'}={mask}", "--redo")
