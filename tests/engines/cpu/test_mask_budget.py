@@ -89,12 +89,21 @@ async def test_the_least_recently_used_leave_and_return_the_same(directory: Path
 async def test_what_running_requests_use_stays(directory: Path) -> None:
     expected, sizes = await unlimited(directory)
     room = max(sizes["far"], sizes["next"])
-    engine = CpuEngine(directory, kv_bytes=KV, mask_bytes=room, prefix_cache=False)
+    engine = CpuEngine(directory, kv_bytes=KV, mask_bytes=room, prefix_cache=False, max_sequences=1)
     running = engine.generate(GenerationRequest("r", tuple(PROMPT), LONG, "far"))
     await anext(running)
+    # More that wait behind it: on a busy machine the first may be over before the next line is.
+    waiting = [
+        engine.generate(GenerationRequest(f"w{i}", tuple(PROMPT), LONG, "far")) for i in "123456"
+    ]
+    firsts = [asyncio.ensure_future(anext(one)) for one in waiting]
+    await asyncio.sleep(0)
     with pytest.raises(MaskMemoryError, match="'next' finds no room beside them"):
         await answers(engine, PROMPT, GREEDY, mask="next", request_id="s")
     assert "far" in resident(engine)
+    for first in firsts:
+        first.cancel()
+    await asyncio.gather(*firsts, return_exceptions=True)
     await running.aclose()
     for _ in range(500):
         if not engine.stats().running:
