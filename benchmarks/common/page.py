@@ -38,6 +38,12 @@ def page(title: str, about: str, result: ResultData, *parts: str) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def titled(title: str, result: ResultData) -> str:
+    """The title, and of which model the result is if it says so."""
+    model = result.get("model")
+    return f"{title}: {model}" if model else title
+
+
 def circumstances(result: ResultData) -> str:
     """Date, machine, versions, and what else the machine did."""
     machine, versions = result["machine"], result["versions"]

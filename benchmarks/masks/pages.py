@@ -14,6 +14,7 @@ from benchmarks.common.page import (
     page,
     paragraph,
     percent,
+    titled,
 )
 from benchmarks.common.result_file import ResultData, ResultRow
 from benchmarks.masks.league import gap_closed
@@ -116,7 +117,7 @@ def patterns_page(result: ResultData) -> str:
         for text, title in (("wikitext2", "Wikitext-2"), ("c4", "C4"))
         for part in (f"## {title}", patterns_table(rows, text))
     ]
-    return page("Masks by pattern", _PATTERNS, result, *parts)
+    return page(titled("Masks by pattern", result), _PATTERNS, result, *parts)
 
 
 def patterns_table(rows: Sequence[ResultRow], text: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common.page import markdown_table, number, page, paragraph, percent
+from benchmarks.common.page import markdown_table, number, page, paragraph, percent, titled
 from benchmarks.common.result_file import ResultData, ResultRow
 from benchmarks.masks.permutation import gap_share, window_difference
 
@@ -28,7 +28,7 @@ def permutation_page(result: ResultData) -> str:
     parts = [permutation_table(result["rows"])]
     if differences := _differences(result["rows"]):
         parts += ["## Window by window", paragraph(_WINDOWS), differences]
-    return page("Masks in other bases", _ABOUT, result, *parts)
+    return page(titled("Masks in other bases", result), _ABOUT, result, *parts)
 
 
 def permutation_table(rows: Sequence[ResultRow]) -> str:

@@ -114,13 +114,14 @@ def patterns(
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
+    result: Annotated[str, _Option(help="Name of the result file.")] = "patterns",
     redo: RedoRows = False,
     json_: JsonLine = False,
 ) -> None:
     """Quality by pattern and method (docs/results/patterns.json)."""
     from benchmarks.common.table import TableSpec
-    from benchmarks.masks.pages import patterns_page
     from benchmarks.masks.patterns import KEY, METHODS, run_patterns
+    from benchmarks.pages import page_of
     from maskgen.format.pattern import Pattern
 
     if unknown := sorted(set(only or ()) - set(METHODS)):
@@ -131,7 +132,8 @@ def patterns(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
     texts = read_general_texts(learn, wikitext2, c4)
-    table = open_table(TableSpec("patterns", KEY, patterns_page), bench, texts.digests(), redo)
+    spec = TableSpec(result, KEY, page_of(result), lambda rows: {"model": bench.name})
+    table = open_table(spec, bench, texts.digests(), redo)
     changed = parse_overrides(settings or [])
     run_patterns(bench, texts, table, chosen, set(only or METHODS), changed)
     finish_table(table, console, json_)
@@ -353,13 +355,14 @@ def permutation(
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
+    result: Annotated[str, _Option(help="Name of the result file.")] = "permutation",
     redo: RedoRows = False,
     json_: JsonLine = False,
 ) -> None:
     """Masks of the model in other bases (docs/results/permutation.json)."""
     from benchmarks.common.table import TableSpec
     from benchmarks.masks.permutation import CELLS, KEY, run_permutation
-    from benchmarks.masks.permutation_page import permutation_page
+    from benchmarks.pages import page_of
 
     for given, known in ((only, {t for t, _ in CELLS}), (method, {m for _, m in CELLS})):
         for name in given or ():
@@ -370,9 +373,8 @@ def permutation(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
     texts = read_general_texts(learn, wikitext2, c4)
-    table = open_table(
-        TableSpec("permutation", KEY, permutation_page), bench, texts.digests(), redo
-    )
+    spec = TableSpec(result, KEY, page_of(result), lambda rows: {"model": bench.name})
+    table = open_table(spec, bench, texts.digests(), redo)
     run_permutation(bench, texts, table, only or (), method or (), seeds)
     finish_table(table, console, json_)
 

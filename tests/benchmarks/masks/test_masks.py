@@ -96,6 +96,15 @@ def test_patterns_are_measured_row_by_row(folder):
     page = Path("docs/results/patterns.md").read_text()
     assert "| method | 2:4 (0.6667 bits) | 16:32 (0.9219 bits) |" in page
     assert "is none of wanda" in str(bench(folder, "patterns", "--only", "ria").exception)
+    other = bench(folder, *arguments[:3], "--only", "wanda", "--result", "patterns-other")
+    assert other.exit_code == 0, (other.output, other.exception)
+    assert [row["wikitext2"] for row in rows("patterns-other")] == [
+        row["wikitext2"] for row in first[:2]
+    ]
+    page = Path("docs/results/patterns-other.md").read_text()
+    assert page.startswith("# Masks by pattern: model\n")
+    unknown = bench(folder, *arguments, "--result", "other")
+    assert "no page is known for other" in str(unknown.exception)
 
 
 def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
