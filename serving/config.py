@@ -6,9 +6,16 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -234,6 +241,16 @@ class ServerSettings(BaseSettings):
             if (path := given.get(f"{name}_file")) is not None
         }
         return given | keys
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """`port = true` in a file would be port 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            wanted = cls.model_fields[info.field_name].annotation
+            if wanted is not bool and bool not in get_args(wanted):
+                raise ValueError("must not be true or false")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> ServerSettings:

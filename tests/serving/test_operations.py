@@ -48,6 +48,7 @@ def test_a_file_comes_after_the_environment_and_that_after_arguments(
         ('config = "x"\n', "names another config"),
         ('api_key = [""]\n', "empty"),
         ("max_choices = 1000\n", "never be admitted"),
+        ("port = true\n", "must not be true or false"),
     ],
 )
 def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
