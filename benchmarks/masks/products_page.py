@@ -16,7 +16,7 @@ Perplexity of the dense model, of *swappable* masks, which leave its weights as 
 that neither learning nor the choice of settings has seen. *Over dense* is on Wikitext-2. Tokens and
 hours are those of the recovery alone: making its mask comes before. Zero-shot is the mean accuracy
 (plain `acc`) of the tasks that were asked for, as the CPU engine serves the product (wide patterns
-with bf16 weights in int8), and how many points that is over dense, question by question, with its
+with bf16 weights in int8), and how many points that is from dense, question by question, with its
 standard error.
 """
 _WINDOWS = "Windows of each text that were measured, from its beginning: {}."
@@ -66,7 +66,7 @@ def products_table(rows: Sequence[ResultRow]) -> str:
         ]
 
     headings = ["product", "pattern", "values", "Wikitext-2", "C4", "over dense", "zero-shot"]
-    headings.append("points over dense")
+    headings.append("points from dense")
     return markdown_table([*headings, "tokens seen", "hours"], map(cells, rows), text=3)
 
 
