@@ -51,7 +51,7 @@ def run_tasks(
         fewshot: examples before every question; None for the task's own number.
         folder: more definitions (YAML) of tasks, as lm-eval takes them.
         progress: told about every scored request.
-        answers: is given, for every task with an `acc`, which questions were answered rightly, in
+        answers: is given, for every task, which questions were answered rightly, in
             the order of the questions.
 
     Returns:
@@ -92,7 +92,10 @@ def run_tasks(
     if answers is not None:
         for name, asked in result["samples"].items():
             ordered = sorted(asked, key=lambda question: int(question["doc_id"]))
-            answers[name] = [question["acc"] > 0 for question in ordered if "acc" in question]
+            found = [question.get("acc") for question in ordered]
+            if any(accuracy not in (0, 1) for accuracy in found):
+                raise TaskError(f"task {name} has no answers that are right or wrong (its acc)")
+            answers[name] = [accuracy == 1 for accuracy in found]
     samples = result["n-samples"]
     return {
         name: {

@@ -17,6 +17,7 @@ from benchmarks.engine.arms import engine_command
 from benchmarks.engine.speed import SpeedPlan, measure
 from benchmarks.masks.structures import structure_file
 from benchmarks.masks.workbench import Workbench
+from maskgen.format.model_directory import read_model_config
 
 Shape = tuple[int, int]
 """Channels and key-value heads of a layer."""
@@ -65,8 +66,9 @@ def _models(bench: Workbench, rows: list[ResultRow]) -> dict[str, Path]:
             models[_DENSE] = bench.directory
             continue
         file = structure_file(bench, row["method"], row["ratio"], row["key_value_heads"])
-        if file.with_suffix("").is_dir():
-            models.setdefault(_arm(row), file.with_suffix(""))
+        model = file.with_suffix("")
+        if model.is_dir() and _fits(row, model):
+            models.setdefault(_arm(row), model)
     missing = sorted({_arm(row) for row in rows} - models.keys())
     if missing or _DENSE not in models:
         raise ValueError(
@@ -74,6 +76,12 @@ def _models(bench: Workbench, rows: list[ResultRow]) -> dict[str, Path]:
             " the same --work first"
         )
     return models
+
+
+def _fits(row: ResultRow, model: Path) -> bool:
+    config = read_model_config(model)
+    shape = config["intermediate_size"], config["num_key_value_heads"]
+    return shape == (row["intermediate_size"], row["key_value_heads"])
 
 
 def _arm(row: ResultRow) -> str:

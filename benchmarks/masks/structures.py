@@ -163,4 +163,11 @@ def _recovered(
             "recovery": config.model_dump(mode="json", exclude_unset=True),
         }
         write_json(facts, row)
-    return Made(folder, None, read_json(facts, ValueError))
+    kept = read_json(facts, ValueError)
+    asked = config.model_dump(mode="json", exclude_unset=True)
+    if (kept["recovery"], kept["structure_digest"]) != (asked, made.row["structure_digest"]):
+        raise ValueError(
+            f"{folder} was recovered with {kept['recovery']} from another structure or with other"
+            f" settings than {asked}; delete it, or give another --work"
+        )
+    return Made(folder, None, kept)

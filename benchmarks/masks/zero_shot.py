@@ -17,6 +17,7 @@ from engines.directory.build import BuildRequest
 from engines.quantisation.options import ValueOptions
 from evaluation.engine_subject import engine_subject
 from evaluation.lm_tasks import run_tasks
+from maskgen.format.digests import base_digest
 from maskgen.format.mask_file import read_mask
 from maskgen.format.pattern import TWO_FOUR
 
@@ -29,10 +30,19 @@ def ask_products(
     Args:
         tasks: `NAME=FILE` of `twofour eval --tasks`.
         limit: only the first questions of every task.
+
+    Raises:
+        ValueError: a row is of another model or mask than the product now.
     """
     for product in products:
         row = table[product.key]
         if tasks and row["zero_shot"] is None:
+            mask = None if product.mask is None else read_mask(product.mask).digest
+            if (row["model_digest"], row["mask_digest"]) != (base_digest(product.model), mask):
+                raise ValueError(
+                    f"the row {' '.join(product.key)} is of another model or mask than the one that"
+                    " is given; measure it anew with --redo"
+                )
             table.put([{**row, "zero_shot": _ask(product, tasks, limit)}])
 
 

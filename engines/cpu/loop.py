@@ -102,6 +102,7 @@ class EngineLoop:
         except BaseException as error:
             death = error  # `error` is gone when the callback runs
             _log.exception("the engine's thread died")
+            self._flush()  # what the last step gave is still right
             self._post(lambda: self._on_death(death))
 
     def _wait(self) -> bool:

@@ -21,6 +21,7 @@ from engines.native import _native
 from engines.sampling import SamplingParams
 
 Logits = npt.NDArray[np.float32]
+_COLDEST = float(np.finfo(np.float32).tiny)
 
 
 class SequenceSampler:
@@ -75,8 +76,13 @@ class SequenceSampler:
         if self._adjusts:
             logits = logits.copy()
             self._adjust(logits)
-        if self._rng is None:
-            return int(np.argmax(logits))
+        best = int(np.argmax(logits))
+        if logits[best] == -np.inf:
+            raise InvalidRequestError(
+                "no token may follow: min_tokens, logit_bias and structured output forbid all"
+            )
+        if self._rng is None or logits[best] == np.inf:  # penalties can overflow
+            return best
         return draw(logits, self.params, float(self._rng.random()))
 
     def push(self, token_id: int) -> None:
@@ -105,7 +111,8 @@ class SequenceSampler:
             ids = np.union1d(self._prompt_ids, seen)
             values = logits[ids]
             penalty = np.float32(params.repetition_penalty)
-            logits[ids] = np.where(values > 0, values / penalty, values * penalty)
+            with np.errstate(over="ignore"):  # a token may become infinitely likely
+                logits[ids] = np.where(values > 0, values / penalty, values * penalty)
         if seen.size:
             logits[seen] -= np.float32(params.frequency_penalty) * counts
             logits[seen] -= np.float32(params.presence_penalty)
@@ -119,8 +126,8 @@ def draw(logits: Logits, params: SamplingParams, uniform: float) -> int:
     """
     return _native.draw(
         np.ascontiguousarray(logits),
-        params.temperature,
-        params.top_k,
+        max(params.temperature, _COLDEST),
+        min(params.top_k, logits.size),
         params.top_p,
         params.min_p,
         uniform,

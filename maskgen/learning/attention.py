@@ -3,8 +3,7 @@
 torch's fused attention multiplies bf16 without the processor's bf16 instructions. Plain products
 use them; taken for a block of queries over the keys up to its end, they compute next to nothing of
 what the causal mask hides, and a block's scores stay in cache. On a thread of Zen 5, forward and
-backward of 4 sequences of 512 tokens (9 heads of 64 over 3 key heads) take 35 ms in place of 96,
-of one sequence of 2,048 tokens 90 in place of 190.
+backward of 4 sequences of 512 tokens (9 heads of 64 over 3 key heads) take 35 ms in place of 96.
 
 Scores are rounded to bf16 before the softmax, as in transformers' plain attention, where the fused
 one keeps fp32: SmolLM2-135M has perplexity 22.066 in place of 22.046 (fp32: 22.049; 6 windows of
@@ -20,6 +19,9 @@ from torch import Tensor, nn
 
 BLOCKED_ATTENTION = "twofour_blocked"
 """Its name among transformers' attention implementations."""
+LONGEST = 1024
+"""Tokens of a sequence that is learned from: blocks keep all weights for the backward pass, memory
+that is quadratic in the sequence."""
 _BLOCK = 128  # queries; 64 to 256 are as fast
 
 
@@ -45,6 +47,8 @@ def use_blocked_attention(model: Any) -> str:
     AttentionInterface.register(BLOCKED_ATTENTION, blocked_attention)
     AttentionMaskInterface.register(BLOCKED_ATTENTION, sdpa_mask)
     model.set_attn_implementation(BLOCKED_ATTENTION)
+    if model.config._attn_implementation != BLOCKED_ATTENTION:
+        return f"{before} attention, because transformers cannot change it in this model"
     return f"{BLOCKED_ATTENTION} attention"
 
 
@@ -61,7 +65,8 @@ def blocked_attention(
     """transformers' attention interface: (B, heads, T, D) in, (B, T, heads, D) out.
 
     What is not in bf16, plainly causal and over as many keys as queries (a window, padding, a
-    cache, dropout, additions to the scores) goes to transformers' function of torch's attention.
+    cache, dropout, additions to the scores), or longer than `LONGEST` and learned from, goes to
+    transformers' function of torch's attention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -72,6 +77,7 @@ def blocked_attention(
         causal = getattr(module, "is_causal", True)
     added = any(options.get(name) is not None for name in ("position_bias", "s_aux", "softcap"))
     plain = causal and attention_mask is None and not dropout and not added
+    plain = plain and (query.shape[2] <= LONGEST or not query.requires_grad)
     if not plain or dtype != torch.bfloat16 or query.shape[2] != key.shape[2]:
         fused: Any = sdpa_attention_forward
         output, _ = fused(

@@ -29,7 +29,7 @@ from torch import Tensor
 from maskgen.format.json_file import read_json, write_json
 from maskgen.learning.distributed import World
 
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 _SHARD = re.compile(r"optimiser-\d{5}-of-(\d{5})\.safetensors")
 _STATE, _LEARNED, _CHECKSUM = "state.json", "learned.safetensors", "crc32"

@@ -138,11 +138,14 @@ def load_adamw_state(
     parameters: Sequence[nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Give this rank's share of the parameters their moments back."""
+    """Give this rank's share of the parameters their moments back.
+
+    A parameter that never had a gradient, as of an expert that no token chose, has none.
+    """
     local = local_optimizer(optimizer)
     mine = {id(p) for group in local.param_groups for p in group["params"]}
     for name, parameter in zip(names, parameters, strict=True):
-        if id(parameter) in mine:
+        if id(parameter) in mine and f"{name}.step" in tensors:
             local.state[parameter] = {
                 key: tensors[f"{name}.{key}"].to(
                     parameter.device if key != "step" else torch.device("cpu")

@@ -141,7 +141,8 @@ class OrderedLinear(nn.Module):
             ordered = self.ordered(self.scores)
             groups = ordered.view(*ordered.shape[:2], -1, self.pattern.m)
             kept = torch.zeros_like(groups, dtype=torch.bool)
-            kept.scatter_(3, groups.topk(self.pattern.n, dim=3).indices, value=True)
+            best = _descending(groups)[..., : self.pattern.n]
+            kept.scatter_(3, best, value=True)
             back = torch.empty_like(kept.view_as(ordered))
             places = self.order.places[:, None].expand(-1, ordered.shape[1], -1)
             back.scatter_(2, places, kept.view_as(ordered))
@@ -187,6 +188,11 @@ def order_gradient(layer: OrderedLinear, gradient: Tensor) -> Tensor:
     return found * share
 
 
+def _descending(groups: Tensor) -> Tensor:
+    """(..., m) places from the largest score to the smallest; equal ones by place."""
+    return groups.sort(dim=-1, descending=True, stable=True).indices
+
+
 def _rivals(scores: Tensor, slopes: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """For every place, the N-th score of the other places of its group, and that one's slope.
 
@@ -195,7 +201,7 @@ def _rivals(scores: Tensor, slopes: Tensor, pattern: Pattern) -> tuple[Tensor, T
     """
     n = pattern.n
     groups = scores.view(*scores.shape[:2], -1, pattern.m)
-    best = groups.topk(n + 1, dim=3).indices
+    best = _descending(groups)[..., : n + 1]
     kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(3, best[..., :n], value=True)
     # Without one that is kept, the next is.
     number = torch.where(kept, best[..., n:], best[..., n - 1 : n])

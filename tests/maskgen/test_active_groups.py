@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from maskgen.format.pattern import Pattern
 from maskgen.learning import relaxation
@@ -168,6 +170,29 @@ def _stop_at(call, batches):
         return batches(self, number)
 
     return stopping
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_an_expert_that_no_token_chose_has_no_moments(tmp_path, share):
+    """Neither settling nor going on from a checkpoint needs them."""
+    model_dir = make_tiny_llama(
+        tmp_path / "model", architecture="mixtral", num_local_experts=4, num_experts_per_tok=1
+    )
+    file = model_dir / "model.safetensors"
+    weights = load_file(file)
+    for name in weights:
+        if name.endswith("block_sparse_moe.gate.weight"):
+            weights[name][:] = 0  # the first one wins a draw
+    save_file(weights, file, metadata={"format": "pt"})
+    prior = prune(model_dir, None, PruneSettings("magnitude")).mask
+    settings = {"active_share": share, "active_after": 2, "checkpoint_every": 1}
+    whole = small_run(model_dir, tmp_path / "whole", "maskllm", prior, steps=4, **settings)
+    for folder in sorted((tmp_path / "whole").glob("checkpoint-*"))[1:]:
+        shutil.rmtree(folder)
+    again = small_run(
+        model_dir, tmp_path / "whole", "maskllm", prior, steps=4, resume=True, **settings
+    )
+    assert again.mask.digest == whole.mask.digest
 
 
 def test_several_ranks_are_refused(model_dir):

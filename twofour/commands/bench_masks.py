@@ -194,6 +194,8 @@ def structure(
     texts = read_general_texts(learn, wikitext2, c4)
     table = open_table(TableSpec("structure", KEY, structures_page), bench, texts.digests(), redo)
     if speed:
+        if recovery or only or settings or ratio or heads:
+            raise ValueError("--speed times the rows that are there; give it without other choices")
         require_quiet(force)
         cores = len(os.sched_getaffinity(0))
         plan = SpeedPlan(((128, 128),), (1,), repeats=5, threads=cores, reference="dense")
@@ -335,7 +337,8 @@ def products(
     found += [recovered(*parse_directory_and_mask(spec)) for spec in single or ()]
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
     spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
-    table = open_table(spec, bench, texts.digests(), redo)
+    asked = {"questions": f"{tasks}, the first {limit or 'all'}"} if tasks else {}
+    table = open_table(spec, bench, {**texts.digests(), **asked}, redo)
     run_products(bench, texts, table, found)
     ask_products(table, found, tasks.split(",") if tasks else (), limit)
     finish_table(table, console, json_)

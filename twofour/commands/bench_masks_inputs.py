@@ -29,11 +29,20 @@ def open_workbench(
 ) -> Workbench:
     """What the modes measure with."""
     from benchmarks.masks.workbench import Workbench
+    from maskgen.format.digests import base_digest
     from maskgen.models import model_name, resolve_model
 
+    directory = resolve_model(model)
+    owner, digest = work / "base_digest", base_digest(directory)
+    if owner.is_file() and owner.read_text(encoding="utf-8").strip() != digest:
+        raise ValueError(
+            f"{work} holds masks of another model than {model}; give another folder with --work"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    owner.write_text(f"{digest}\n", encoding="utf-8")
     return Workbench(
         model_name(model),
-        resolve_model(model),
+        directory,
         work,
         console,
         windows=calibration_windows,

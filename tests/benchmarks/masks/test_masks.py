@@ -107,6 +107,13 @@ def test_patterns_are_measured_row_by_row(folder):
     assert "no page is known for other" in str(unknown.exception)
 
 
+def test_a_work_folder_is_of_one_model(folder):
+    assert bench(folder, "--only", "magnitude").exit_code == 0
+    make_tiny_llama(folder / "other", max_position_embeddings=2048, seed=1)
+    result = bench(folder, "patterns", "--model", folder / "other", "--only", "wanda")
+    assert "holds masks of another model" in str(result.exception)
+
+
 def test_a_mask_made_elsewhere_takes_its_place_in_the_league(folder):
     assert bench(folder, "--only", "magnitude").exit_code == 0
     file = folder / "work" / "general-magnitude.safetensors"
@@ -240,6 +247,8 @@ def test_products_are_the_dense_model_its_masks_and_recovered_models(folder):
         answered[2]["zero_shot"]["mean"] - answered[0]["zero_shot"]["mean"], abs=1e-3
     )
     assert error >= 0
+    fewer = bench(folder, *arguments, "--tasks", f"arc_easy={asked}", "--limit", 3)
+    assert isinstance(fewer.exception, StaleRowsError)
     wrong = bench(folder, "products", "--single", f"{folder / 'model'}={mask}")
     assert "no recovery.json" in str(wrong.exception)
     wrong = bench(folder, "products", "--single", f"{folder / 'single'}={mask}", "--redo")

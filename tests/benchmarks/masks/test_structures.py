@@ -24,7 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bench(folder: Path, *arguments: object):
-    words = ["bench", "masks", "structure", "--model", folder / "model", "--ratio", 0.8]
+    words = ["bench", "masks", "structure", "--model", folder / "model"]
+    words += [] if "--speed" in arguments else ["--ratio", 0.8]
     words += ["--learn", folder / "learn.txt", "--wikitext2", folder / "test.txt"]
     words += ["--c4", folder / "test.txt", "--windows", 1, "--work", folder / "work"]
     words += ["--calibration-windows", 2, "--calibration-length", 64, *arguments]
@@ -60,6 +61,9 @@ def test_structures_are_measured_recovered_and_timed(folder):
     assert {row["times_dense"] for row in timed if row["method"] == "dense"} == {1.0}
     assert len({row["tokens_per_s"] for row in timed}) == 2  # one number a shape
     assert " yes |" in Path("docs/results/structure.md").read_text()
+    again = bench(folder, "--only", "magnitude", "--redo", "--recover", "steps=3")
+    assert "delete it, or give another --work" in str(again.exception)
+    assert "without other choices" in str(bench(folder, "--speed", "--only", "flap").exception)
 
 
 def test_without_models_there_is_nothing_to_time(folder):

@@ -210,6 +210,32 @@ def test_every_instruction_set_draws_the_same(isa: str) -> None:
     assert done.stdout.strip() == str(drawn())
 
 
+def test_settings_at_their_limits() -> None:
+    logits = random_logits(3)
+    likeliest = int(logits.argmax())
+    for params in (
+        SamplingParams(temperature=1.0, top_k=2**63),
+        SamplingParams(temperature=1e-46),
+        SamplingParams(temperature=1.0, top_p=5e-324),
+    ):
+        (found,) = sample(logits[None], [SequenceSampler(params, [1], frozenset())])
+        assert found.error is None
+        if params.top_k <= 0:
+            assert found.token_id == likeliest
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(temperature=temperature, repetition_penalty=1e-40)
+        sampler = SequenceSampler(params, [likeliest], frozenset())
+        assert sample(logits[None], [sampler])[0].token_id == likeliest
+        params = SamplingParams(temperature=temperature, min_tokens=1)
+        sampler = SequenceSampler(params, [1], frozenset({0}))
+        only = np.full(5, -np.inf, np.float32)
+        only[0] = 1.0
+        (found,) = sample(only[None], [sampler])
+        assert found.token_id == -1
+        assert found.invalid
+        assert "no token may follow" in str(found.error)
+
+
 def drawn() -> list[int]:
     """Tokens of a fixed set of draws."""
     found = []
