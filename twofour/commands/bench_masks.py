@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -179,8 +181,7 @@ def structure(
     """Smaller dense models by method (docs/results/structure.json)."""
     from benchmarks.common.machine import require_quiet
     from benchmarks.common.table import TableSpec
-    from benchmarks.engine.speed import SpeedPlan
-    from benchmarks.masks.structure_speed import time_structures
+    from benchmarks.masks.structure_speed import add_speed, models_to_time
     from benchmarks.masks.structures import KEY, METHODS, RATIOS, run_structures
     from benchmarks.masks.structures_page import structures_page
     from maskgen.recovery.config import RecoverConfig
@@ -197,14 +198,29 @@ def structure(
         if recovery or only or settings or ratio or heads:
             raise ValueError("--speed times the rows that are there; give it without other choices")
         require_quiet(force)
-        cores = len(os.sched_getaffinity(0))
-        plan = SpeedPlan(((128, 128),), (1,), repeats=5, threads=cores, reference="dense")
-        time_structures(bench, table, plan, say)
+        add_speed(table, _timed(models_to_time(bench, table.rows())))
     else:
         chosen, methods = method_settings(settings or []), set(only or METHODS)
         tuning = RecoverConfig.model_validate(method_settings(recovery)) if recovery else None
         run_structures(bench, texts, table, ratio or RATIOS, heads or (), methods, chosen, tuning)
     finish_table(table, console, json_)
+
+
+def _timed(models: Mapping[str, Path]) -> dict[str, Any]:
+    """Arm -> what the CPU engine does with its model in bf16, one request of 128 + 128 tokens."""
+    from benchmarks.common.engine_directories import build_engine
+    from benchmarks.engine.arms import engine_command
+    from benchmarks.engine.speed import SpeedPlan, measure
+    from benchmarks.masks.structure_speed import DENSE
+
+    cores = len(os.sched_getaffinity(0))
+    plan = SpeedPlan(((128, 128),), (1,), repeats=5, threads=cores, reference=DENSE)
+    with tempfile.TemporaryDirectory(prefix="twofour-bench-") as folder:
+        commands = {
+            arm: engine_command(build_engine(str(model), {}, Path(folder) / arm), plan)
+            for arm, model in models.items()
+        }
+        return {row["arm"]: row for rows in measure(commands, plan, say) for row in rows}
 
 
 @app.command("domains")
