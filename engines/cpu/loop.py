@@ -88,13 +88,8 @@ class EngineLoop:
                 self._drain()
                 scheduled = self.scheduler.schedule()
                 if scheduled:
-                    # What the last step gave goes out when this one is about to begin: the event
-                    # loop then works while the native step does, and not against this thread's own
-                    # Python in between.
-                    done = self.runner.run(scheduled, self._flush)
-                    self._out += done
-                if not (scheduled and self._has_work()):
-                    self._flush()
+                    self._out += self.runner.run(scheduled)
+                self._flush()
             self._drain()
             for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
                 self._end(sequence)
@@ -102,7 +97,6 @@ class EngineLoop:
         except BaseException as error:
             death = error  # `error` is gone when the callback runs
             _log.exception("the engine's thread died")
-            self._flush()  # what the last step gave is still right
             self._post(lambda: self._on_death(death))
 
     def _wait(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
@@ -39,25 +38,19 @@ class Runner:
         self._last_weights = -1
         self.counters = Counters()
 
-    def run(self, scheduled: Many[Scheduled], begins: Callable[[], None]) -> list[Delivery]:
+    def run(self, scheduled: Many[Scheduled]) -> list[Delivery]:
         """Compute one step and finish what ends with it; the chunks to deliver.
-
-        Args:
-            scheduled: what the step computes.
-            begins: called when everything is ready and the native step is next.
 
         A sequence that fails is ended with reason `error`; the others are not affected.
         """
         # Tokens of the same weights side by side: each set is then read once.
         batch = sorted(scheduled, key=_weights_and_mask)
         try:
-            step = self._arrays(batch)
-            begins()
-            logits = self._model.step(step)
+            logits = self._model.step(self._arrays(batch))
         except Exception as error:
             if len(batch) == 1:
                 return [self._fail(batch[0].sequence, str(error) or type(error).__name__)]
-            return [delivery for share in batch for delivery in self.run([share], begins)]
+            return [delivery for share in batch for delivery in self.run([share])]
         self._count(batch)
         return self._finish(batch, logits)
 
