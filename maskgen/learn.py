@@ -125,7 +125,7 @@ def learn(
         raise MaskFileError(f"the prior has no layer {missing[0]}; exclude it or change the prior")
     for line in dense_lines(selection.dense, selection.decoder_weights):
         console.print(line, highlight=False, soft_wrap=True)
-    attention = use_blocked_attention(model)
+    attention = use_blocked_attention(model, config.sequence_length)
     tokenizer = ModelTokenizer(model_dir)
     windows = token_windows(tokenizer, texts.texts, config.sequence_length)
     check_tokens(model, windows)

@@ -2,12 +2,11 @@
 
 torch's fused attention multiplies bf16 without the processor's bf16 instructions. Plain products
 use them; taken for a block of queries over the keys up to its end, they compute next to nothing of
-what the causal mask hides, and a block's scores stay in cache. On a thread of Zen 5, forward and
-backward of 4 sequences of 512 tokens (9 heads of 64 over 3 key heads) take 35 ms in place of 96.
+what the causal mask hides, and a block's scores stay in cache; how much faster that is measures
+`findings/torch-cpu-fused-attention-gains-nothing-from-bf16.sh`.
 
 Scores are rounded to bf16 before the softmax, as in transformers' plain attention, where the fused
-one keeps fp32: SmolLM2-135M has perplexity 22.066 in place of 22.046 (fp32: 22.049; 6 windows of
-Wikitext-2). That is nothing to learning, but evaluation keeps the fused one.
+one keeps fp32. Evaluation keeps the fused one.
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ that is quadratic in the sequence."""
 _BLOCK = 128  # queries; 64 to 256 are as fast
 
 
-def use_blocked_attention(model: Any) -> str:
+def use_blocked_attention(model: Any, sequence_length: int) -> str:
     """Give a model on this CPU attention by blocks in place of torch's fused one, if that pays.
+
+    Args:
+        model: a causal language model of transformers.
+        sequence_length: tokens of a sequence that is learned from.
 
     Returns:
         Which attention the model has now and, if it is not that one, why; for people.
@@ -37,6 +40,8 @@ def use_blocked_attention(model: Any) -> str:
         reason = f"the model is on {device}"
     elif not torch.cpu._is_avx512_bf16_supported():
         reason = "the processor has no bf16 instructions"
+    elif sequence_length > LONGEST:
+        reason = f"sequences of {sequence_length} tokens are longer than {LONGEST}"
     elif before != "sdpa":
         reason = f"transformers runs {model.config.model_type} models with it"
     if reason is not None:
@@ -49,7 +54,15 @@ def use_blocked_attention(model: Any) -> str:
     model.set_attn_implementation(BLOCKED_ATTENTION)
     if model.config._attn_implementation != BLOCKED_ATTENTION:
         return f"{before} attention, because transformers cannot change it in this model"
-    return f"{BLOCKED_ATTENTION} attention"
+    return f"{BLOCKED_ATTENTION} attention{_exception(model, sequence_length)}"
+
+
+def _exception(model: Any, sequence_length: int) -> str:
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= sequence_length or not getattr(config, "use_sliding_window", True):
+        return ""
+    return f", but torch's in layers with a window of {window} tokens"
 
 
 def blocked_attention(
@@ -65,8 +78,7 @@ def blocked_attention(
     """transformers' attention interface: (B, heads, T, D) in, (B, T, heads, D) out.
 
     What is not in bf16, plainly causal and over as many keys as queries (a window, padding, a
-    cache, dropout, additions to the scores), or longer than `LONGEST` and learned from, goes to
-    transformers' function of torch's attention.
+    cache, dropout, additions to the scores) goes to transformers' function of torch's attention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -77,7 +89,6 @@ def blocked_attention(
         causal = getattr(module, "is_causal", True)
     added = any(options.get(name) is not None for name in ("position_bias", "s_aux", "softcap"))
     plain = causal and attention_mask is None and not dropout and not added
-    plain = plain and (query.shape[2] <= LONGEST or not query.requires_grad)
     if not plain or dtype != torch.bfloat16 or query.shape[2] != key.shape[2]:
         fused: Any = sdpa_attention_forward
         output, _ = fused(

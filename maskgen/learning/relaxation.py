@@ -128,8 +128,8 @@ class Relaxation(ABC, Generic[Soft]):
     def margins(self, logits: Tensor) -> Tensor:
         """(rows, groups): how far the logits of what is decided on are ahead of the next best."""
         first = self._decided_logits
-        ordered = logits.topk(min(first + 1, self.planes), dim=1).values
-        return ordered[:, first - 1] - ordered[:, -1]
+        ordered = logits.topk(first + 1, dim=1).values
+        return ordered[:, first - 1] - ordered[:, first]
 
     @property
     @abstractmethod

@@ -103,7 +103,7 @@ class RecoveryStages:
         batches = _batches(model, self.tokenizer, self.texts, config)
         teacher = dense if config.distillation else None
         for network in (model, dense):
-            use_blocked_attention(network)
+            use_blocked_attention(network, config.sequence_length)
         if config.rank and config.weights:
             add_low_rank(model, keep, config.rank, config.seed)
             others = {n: t for n, t in tuned.items() if t.dropped is None}

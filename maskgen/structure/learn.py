@@ -216,7 +216,7 @@ def _learn(
     refuse_ranks(request.method)
     aside, rest = _split(model, model_dir, texts, config)
     batches = Batches(rest, config.batch_size, config.seed)
-    use_blocked_attention(model)
+    use_blocked_attention(model, config.sequence_length)
     learner = _learner(model, groups, shape, scores, request, batches)
     options = RunOptions(
         request.folder,

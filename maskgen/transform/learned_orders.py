@@ -77,7 +77,7 @@ def learn_orders(
     refuse_ranks("learning orders")
     if not start:
         return LearnedOrders({}, 0.0, 0.0)
-    attention = use_blocked_attention(model)
+    attention = use_blocked_attention(model, config.sequence_length)
     shown = console or Console(quiet=True)
     shown.print(f"learning orders by {config.loss}; {attention}", highlight=False, soft_wrap=True)
     windows = token_windows(ModelTokenizer(model_dir), texts.texts, config.sequence_length)

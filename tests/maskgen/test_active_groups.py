@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from maskgen.format.pattern import Pattern
 from maskgen.learning import relaxation
@@ -22,6 +21,7 @@ from maskgen.methods.roi import RoI, RoIConfig
 from maskgen.prune import PruneSettings, prune
 from maskgen.torch_model import load_model
 from tests.maskgen.learning_runs import losses, small_run
+from tests.maskgen.routers import choose_first_experts
 from tests.tiny_model import make_tiny_llama
 
 ENTROPIC = {"top_n": "entropic", "scale": (0.01, 0.005), "margin": 0.05}
@@ -178,12 +178,7 @@ def test_an_expert_that_no_token_chose_has_no_moments(tmp_path, share):
     model_dir = make_tiny_llama(
         tmp_path / "model", architecture="mixtral", num_local_experts=4, num_experts_per_tok=1
     )
-    file = model_dir / "model.safetensors"
-    weights = load_file(file)
-    for name in weights:
-        if name.endswith("block_sparse_moe.gate.weight"):
-            weights[name][:] = 0  # the first one wins a draw
-    save_file(weights, file, metadata={"format": "pt"})
+    choose_first_experts(model_dir)
     prior = prune(model_dir, None, PruneSettings("magnitude")).mask
     settings = {"active_share": share, "active_after": 2, "checkpoint_every": 1}
     whole = small_run(model_dir, tmp_path / "whole", "maskllm", prior, steps=4, **settings)

@@ -36,6 +36,7 @@ from maskgen.torch_model import apply_to_module, load_model
 from tests.maskgen.learning_runs import TEXTS, losses, magnitude_prior, small_run
 from tests.maskgen.recovery_runs import SMALL as SMALL_RECOVERY
 from tests.maskgen.recovery_runs import small_recovery
+from tests.maskgen.routers import choose_first_experts
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
 
@@ -277,12 +278,7 @@ def test_a_mixture_can_be_recovered(model_dir, tmp_path, values):
 def test_experts_that_no_token_chose_are_solved_for_on_all(tmp_path):
     """The router's first row is so low that nobody chooses expert 0, and recovery says so."""
     model_dir = make(tmp_path, "mixtral")
-    file = model_dir / "model.safetensors"
-    weights = load_file(file)
-    for name in weights:
-        if name.endswith("block_sparse_moe.gate.weight"):
-            weights[name][:] = 0  # the first ones win a draw
-    save_file(weights, file, metadata={"format": "pt"})
+    choose_first_experts(model_dir)
     mask = magnitude_prior(model_dir)
     said = Console(record=True, width=200)
     request = RecoverRequest(

@@ -57,7 +57,7 @@ def switched(model) -> bool:
     """Whether a model has blocked attention now, on any processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-        return use_blocked_attention(model) == f"{BLOCKED_ATTENTION} attention"
+        return use_blocked_attention(model, 300).startswith(f"{BLOCKED_ATTENTION} attention")
 
 
 @pytest.mark.parametrize("length", [1, 64, 128, 129, 300])
@@ -107,20 +107,29 @@ def test_blocked_attention_computes_in_the_type_of_autocast(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "supported", "reason"),
+    ("options", "supported", "length", "reason"),
     [
-        ({}, False, "the processor has no bf16 instructions"),
-        ({"architecture": "gemma2"}, True, "transformers runs gemma2 models with it"),
+        ({}, False, 33, "the processor has no bf16 instructions"),
+        ({}, True, 1025, "sequences of 1025 tokens are longer than 1024"),
+        ({"architecture": "gemma2"}, True, 33, "transformers runs gemma2 models with it"),
     ],
 )
 def test_a_model_keeps_its_attention_and_says_why(
-    tmp_path, monkeypatch, options, supported, reason
+    tmp_path, monkeypatch, options, supported, length, reason
 ):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
     model = load_model(make_tiny_llama(tmp_path / "model", **options), "bf16", "cpu")
     before = model.config._attn_implementation
-    assert use_blocked_attention(model) == f"{before} attention, because {reason}"
+    assert use_blocked_attention(model, length) == f"{before} attention, because {reason}"
     assert model.config._attn_implementation == before
+
+
+def test_layers_with_a_window_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    directory = make_tiny_llama(tmp_path / "model", architecture="mistral", sliding_window=8)
+    said = [use_blocked_attention(load_model(directory, "bf16", "cpu"), n) for n in (8, 33)]
+    assert said[0] == f"{BLOCKED_ATTENTION} attention"
+    assert said[1].endswith("but torch's in layers with a window of 8 tokens")
 
 
 def test_schedules_start_and_end_where_they_should():
