@@ -276,7 +276,7 @@ def test_a_mixture_can_be_recovered(model_dir, tmp_path, values):
 
 
 def test_experts_that_no_token_chose_are_solved_for_on_all(tmp_path):
-    """The router's first row is so low that nobody chooses expert 0, and recovery says so."""
+    """Two experts see no token, and recovery says so."""
     model_dir = make(tmp_path, "mixtral")
     choose_first_experts(model_dir)
     mask = magnitude_prior(model_dir)
