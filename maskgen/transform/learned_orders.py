@@ -18,6 +18,7 @@ from maskgen.learning.attention import use_blocked_attention
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World, refuse_ranks
 from maskgen.learning.loop import RunOptions, run
+from maskgen.learning.native import describe
 from maskgen.texts.text_sets import TextSet
 from maskgen.texts.windows import TooLittleTextError, draw_windows, token_windows
 from maskgen.torch_model import check_tokens, dtype_name
@@ -79,7 +80,6 @@ def learn_orders(
         return LearnedOrders({}, 0.0, 0.0)
     attention = use_blocked_attention(model, config.sequence_length)
     shown = console or Console(quiet=True)
-    shown.print(f"learning orders by {config.loss}; {attention}", highlight=False, soft_wrap=True)
     windows = token_windows(ModelTokenizer(model_dir), texts.texts, config.sequence_length)
     check_tokens(model, windows)
     if len(windows) <= config.held_out_windows:
@@ -98,6 +98,8 @@ def learn_orders(
         config,
         Batches(rest, config.batch_size, config.seed),
     )
+    said = f"learning orders by {config.loss}; {attention}; gradients by {describe(learner.native)}"
+    shown.print(said, highlight=False, soft_wrap=True)
     options = RunOptions(
         request.folder,
         _identity(request, config, base_digest(model_dir), texts, dtype_name(model)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,12 @@ class OrderLearner:
             eps=config.adamw_epsilon or ADAMW_EPSILON[config.loss],
             weight_decay=config.weight_decay,
         )
+
+    @property
+    def native(self) -> ModuleType | None:
+        """The kernels of all gradients; None if some are torch's."""
+        found = [layer.native for learned in self._learned.values() for layer in learned.layers]
+        return found[0] if all(found) else None
 
     def _replace(
         self, group: PermutationGroup, scores: Scores, order: Tensor, generator: torch.Generator
