@@ -1,8 +1,10 @@
 // The Python edge: checks every array, releases the GIL, calls the chosen kernel.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -20,6 +22,7 @@ using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::c
 using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Floats2d = nb::ndarray<nb::pytorch, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Targets = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -246,6 +249,28 @@ void order_gradient(const Logits& scores, const Logits& slopes, const Places& pl
   kernels().order_gradient(view, {n, m}, found.data());
 }
 
+// (text, divergence), sums over positions.
+std::tuple<double, double> next_token_loss(const Weight& logits, const Targets& targets,
+                                           const std::optional<Weight>& teacher, float share,
+                                           float scale, const std::optional<Weight>& gradient) {
+  const Predictions all{logits.data(),
+                        teacher ? teacher->data() : nullptr,
+                        targets.data(),
+                        static_cast<std::int64_t>(logits.shape(0)),
+                        static_cast<std::int64_t>(logits.shape(1)),
+                        share,
+                        is_bf16(logits)};
+  if (teacher) same_as_weight(logits, *teacher, "the teacher's logits");
+  if (gradient) same_as_weight(logits, *gradient, "the gradient");
+  if (targets.shape(0) != logits.shape(0)) refuse("there must be a target for every position");
+  for (std::int64_t i = 0; i < all.positions; ++i) {
+    if (all.targets[i] >= all.vocabulary) refuse("a target is beyond the vocabulary");
+  }
+  nb::gil_scoped_release released;
+  const Losses found = kernels().next_token_loss(all, scale, gradient ? gradient->data() : nullptr);
+  return {found.text, found.divergence};
+}
+
 }  // namespace
 
 // Every kernel draws its noise from the key (seed, step, micro_batch, layer).
@@ -302,4 +327,9 @@ NB_MODULE(_native, m) {
         "Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands "
         "at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` "
         "has the channels in their present order, (blocks, size).");
+  m.def("next_token_loss", &next_token_loss, "logits"_a.noconvert(), "targets"_a.noconvert(),
+        "teacher"_a.noconvert().none(), "share"_a, "scale"_a, "gradient"_a.noconvert().none(),
+        "Loss of the next tokens and divergence from the teacher, each summed over the positions "
+        "whose target is not negative; `gradient` becomes `scale` times that of (1 - share) * loss "
+        "+ share * divergence. Logits, teacher and gradient are (positions, vocabulary).");
 }

@@ -53,6 +53,21 @@ struct Blocks {
   std::int64_t count, rows, size;
 };
 
+// What a language model says of the next tokens; maskgen/learning/loss.py.
+struct Predictions {
+  const void* logits;           // (positions, vocabulary)
+  const void* teacher;          // the same of another model, or null
+  const std::int64_t* targets;  // (positions); below 0 where nothing is predicted
+  std::int64_t positions, vocabulary;
+  float share;   // of the divergence from the teacher in the loss
+  bool is_bf16;  // logits, teacher and gradient; else float32
+};
+
+// Summed over positions.
+struct Losses {
+  double text, divergence;
+};
+
 struct Decision {
   std::uint8_t* codes;          // (rows, groups)
   const std::uint8_t* compare;  // the prior's codes
@@ -86,6 +101,8 @@ struct Kernels {
                         std::int64_t columns, Grid, float* out);
   // found is (blocks, size, size), channel by place
   void (*order_gradient)(const Blocks&, Pattern, float* found);
+  // gradient is `scale` times that of the sum over positions, like logits; null if not wanted
+  Losses (*next_token_loss)(const Predictions&, float scale, void* gradient);
 };
 
 const Kernels& portable_kernels();

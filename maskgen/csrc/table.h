@@ -4,6 +4,7 @@
 #include "entropic.h"
 #include "grid.h"
 #include "gumbel.h"
+#include "loss.h"
 #include "order.h"
 #include "sampling.h"
 #include "topk.h"
@@ -169,6 +170,18 @@ inline void order_gradient(const Blocks& blocks, Pattern pattern, float* found) 
   }
 }
 
+template <class Value>
+Losses next_token_loss(const Predictions& all, float scale, void* gradient) {
+  auto* out = static_cast<Value*>(gradient);
+  double text = 0.0, divergence = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : text, divergence)
+  for (std::int64_t position = 0; position < all.positions; ++position) {
+    Value* own = out == nullptr ? nullptr : out + position * all.vocabulary;
+    next_token_loss_row<Value>(all, position, scale, own, text, divergence);
+  }
+  return {text, divergence};
+}
+
 inline Kernels make_table(const char* name) {
   using Bf16 = std::uint16_t;
   return {
@@ -201,7 +214,11 @@ inline Kernels make_table(const char* name) {
       decide_placements,
       decide_weights,
       fake_quantise,
-      order_gradient};
+      order_gradient,
+      [](const Predictions& p, float scale, void* out) {
+        return p.is_bf16 ? next_token_loss<Bf16>(p, scale, out)
+                         : next_token_loss<float>(p, scale, out);
+      }};
 }
 
 }  // namespace

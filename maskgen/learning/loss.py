@@ -1,8 +1,9 @@
-"""Next-token loss of a frozen model, its gradient computed in the same pass.
+"""Next-token loss of a model, its gradient computed in the same pass.
 
 The vocabulary's logits are the largest activations of a small model: (2048, 49152) in fp32 is
-400 MB, and the usual cross entropy walks over them six times. Here a slice at a time is turned into
-loss and gradient while it is in cache, and only the gradient, in the logits' own type, is kept.
+400 MB, and the usual cross entropy walks over them six times. Here a position at a time is turned
+into loss and gradient while it is in cache, and only the gradient, in the logits' own type, is
+kept. On the CPU a native kernel does that (`maskgen/csrc/loss.h`), elsewhere torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskgen.learning.native import native_module
+
 _ROWS = 32
+"""Positions that torch's functions take at once."""
 
 
 class _NextTokenLoss(torch.autograd.Function):
@@ -22,33 +26,66 @@ class _NextTokenLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor | None, share: float
     ) -> tuple[Tensor, Tensor]:
-        gradient = torch.empty_like(logits)
-        hard = torch.zeros((), dtype=torch.float64)
-        divergence = torch.zeros((), dtype=torch.float64)
         count = int((targets >= 0).sum())
-        for start in range(0, len(targets), _ROWS):
-            rows = slice(start, start + _ROWS)
-            counted = (targets[rows, None] >= 0).float()
-            target = targets[rows, None].clamp_min(0)
-            log_p = torch.log_softmax(logits[rows].float(), dim=-1)
-            hard -= (log_p.gather(1, target) * counted).sum().double().cpu()
-            slope = log_p.exp()
-            if teacher is not None:
-                log_q = torch.log_softmax(teacher[rows].float(), dim=-1)
-                q = log_q.exp()
-                divergence += (q * (log_q - log_p) * counted).sum().double().cpu()
-                slope -= share * q
-            slope.scatter_add_(1, target, torch.full_like(slope[:, :1], share - 1.0))
-            gradient[rows] = slope.mul_(counted / count).to(gradient.dtype)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        native = logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
+        losses = _native_losses if native else _torch_losses
+        hard, divergence = losses(logits, targets, teacher, share, 1.0 / count, gradient)
         ctx.save_for_backward(gradient)
         loss = ((1.0 - share) * hard + share * divergence) / count
-        return loss.float(), (hard / count).float()
+        return torch.tensor(loss), torch.tensor(hard / count)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         scale = float(gradients[0])
         return gradient if scale == 1.0 else gradient * scale, None, None, None
+
+
+def _native_losses(
+    logits: Tensor,
+    targets: Tensor,
+    teacher: Tensor | None,
+    share: float,
+    scale: float,
+    gradient: Tensor | None,
+) -> tuple[float, float]:
+    """Sums of loss and divergence over all positions; writes `scale` times the mix's gradient."""
+    logits = logits.detach().contiguous()
+    taught = None if teacher is None else teacher.to(logits.dtype).contiguous()
+    losses: tuple[float, float] = native_module().next_token_loss(
+        logits, targets, taught, share, scale, gradient
+    )
+    return losses
+
+
+def _torch_losses(
+    logits: Tensor,
+    targets: Tensor,
+    teacher: Tensor | None,
+    share: float,
+    scale: float,
+    gradient: Tensor | None,
+) -> tuple[float, float]:
+    """The same by torch's functions."""
+    hard = torch.zeros((), dtype=torch.float64)
+    divergence = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        counted = (targets[rows, None] >= 0).float()
+        target = targets[rows, None].clamp_min(0)
+        log_p = torch.log_softmax(logits[rows].float(), dim=-1)
+        hard -= (log_p.gather(1, target) * counted).sum().double().cpu()
+        slope = log_p.exp()
+        if teacher is not None:
+            log_q = torch.log_softmax(teacher[rows].float(), dim=-1)
+            q = log_q.exp()
+            divergence += (q * (log_q - log_p) * counted).sum().double().cpu()
+            slope -= share * q
+        if gradient is not None:
+            slope.scatter_add_(1, target, torch.full_like(slope[:, :1], share - 1.0))
+            gradient[rows] = slope.mul_(counted * scale).to(gradient.dtype)
+    return float(hard), float(divergence)
 
 
 def next_token_loss(

@@ -29,8 +29,7 @@ def native_module() -> ModuleType:
         native = importlib.import_module("maskgen._native")
     except ModuleNotFoundError:
         raise ValueError(
-            "maskgen._native is not built: pip install twofour, or build it with cmake;"
-            " --set kernels=torch learns without it, many times slower"
+            "maskgen._native is not built: pip install twofour, or build it with cmake"
         ) from None
     native.isa()
     return native

@@ -98,7 +98,7 @@ def test_native_relaxations_equal_torch(name, dtype):
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_equals_torch(isa):
     """The whole comparison again in a process that is forced to one instruction set."""
-    beside = ("test_quantiser.py", "transform/test_ordered_linear.py")
+    beside = ("test_quantiser.py", "test_learning_loss.py", "transform/test_ordered_linear.py")
     files = __file__, *(str(Path(__file__).parent / name) for name in beside)
     code = (
         "import sys\nfrom maskgen import _native\n"
@@ -123,7 +123,7 @@ def test_a_build_without_the_native_kernels_is_no_silent_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "maskgen._native", None)
     assert choose_kernels("torch", CPU, torch.float32) is None
     for kernels in ("auto", "native"):
-        with pytest.raises(ValueError, match=r"maskgen\._native is not built.*kernels=torch"):
+        with pytest.raises(ValueError, match=r"maskgen\._native is not built"):
             choose_kernels(kernels, CPU, torch.float32)
     assert choose_kernels("auto", CPU, torch.float64) is None
     with pytest.raises(ValueError, match=r"not 2:4 of torch\.float64 on cpu"):
