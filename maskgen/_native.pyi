@@ -63,6 +63,11 @@ def order_gradient(scores: Annotated[torch.Tensor, dict(dtype='float32', shape=(
     Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` has the channels in their present order, (blocks, size).
     """
 
+def sampled_products(gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], inputs: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], numbers: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], out: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Adds to `out`, (groups, m), those entries of gradient^T inputs that belong to the groups of these `numbers` (row by row). `gradient` is (tokens, rows), `inputs` (tokens, inputs).
+    """
+
 def next_token_loss(logits: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], targets: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], teacher: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')] | None, share: float, scale: float, gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')] | None) -> tuple[float, float]:
     """
     Loss of the next tokens and divergence from the teacher, each summed over the positions whose target is not negative; `gradient` becomes `scale` times that of (1 - share) * loss + share * divergence. Logits, teacher and gradient are (positions, vocabulary).

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,7 +23,7 @@ using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::c
 using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Floats2d = nb::ndarray<nb::pytorch, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Targets = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
@@ -249,8 +250,39 @@ void order_gradient(const Logits& scores, const Logits& slopes, const Places& pl
   kernels().order_gradient(view, {n, m}, found.data());
 }
 
+void sampled_products(const Weight& gradient, const Weight& inputs, const Numbers& numbers,
+                      const Floats2d& out) {
+  const std::size_t rows = gradient.shape(1), columns = inputs.shape(1), m = out.shape(1);
+  if (inputs.shape(0) != gradient.shape(0) || inputs.dtype() != gradient.dtype()) {
+    refuse("the inputs must have the gradient's tokens and type");
+  }
+  if (m < 4 || m % 4 != 0 || columns % m != 0)
+    refuse("groups of a multiple of 4 must divide inputs");
+  if (out.shape(0) != numbers.shape(0)) refuse("there must be a row of products for every group");
+  Sampled all{gradient.data(),
+              inputs.data(),
+              numbers.data(),
+              static_cast<std::int64_t>(gradient.shape(0)),
+              static_cast<std::int64_t>(rows),
+              static_cast<std::int64_t>(columns / m),
+              static_cast<std::int64_t>(numbers.shape(0)),
+              static_cast<int>(m),
+              is_bf16(gradient),
+              nullptr};
+  for (std::int64_t i = 0; i < all.count; ++i) {
+    if (all.numbers[i] < 0 || all.numbers[i] >= all.rows * all.groups) {
+      refuse("a group's number is beyond the layer");
+    }
+  }
+  const std::size_t bytes = all.is_bf16 ? 2 : 4;
+  const auto scratch = std::make_unique<std::byte[]>((rows + columns) * sddmm_tokens * bytes);
+  all.scratch = scratch.get();
+  nb::gil_scoped_release released;
+  kernels().sampled_products(all, out.data());
+}
+
 // (text, divergence), sums over positions.
-std::tuple<double, double> next_token_loss(const Weight& logits, const Targets& targets,
+std::tuple<double, double> next_token_loss(const Weight& logits, const Numbers& targets,
                                            const std::optional<Weight>& teacher, float share,
                                            float scale, const std::optional<Weight>& gradient) {
   const Predictions all{logits.data(),
@@ -327,6 +359,11 @@ NB_MODULE(_native, m) {
         "Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands "
         "at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` "
         "has the channels in their present order, (blocks, size).");
+  m.def(
+      "sampled_products", &sampled_products, "gradient"_a.noconvert(), "inputs"_a.noconvert(),
+      "numbers"_a.noconvert(), "out"_a.noconvert(),
+      "Adds to `out`, (groups, m), those entries of gradient^T inputs that belong to the groups "
+      "of these `numbers` (row by row). `gradient` is (tokens, rows), `inputs` (tokens, inputs).");
   m.def("next_token_loss", &next_token_loss, "logits"_a.noconvert(), "targets"_a.noconvert(),
         "teacher"_a.noconvert().none(), "share"_a, "scale"_a, "gradient"_a.noconvert().none(),
         "Loss of the next tokens and divergence from the teacher, each summed over the positions "

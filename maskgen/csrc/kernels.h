@@ -53,6 +53,19 @@ struct Blocks {
   std::int64_t count, rows, size;
 };
 
+inline constexpr int sddmm_tokens = 256;  // so many at once stay in the second cache
+
+// Groups of a layer whose weights' gradients are wanted.
+struct Sampled {
+  const void* gradient;         // (tokens, rows), of the layer's outputs
+  const void* inputs;           // (tokens, groups * m)
+  const std::int64_t* numbers;  // (count), row * groups + group
+  std::int64_t tokens, rows, groups, count;
+  int m;
+  bool is_bf16;   // gradient and inputs; else float32
+  void* scratch;  // (rows + groups * m, sddmm_tokens), of the same type
+};
+
 // What a language model says of the next tokens; maskgen/learning/loss.py.
 struct Predictions {
   const void* logits;           // (positions, vocabulary)
@@ -101,6 +114,8 @@ struct Kernels {
                         std::int64_t columns, Grid, float* out);
   // found is (blocks, size, size), channel by place
   void (*order_gradient)(const Blocks&, Pattern, float* found);
+  // adds to out, (count, m), the wanted entries of gradient^T inputs
+  void (*sampled_products)(const Sampled&, float* out);
   // gradient is `scale` times that of the sum over positions, like logits; null if not wanted
   Losses (*next_token_loss)(const Predictions&, float scale, void* gradient);
 };

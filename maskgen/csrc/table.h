@@ -7,6 +7,7 @@
 #include "loss.h"
 #include "order.h"
 #include "sampling.h"
+#include "sddmm.h"
 #include "topk.h"
 
 namespace twofour::learning {
@@ -215,6 +216,9 @@ inline Kernels make_table(const char* name) {
       decide_weights,
       fake_quantise,
       order_gradient,
+      [](const Sampled& s, float* out) {
+        s.is_bf16 ? sampled_products<Bf16>(s, out) : sampled_products<float>(s, out);
+      },
       [](const Predictions& p, float scale, void* out) {
         return p.is_bf16 ? next_token_loss<Bf16>(p, scale, out)
                          : next_token_loss<float>(p, scale, out);

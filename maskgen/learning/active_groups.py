@@ -9,6 +9,7 @@ costs was not measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from maskgen.learning.codes import keep_tensor
 
 _ROWS = 64
 """Active groups lie in so many rows if they can: kernels deal rows out to threads."""
+_SAMPLED_BELOW = 0.15
+"""Share of active groups above which the whole product is about as fast as theirs alone."""
 
 
 class ActiveGroups:
@@ -67,6 +70,22 @@ class ActiveGroups:
         groups = planes.shape[2]
         of_each = planes[self.numbers // groups, :, self.numbers % groups]
         return of_each.view(*self._shape, planes.shape[1]).transpose(1, 2).contiguous()
+
+    def weight_gradient(self, gradient: Tensor, x: Tensor, native: ModuleType | None) -> Tensor:
+        """Compact, in the type of `x`: what `gathered` takes from gradient^T x.
+
+        Args:
+            gradient: (tokens, out), of the layer's outputs.
+            x: (tokens, in).
+            native: kernels; None for torch's functions.
+        """
+        few = len(self) < _SAMPLED_BELOW * self.codes.numel()
+        if native is None or not few:
+            return self.gathered(gradient.T @ x)
+        products = x.new_zeros((len(self), self._pattern.m), dtype=torch.float32)
+        native.sampled_products(gradient.contiguous(), x.contiguous(), self.numbers, products)
+        rows, columns = self._shape
+        return products.to(x.dtype).view(rows, columns * self._pattern.m)
 
     def masked(self, compact: Tensor) -> Tensor:
         """The whole layer's masked weight, given that of the active groups.

@@ -54,7 +54,7 @@ class _MaskedProduct(torch.autograd.Function):
         x, masked = ctx.saved_tensors
         layer: MaskedLinear = ctx.layer
         gradient = gradients[0]
-        masked_gradient = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        masked_gradient = layer.weight_gradient(gradient.flatten(0, -2), x.flatten(0, -2))
         layer.add_gradient(masked_gradient, ctx.at, ctx.key)
         return (gradient @ masked if ctx.needs_input_grad[0] else None), None, None
 
@@ -119,11 +119,15 @@ class MaskedLinear(nn.Module):
         soft = self.relaxation.masked_weight(self.active.weight, logits, at, key)
         return self.active.masked(soft)
 
+    def weight_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """dL / d(masked weight) from (tokens, out) and (tokens, in): (out, in), or compact."""
+        if self.active is None:
+            return gradient.T @ x
+        return self.active.weight_gradient(gradient, x, self.relaxation.native)
+
     def add_gradient(self, masked_gradient: Tensor, at: Softness, key: NoiseKey) -> None:
-        """Add to `gradient()`, given (out, in) dL / d(masked weight) and the forward's key."""
-        weight = self.weight
-        if self.active is not None:
-            weight, masked_gradient = self.active.weight, self.active.gathered(masked_gradient)
+        """Add to `gradient()`, given what `weight_gradient` found and the forward's key."""
+        weight = self.weight if self.active is None else self.active.weight
         logits, gradient = self.mask_logits.detach(), masked_gradient.contiguous()
         self.relaxation.add_gradient(weight, logits, gradient, at, key, self.gradient())
 

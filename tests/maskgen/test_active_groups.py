@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maskgen.format.pattern import Pattern
 from maskgen.learning import relaxation
 from maskgen.learning.active_groups import closest_groups
 from maskgen.learning.batches import Batches
 from maskgen.learning.distributed import World
+from maskgen.learning.native import native_module
 from maskgen.learning.relaxation import Softness
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
 from maskgen.methods.roi import RoI, RoIConfig
@@ -113,7 +116,7 @@ def test_weights_and_gradients_of_active_groups_are_those_of_the_whole_layer(
     assert torch.equal(ours.view(-1, m)[rest], decided.view(-1, m)[rest])
     slope = torch.randn(whole.weight.shape, generator=random).bfloat16()
     whole.add_gradient(slope, at, key)
-    settled.add_gradient(slope, at, key)
+    settled.add_gradient(settled.active.gathered(slope), at, key)
     expected = settled.active.gathered_planes(whole.gradient())
     assert expected.abs().sum() > 0
     torch.testing.assert_close(settled.gradient(), expected, rtol=1e-4, atol=1e-5)
@@ -202,3 +205,54 @@ def test_a_share_of_nothing_is_refused(model_dir, tmp_path):
     prior = prune(model_dir, None, PruneSettings("magnitude")).mask
     with pytest.raises(ValueError, match="active_share"):
         small_run(model_dir, tmp_path, "maskllm", prior, active_share=0)
+
+
+@given(
+    tokens=st.integers(1, 600),
+    rows=st.integers(1, 9),
+    groups=st.integers(1, 7),
+    m=st.sampled_from([4, 8, 32]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32]),
+    seed=st.integers(0, 2**16),
+)
+def test_native_sampled_products_are_entries_of_the_whole(tokens, rows, groups, m, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(tokens, rows, generator=random).to(dtype)
+    x = torch.randn(tokens, groups * m, generator=random).to(dtype)
+    every = torch.randperm(rows * groups, generator=random)
+    numbers = every[: max(1, len(every) // 3)].sort().values
+    out = torch.ones(len(numbers), m)  # products are added to what is there
+    native_module().sampled_products(gradient, x, numbers, out)
+    whole = (gradient.double().T @ x.double()).view(-1, m)
+    torch.testing.assert_close(out.double() - 1, whole[numbers], rtol=1e-4, atol=1e-3)
+
+
+def test_native_sampled_products_refuse_what_does_not_fit():
+    products = native_module().sampled_products
+    gradient, x, out = torch.zeros(3, 2), torch.zeros(3, 8), torch.zeros(1, 4)
+    for number in (-1, 4):
+        with pytest.raises(ValueError, match="beyond the layer"):
+            products(gradient, x, torch.tensor([number]), out)
+    with pytest.raises(ValueError, match="tokens and type"):
+        products(gradient, x.bfloat16(), torch.tensor([0]), out)
+    with pytest.raises(ValueError, match="multiple of 4 must divide"):
+        products(gradient, x, torch.tensor([0]), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="a row of products for every group"):
+        products(gradient, x, torch.tensor([0, 1]), out)
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_weight_gradients_of_active_groups(model_dir, kernels):
+    settings = {"active_share": 0.1, "active_after": 1, "kernels": kernels}
+    learner = make_learner(model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4), **settings)
+    learner.step(0)
+    learner._settle()
+    layer = learner.layers[0]
+    random = torch.Generator().manual_seed(5)
+    out, inputs = layer.weight.shape
+    gradient = torch.randn(70, out, generator=random).bfloat16()
+    x = torch.randn(70, inputs, generator=random).bfloat16()
+    whole = layer.active.gathered(gradient.float().T @ x.float())
+    found = layer.weight_gradient(gradient, x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), whole, rtol=2**-7, atol=0.05)
