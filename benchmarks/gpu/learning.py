@@ -39,7 +39,7 @@ class MaskLLMSettings:
     clip: float = 1.0
     distillation: float = 0.0
     active_share: float = 1.0
-    active_after: int = 10
+    active_after: int = 25
     activation_checkpointing: bool = False
     kappa: tuple[float, float] = (100.0, 500.0)
     tau: tuple[float, float] = (4.0, 0.05)

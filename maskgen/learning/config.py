@@ -68,10 +68,10 @@ class GradientConfig(LearnConfig):
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of KL(dense model || masked model) in the loss; the rest is cross entropy on text."""
     active_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of groups that are learned, those that would gain the most from an exchange of weights;
-    the others keep the prior's. Below 1, the first `active_after` steps learn nothing but which."""
-    active_after: Count = 10
-    """Steps that choose those groups."""
+    """Share of groups that are learned on after `active_after` steps, those whose decision is the
+    closest; the others are decided then, and their state is dropped."""
+    active_after: Count = 25
+    """Steps after which that happens."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     divergence: Positive = 3.0

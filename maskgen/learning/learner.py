@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskgen.format.placements import Codes
-from maskgen.learning.active_groups import largest_gains
+from maskgen.learning.active_groups import closest_groups
 from maskgen.learning.codes import codes_array, codes_tensor
 from maskgen.learning.distributed import (
     World,
@@ -107,7 +107,7 @@ class Schedule:
     initial_logits: Callable[[str, Tensor], Tensor]  # (layer name, prior codes) -> logits
 
 
-_PROBE, _NUMBERS = ".probe", ".active"
+_NUMBERS, _CODES = ".active", ".settled_codes"
 """Of what else a checkpoint holds of a layer, after the layer's name."""
 
 TokenBatches = Callable[[int], npt.NDArray[np.int64]]
@@ -173,8 +173,8 @@ class GradientLearner:
         schedule: softness over the run, and initial logits.
 
     Raises:
-        ValueError: micro-batches cannot be dealt evenly, or few groups are to be learned in a run
-            of several ranks, which would have to choose the same.
+        ValueError: micro-batches cannot be dealt evenly, or groups are to be settled in a run of
+            several ranks, which would have to choose the same.
     """
 
     def __init__(
@@ -205,9 +205,6 @@ class GradientLearner:
         self.layers = [
             self._replace(name, codes, relaxation) for name, codes in sorted(prior.items())
         ]
-        self._probing = config.active_share < 1
-        for layer in self.layers if self._probing else ():
-            layer.start_probe()
         self._largest_state: dict[str, float] = {}
         self._optimise()
 
@@ -227,16 +224,22 @@ class GradientLearner:
 
     @torch.no_grad()
     def _settle(self) -> None:
-        """Learn from now on the groups that would gain the most, and drop all others' state."""
+        """Decide all groups but the closest, and drop what was kept of them."""
         self._largest_state = self.state_bytes()
-        chosen = largest_gains([la.gains() for la in self.layers], self._config.active_share)
-        self._learn_only(chosen)
-
-    def _learn_only(self, chosen: Sequence[Tensor]) -> None:
+        chosen = closest_groups([la.margins() for la in self.layers], self._config.active_share)
         for layer, numbers in zip(self.layers, chosen, strict=True):
             layer.settle(numbers)
-        self._probing = False
         self._optimise()
+
+    @torch.no_grad()
+    def _step_without_moments(self, rate: float) -> None:
+        """AdamW's step with both decays 0: moments of all groups would be half of the state."""
+        config = self._config
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            if gradient is not None:
+                parameter.mul_(1 - rate * config.weight_decay)
+                parameter.addcdiv_(gradient, gradient.abs().add_(config.epsilon), value=-rate)
 
     def _replace(self, name: str, codes: Codes, relaxation: Relaxation[Any]) -> MaskedLinear:
         linear = self._model.get_submodule(name)
@@ -256,7 +259,7 @@ class GradientLearner:
     def step(self, step: int) -> StepReport:
         """One optimiser step over this rank's micro-batches."""
         config = self._config
-        if self._probing and step >= config.active_after:
+        if self._settling and step >= config.active_after:
             self._settle()
         for parameter in self._parameters:
             if parameter.grad is not None:
@@ -266,19 +269,24 @@ class GradientLearner:
         share = Softness(at.scale, at.tau, at.regularisation / per_step)
         self.clock.step, self.clock.softness = step, share
         loss = sum(self._micro_batch(step, index) for index in self._mine)
-        softness = {"scale": at.scale, "tau": at.tau}
-        if self._probing:
-            return StepReport(loss / per_step, softness)
         self._world.sum_gradients(self._parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.clip))
         rate = cosine(config.learning_rate, config.final_learning_rate, step / config.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        if self._settling:
+            self._step_without_moments(rate)
+        else:
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
         return StepReport(
             self._world.sum(loss / per_step),
-            {"gradient_norm": norm, "learning_rate": rate, **softness},
+            {"gradient_norm": norm, "learning_rate": rate, "scale": at.scale, "tau": at.tau},
         )
+
+    @property
+    def _settling(self) -> bool:
+        """Whether most groups are still to be decided."""
+        return self._config.active_share < 1 and self.layers[0].active is None
 
     def _micro_batch(self, step: int, index: int) -> float:
         config = self._config
@@ -332,13 +340,12 @@ class GradientLearner:
         }
 
     def learned(self) -> dict[str, Tensor]:
-        """Logits by layer name; of few groups, also which, or what will choose them."""
+        """Logits by layer name; once groups are settled, also which are not, and their codes."""
         found = {layer.name: layer.mask_logits.detach() for layer in self.layers}
         for layer in self.layers:
-            if layer.probe is not None:
-                found[layer.name + _PROBE] = layer.probe
             if layer.active is not None:
                 found[layer.name + _NUMBERS] = layer.active.numbers
+                found[layer.name + _CODES] = layer.active.codes
         return found
 
     def optimiser(self) -> dict[str, Tensor]:
@@ -347,36 +354,31 @@ class GradientLearner:
 
     def restore(self, learned: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Logits and AdamW moments from a checkpoint."""
-        numbers = [learned.get(layer.name + _NUMBERS) for layer in self.layers]
-        chosen = [n.to(self._device) for n in numbers if n is not None]
         with torch.no_grad():
-            if chosen:
-                self._largest_state = self.state_bytes()
-                self._learn_only(chosen)
             for layer in self.layers:
+                if (numbers := learned.get(layer.name + _NUMBERS)) is not None:
+                    self._largest_state = self._largest_state or self.state_bytes()
+                    codes = learned[layer.name + _CODES]
+                    layer.settle(numbers.to(self._device), codes.to(self._device))
                 layer.mask_logits.copy_(learned[layer.name])
-                if layer.probe is not None:
-                    layer.probe.copy_(learned[layer.name + _PROBE])
+        if self._largest_state:
+            self._optimise()
         names = [layer.name for layer in self._learned]
         load_adamw_state(self._optimizer, names, self._parameters, optimiser)
 
     def state_bytes(self) -> dict[str, float]:
         """Bytes of training state per weight, by part, when they were the most.
 
-        Logits, gradient, AdamW's two moments; while groups are chosen, logits and the probe;
-        afterwards those of the chosen ones and their numbers.
+        Logits, gradient and AdamW's two moments; before groups are settled without moments,
+        afterwards of the active ones, with their numbers.
         """
         weights = sum(layer.weight.numel() for layer in self.layers)
         per_weight = sum(parameter.numel() for parameter in self._parameters) * 4 / weights
-        parts = {"logits": per_weight}
-        if self._probing:
-            parts["probe"] = 4.0
-        else:
-            parts |= {"gradient": per_weight, "adamw": 2 * per_weight}
+        parts = {"logits": per_weight, "gradient": per_weight}
+        if not self._settling:
+            parts["adamw"] = 2 * per_weight
         if self._largest_state:
             numbers = sum(len(la.active) for la in self.layers if la.active is not None)
             parts["numbers"] = numbers * 8 / weights
-        total = sum(parts.values())
-        if self._largest_state.get("total", 0.0) > total:
-            return self._largest_state
-        return {**parts, "total": total}
+        found = {**parts, "total": sum(parts.values())}
+        return max(self._largest_state, found, key=lambda parts: parts.get("total", 0.0))

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskgen.learning.active_groups import ActiveGroups, exchange_gains
-from maskgen.learning.codes import keep_tensor
+from maskgen.learning.active_groups import ActiveGroups
 from maskgen.learning.noise import NoiseKey, layer_number
 from maskgen.learning.relaxation import Relaxation, Softness
 
@@ -68,9 +67,7 @@ class MaskedLinear(nn.Module):
             the others are settled.
         prior: (out, in / M), the codes (`maskgen.learning.codes`) that mask movement is measured
             against.
-        probe: (out, in) fp32, the sum of dL / d(masked weight) while groups are being chosen;
-            logits have no gradient then.
-        active: the groups that are learned; None while all are.
+        active: the groups that are still learned; None while all are.
     """
 
     weight: Tensor
@@ -96,19 +93,7 @@ class MaskedLinear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("prior", prior, persistent=False)
         self.mask_logits = nn.Parameter(logits)
-        self.probe: Tensor | None = None
         self.active: ActiveGroups | None = None
-
-    def start_probe(self) -> None:
-        """From now on sum up gradients of the masked weight, and add none to the logits."""
-        self.probe = torch.zeros_like(self.weight, dtype=torch.float32)
-
-    def gains(self) -> Tensor:
-        """(out, in / M): what the probe says that an exchange in each group would gain."""
-        if self.probe is None:
-            raise ValueError(f"layer {self.name} was not probed")
-        keep = keep_tensor(self.prior, self.relaxation.pattern)
-        return exchange_gains(self.weight, self.probe, keep, self.relaxation.pattern)
 
     def gradient(self) -> Tensor:
         """`mask_logits.grad`, made on first use."""
@@ -142,9 +127,6 @@ class MaskedLinear(nn.Module):
 
     def add_gradient(self, masked_gradient: Tensor, at: Softness, key: NoiseKey) -> None:
         """Add to `gradient()`, given what `weight_gradient` found and the forward's key."""
-        if self.probe is not None:
-            self.probe += masked_gradient
-            return
         weight = self.weight if self.active is None else self.active.weight
         logits, gradient = self.mask_logits.detach(), masked_gradient.contiguous()
         self.relaxation.add_gradient(weight, logits, gradient, at, key, self.gradient())
@@ -158,14 +140,22 @@ class MaskedLinear(nn.Module):
         keep = self.relaxation.keep(logits, self.active.prior, scale)
         return self.active.masked(self.active.weight * keep.to(self.weight))
 
-    def settle(self, numbers: Tensor) -> None:
-        """Learn some groups alone; `mask_logits` is a new parameter then, with theirs.
+    def margins(self) -> Tensor:
+        """(out, in / M): how far the decision is ahead of the next one, in logits."""
+        return self.relaxation.margins(self.mask_logits.detach())
+
+    def settle(self, numbers: Tensor, codes: Tensor | None = None) -> None:
+        """Learn on with some groups alone; `mask_logits` is a new parameter then, with theirs.
 
         Args:
             numbers: (A,) int64, ascending.
+            codes: (out, in / M) of the others, if not as decided now; the logits of the active
+                ones are then still to come.
         """
-        self.probe = None
-        self.active = ActiveGroups(self.weight, self.prior, numbers, self.relaxation.pattern)
+        decided = self.decide()[0] if codes is None else codes
+        self.active = ActiveGroups(
+            self.weight, decided, self.prior, numbers, self.relaxation.pattern
+        )
         logits = self.active.gathered_planes(self.mask_logits.detach())
         self.mask_logits = nn.Parameter(logits)
 
@@ -176,9 +166,9 @@ class MaskedLinear(nn.Module):
             return self.relaxation.decide(logits, self.prior, scale)
         settled = self.prior.numel() - len(self.active)
         if not len(self.active):
-            return self.prior, 0, float(settled)
+            return self.active.codes, self.active.changed, float(settled)
         codes, changed, sharpness = self.relaxation.decide(logits, self.active.prior, scale)
-        return self.active.decided(codes), changed, settled + sharpness
+        return self.active.decided(codes), self.active.changed + changed, settled + sharpness
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -125,6 +125,17 @@ class Relaxation(ABC, Generic[Soft]):
         changed = int((codes != prior).sum())
         return codes, changed, self._sharpness(logits, scale)
 
+    def margins(self, logits: Tensor) -> Tensor:
+        """(rows, groups): how far the logits of what is decided on are ahead of the next best."""
+        first = self._decided_logits
+        ordered = logits.topk(first + 1, dim=1).values
+        return ordered[:, first - 1] - ordered[:, first]
+
+    @property
+    @abstractmethod
+    def _decided_logits(self) -> int:
+        """How many of a group's logits a decision picks."""
+
     def keep(self, logits: Tensor, prior: Tensor, scale: float) -> Tensor:
         """(rows, M * groups) bool: what `decide` decides on."""
         return keep_tensor(self.decide(logits, prior, scale)[0], self.pattern)
@@ -141,6 +152,10 @@ class GumbelPlacements(Relaxation[Tensor]):
 
     def _planes(self) -> int:
         return self.pattern.placements
+
+    @property
+    def _decided_logits(self) -> int:
+        return 1
 
     def _kernels(self, native: ModuleType) -> tuple[Kernel, Kernel]:
         return native.gumbel_forward, native.gumbel_backward
@@ -168,6 +183,10 @@ class TopN(Relaxation[Soft]):
 
     def _planes(self) -> int:
         return self.pattern.m
+
+    @property
+    def _decided_logits(self) -> int:
+        return self.pattern.n
 
     def _noise(self, logits: Tensor, key: NoiseKey) -> Tensor:
         rows, _, groups = logits.shape

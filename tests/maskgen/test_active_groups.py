@@ -1,4 +1,4 @@
-"""Learning few groups: which, and that their gradients and runs are those of the whole."""
+"""Learning on with the closest groups alone: the same masks, gradients and runs, less state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from maskgen.format.pattern import Pattern
 from maskgen.learning import relaxation
-from maskgen.learning.active_groups import exchange_gains, largest_gains
+from maskgen.learning.active_groups import closest_groups
 from maskgen.learning.batches import Batches
-from maskgen.learning.codes import keep_tensor
 from maskgen.learning.distributed import World
 from maskgen.learning.native import native_module
 from maskgen.learning.relaxation import Softness
@@ -53,62 +52,41 @@ def make_learner(model_dir, method, config, pattern, world=WORLD, **settings):
     return method().learner(model, prior.codes, chosen, batches, world, pattern)
 
 
+def held_out(learner) -> float:
+    return learner.evaluate([torch.arange(5, 37)[None]])
+
+
 @pytest.mark.parametrize(("method", "config", "pattern", "settings"), CASES)
-def test_only_the_chosen_groups_are_learned(model_dir, method, config, pattern, settings):
+def test_settling_changes_no_mask_and_drops_the_state(model_dir, method, config, pattern, settings):
     learner = make_learner(
         model_dir, method, config, pattern, active_share=0.1, active_after=3, **settings
     )
-    whole = make_learner(model_dir, method, config, pattern, **settings)
-    start = learner.codes()
     for step in range(3):
         learner.step(step)
-    assert learner.movement().changed == whole.movement().changed
-    assert all(np.array_equal(learner.codes()[name], start[name]) for name in start)
+    codes, loss, moved = learner.codes(), held_out(learner), learner.movement()
+    whole = 4 * 4 * next(la for la in learner.layers).relaxation.planes / pattern.m
+    assert learner.state_bytes()["total"] == whole / 2  # without moments
+    learner._settle()
+    assert held_out(learner) == loss
+    assert learner.movement().changed == moved.changed > 0
+    assert all(np.array_equal(learner.codes()[name], codes[name]) for name in codes)
+    assert learner.state_bytes()["total"] == whole / 2  # the most that was needed
+    learner._largest_state = {}
+    assert learner.state_bytes()["total"] < 0.45 * whole  # rows of 64 groups in small layers
+    before = learner.codes()
     for step in range(3, 6):
         learner.step(step)
-        whole.step(step)
-    after, changed = learner.codes(), 0
+    after = learner.codes()
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
     for layer in learner.layers:
-        differs = after[layer.name].ravel() != layer.prior.numpy().ravel()
-        changed += int(differs.sum())
-        differs[layer.active.numbers] = False
-        assert not differs.any()
-    assert changed > 0
-    groups = sum(la.prior.numel() for la in learner.layers)
-    assert learner.movement().changed == pytest.approx(changed / groups)
-    assert learner.state_bytes()["probe"] == 4
-    assert learner.state_bytes()["total"] < 0.6 * whole.state_bytes()["total"]
-    # What the state needs in the end; rows of 64 groups are much of small layers.
-    learner._largest_state = {}
-    assert learner.state_bytes()["total"] < 0.45 * whole.state_bytes()["total"]
-
-
-def test_gains_are_those_of_the_best_exchange():
-    pattern = Pattern(2, 4)
-    weight = torch.tensor([[1.0, -2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0]])
-    gradient = torch.tensor([[0.1, 0.2, -0.5, 0.3, 0.0, 1.0, 2.0, 3.0]])
-    keep = torch.tensor([[1, 0, 0, 1, 1, 1, 0, 0]]).bool()
-    # Slopes 0.1 -0.4 -1.5 1.2 and 0 1 2 3: the last kept for the third; second kept for third.
-    gains = exchange_gains(weight, gradient, keep, pattern)
-    torch.testing.assert_close(gains, torch.tensor([[1.2 + 1.5, 1.0 - 2.0]]))
-
-
-def test_a_gain_foretells_what_an_exchange_does(model_dir):
-    """Groups with the largest gains, exchanged in a model whose masks are nearly full, gain."""
-    learner = make_learner(
-        model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4), active_share=0.1, active_after=2
+        still = np.ones(before[layer.name].size, bool)
+        still[layer.active.numbers] = False
+        old, new = (codes[layer.name].ravel()[still] for codes in (before, after))
+        assert np.array_equal(old, new)
+    changed = sum(int((after[la.name] != la.prior.numpy()).sum()) for la in learner.layers)
+    assert learner.movement().changed == pytest.approx(
+        changed / sum(la.prior.numel() for la in learner.layers)
     )
-    learner.step(0)
-    learner.step(1)
-    layer = learner.layers[0]
-    gains, probe = layer.gains(), layer.probe.clone()
-    slope = (layer.weight.float() * probe).view(len(gains), -1, 4)
-    keep = layer._decided_weight().view_as(slope) != 0
-    row, group = divmod(int(gains.argmax()), gains.shape[1])
-    mine, kept = slope[row, group], keep[row, group]
-    found = max(mine[a] - mine[b] for a in range(4) if kept[a] for b in range(4) if not kept[b])
-    assert gains[row, group] == pytest.approx(float(found), rel=1e-5)
-    assert gains.max() > 0
 
 
 @pytest.mark.parametrize(("method", "config", "pattern", "settings"), CASES)
@@ -137,7 +115,7 @@ def test_weights_and_gradients_of_active_groups_are_those_of_the_whole_layer(
     assert torch.equal(ours.view(-1, m)[numbers], full.view(-1, m)[numbers])
     rest = torch.ones(groups, dtype=torch.bool)
     rest[numbers] = False
-    decided = whole.weight * keep_tensor(whole.prior, pattern)
+    decided = whole._decided_weight()
     assert torch.equal(ours.view(-1, m)[rest], decided.view(-1, m)[rest])
     slope = torch.randn(whole.weight.shape, generator=random).bfloat16()
     whole.add_gradient(slope, at, key)
@@ -147,14 +125,28 @@ def test_weights_and_gradients_of_active_groups_are_those_of_the_whole_layer(
     torch.testing.assert_close(settled.gradient(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_largest_gains_of_all_layers():
-    gains = [torch.arange(128.0).view(4, 32), torch.arange(70.0, 80.0)[None]]
-    first, second = largest_gains(gains, 0.3)
-    assert first.tolist() == list(range(64, 128))  # 87 to 127, and more to fill rows of kernels
-    assert second.tolist() == []
-    first, second = largest_gains(gains, 0.45)
-    assert first.tolist() == list(range(64, 128))
+def test_until_groups_are_settled_a_step_is_adamws_first(model_dir):
+    """Whose moments are the gradient and its square; a step of its own each time."""
+    settings = {"learning_rate": 0.05, "final_learning_rate": 0.05, "weight_decay": 0.3}
+    whole = make_learner(model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4), **settings)
+    few = make_learner(
+        model_dir, MaskLLM, MaskLLMConfig, Pattern(2, 4), active_share=0.2, **settings
+    )
+    whole.step(0)
+    few.step(0)
+    for mine, theirs in zip(few.layers, whole.layers, strict=True):
+        torch.testing.assert_close(mine.mask_logits, theirs.mask_logits, rtol=1e-4, atol=1e-6)
+    assert not few.optimiser()
+
+
+def test_the_closest_groups_of_all_layers():
+    margins = [torch.arange(128.0).flip(0).view(4, 32), torch.arange(50.0, 60.0)[None]]
+    first, second = closest_groups(margins, 0.4)
+    assert first.tolist() == list(range(64, 128))  # 0 to 52, and more to fill rows of kernels
     assert second.tolist() == [*range(10)]  # a layer of less than a row's groups stays whole
+    first, second = closest_groups(margins, 1 / 138)
+    assert first.tolist() == list(range(64, 128))
+    assert second.tolist() == []
 
 
 @pytest.mark.parametrize(("share", "stop"), [(0.3, 5), (0.01, 5), (0.3, 1)])
@@ -185,7 +177,7 @@ def _stop_at(call, batches):
 
 @pytest.mark.parametrize("share", [1.0, 0.1])
 def test_an_expert_that_no_token_chose_has_no_moments(tmp_path, share):
-    """Neither choosing nor going on from a checkpoint needs them."""
+    """Neither settling nor going on from a checkpoint needs them."""
     model_dir = make_tiny_llama(
         tmp_path / "model", architecture="mixtral", num_local_experts=4, num_experts_per_tok=1
     )
