@@ -63,6 +63,16 @@ def order_gradient(scores: Annotated[torch.Tensor, dict(dtype='float32', shape=(
     Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` has the channels in their present order, (blocks, size).
     """
 
+def rms_norm(x: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], weight: Annotated[torch.Tensor, dict(shape=(None,), order='C', device='cpu')], epsilon: float, out: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], scales: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Writes to `out` the rows of `x`, (rows, size), over their root mean square and times `weight`, (size); to `scales`, (rows), what they were multiplied by.
+    """
+
+def rms_norm_gradient(x: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], weight: Annotated[torch.Tensor, dict(shape=(None,), order='C', device='cpu')], scales: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu')], gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], out: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Writes to `out` the gradient of `x`, given that of what `rms_norm` wrote.
+    """
+
 def sampled_products(gradient: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], inputs: Annotated[torch.Tensor, dict(shape=(None, None), order='C', device='cpu')], numbers: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], out: Annotated[torch.Tensor, dict(dtype='float32', shape=(None, None), order='C', device='cpu')]) -> None:
     """
     Adds to `out`, (groups, m), those entries of gradient^T inputs that belong to the groups of these `numbers` (row by row). `gradient` is (tokens, rows), `inputs` (tokens, inputs).

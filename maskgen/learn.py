@@ -23,6 +23,7 @@ from maskgen.learning.distributed import world_from_environment
 from maskgen.learning.loop import RunOptions, run
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import describe
+from maskgen.learning.norms import use_native_norms
 from maskgen.registry import load_method
 from maskgen.selection import LayerChoice, select_layers
 from maskgen.texts.text_sets import TextSet
@@ -140,7 +141,7 @@ def learn(
             world,
             prior.pattern,
         )
-        chosen = f"masks by {describe(learner.native)}; {attention}"
+        chosen = f"masks by {describe(learner.native)}; {attention}; {use_native_norms(model)}"
         console.print(chosen, highlight=False, soft_wrap=True)
         identity = {
             "method": request.method,

@@ -28,6 +28,7 @@ class MaskLLMSettings:
 
     steps: int = 20
     length: int = 2048
+    batch_size: int = 1
     micro_batches: int = 1
     seed: int = 0
     learning_rate: float = 5e-4
@@ -40,6 +41,7 @@ class MaskLLMSettings:
     distillation: float = 0.0
     active_share: float = 1.0
     active_after: int = 25
+    sequences_at_once: int = 0
     activation_checkpointing: bool = False
     kappa: tuple[float, float] = (100.0, 500.0)
     tau: tuple[float, float] = (4.0, 0.05)

@@ -10,11 +10,13 @@
 #include <string>
 #include <tuple>
 
+#include "common/lanes.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using namespace twofour::learning;
+using twofour::lanes;
 
 namespace {
 
@@ -23,6 +25,8 @@ using Weight = nb::ndarray<nb::pytorch, nb::ndim<2>, nb::c_contig, nb::device::c
 using Logits = nb::ndarray<nb::pytorch, float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Floats2d = nb::ndarray<nb::pytorch, float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Scales = nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<nb::pytorch, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<nb::pytorch, std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<nb::pytorch, std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -250,6 +254,32 @@ void order_gradient(const Logits& scores, const Logits& slopes, const Places& pl
   kernels().order_gradient(view, {n, m}, found.data());
 }
 
+Norm make_norm(const Weight& x, const Vector& weight, const Weight& out, const Scales& scales) {
+  if (x.shape(1) % lanes != 0) refuse("rows must divide by " + std::to_string(lanes));
+  if (weight.shape(0) != x.shape(1) || weight.dtype() != x.dtype()) {
+    refuse("the norm's weight must have the size and type of a row");
+  }
+  same_as_weight(x, out, "what is written");
+  if (scales.shape(0) != x.shape(0)) refuse("there must be a scale for every row");
+  return {x.data(), weight.data(), static_cast<std::int64_t>(x.shape(0)),
+          static_cast<std::int64_t>(x.shape(1)), is_bf16(x)};
+}
+
+void rms_norm(const Weight& x, const Vector& weight, float epsilon, const Weight& out,
+              const Scales& scales) {
+  const Norm norm = make_norm(x, weight, out, scales);
+  nb::gil_scoped_release released;
+  kernels().rms_norm(norm, epsilon, out.data(), scales.data());
+}
+
+void rms_norm_gradient(const Weight& x, const Vector& weight, const Scales& scales,
+                       const Weight& gradient, const Weight& out) {
+  const Norm norm = make_norm(x, weight, out, scales);
+  same_as_weight(x, gradient, "the gradient");
+  nb::gil_scoped_release released;
+  kernels().rms_norm_gradient(norm, scales.data(), gradient.data(), out.data());
+}
+
 void sampled_products(const Weight& gradient, const Weight& inputs, const Numbers& numbers,
                       const Floats2d& out) {
   const std::size_t rows = gradient.shape(1), columns = inputs.shape(1), m = out.shape(1);
@@ -359,6 +389,13 @@ NB_MODULE(_native, m) {
         "Writes to `found`, (blocks, size, size), what the loss changes by when a channel stands "
         "at a place, summed over the rows of `scores` and `slopes`, (blocks, rows, size); `places` "
         "has the channels in their present order, (blocks, size).");
+  m.def("rms_norm", &rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "epsilon"_a,
+        "out"_a.noconvert(), "scales"_a.noconvert(),
+        "Writes to `out` the rows of `x`, (rows, size), over their root mean square and times "
+        "`weight`, (size); to `scales`, (rows), what they were multiplied by.");
+  m.def("rms_norm_gradient", &rms_norm_gradient, "x"_a.noconvert(), "weight"_a.noconvert(),
+        "scales"_a.noconvert(), "gradient"_a.noconvert(), "out"_a.noconvert(),
+        "Writes to `out` the gradient of `x`, given that of what `rms_norm` wrote.");
   m.def(
       "sampled_products", &sampled_products, "gradient"_a.noconvert(), "inputs"_a.noconvert(),
       "numbers"_a.noconvert(), "out"_a.noconvert(),

@@ -53,6 +53,14 @@ struct Blocks {
   std::int64_t count, rows, size;
 };
 
+// RMSNorm over the rows of x, (rows, size).
+struct Norm {
+  const void* x;
+  const void* weight;  // (size)
+  std::int64_t rows, size;
+  bool is_bf16;  // x, weight, output and gradients; else float32
+};
+
 inline constexpr int sddmm_tokens = 256;  // so many at once stay in the second cache
 
 // Groups of a layer whose weights' gradients are wanted.
@@ -114,6 +122,9 @@ struct Kernels {
                         std::int64_t columns, Grid, float* out);
   // found is (blocks, size, size), channel by place
   void (*order_gradient)(const Blocks&, Pattern, float* found);
+  // scales is (rows), for the gradient
+  void (*rms_norm)(const Norm&, float epsilon, void* out, float* scales);
+  void (*rms_norm_gradient)(const Norm&, const float* scales, const void* gradient, void* out);
   // adds to out, (count, m), the wanted entries of gradient^T inputs
   void (*sampled_products)(const Sampled&, float* out);
   // gradient is `scale` times that of the sum over positions, like logits; null if not wanted

@@ -5,6 +5,7 @@
 #include "grid.h"
 #include "gumbel.h"
 #include "loss.h"
+#include "norm.h"
 #include "order.h"
 #include "sampling.h"
 #include "sddmm.h"
@@ -183,6 +184,31 @@ Losses next_token_loss(const Predictions& all, float scale, void* gradient) {
   return {text, divergence};
 }
 
+template <class Value>
+void rms_norm(const Norm& norm, float epsilon, void* out, float* scales) {
+  const auto* x = static_cast<const Value*>(norm.x);
+  const auto* weight = static_cast<const Value*>(norm.weight);
+  auto* y = static_cast<Value*>(out);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < norm.rows; ++row) {
+    const std::int64_t at = row * norm.size;
+    scales[row] = rms_norm_row(x + at, weight, norm.size, epsilon, y + at);
+  }
+}
+
+template <class Value>
+void rms_norm_gradient(const Norm& norm, const float* scales, const void* gradient, void* out) {
+  const auto* x = static_cast<const Value*>(norm.x);
+  const auto* weight = static_cast<const Value*>(norm.weight);
+  const auto* dy = static_cast<const Value*>(gradient);
+  auto* dx = static_cast<Value*>(out);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t row = 0; row < norm.rows; ++row) {
+    const std::int64_t at = row * norm.size;
+    rms_norm_gradient_row(x + at, weight, dy + at, norm.size, scales[row], dx + at);
+  }
+}
+
 inline Kernels make_table(const char* name) {
   using Bf16 = std::uint16_t;
   return {
@@ -216,6 +242,14 @@ inline Kernels make_table(const char* name) {
       decide_weights,
       fake_quantise,
       order_gradient,
+      [](const Norm& n, float epsilon, void* out, float* scales) {
+        n.is_bf16 ? rms_norm<Bf16>(n, epsilon, out, scales)
+                  : rms_norm<float>(n, epsilon, out, scales);
+      },
+      [](const Norm& n, const float* scales, const void* gradient, void* out) {
+        n.is_bf16 ? rms_norm_gradient<Bf16>(n, scales, gradient, out)
+                  : rms_norm_gradient<float>(n, scales, gradient, out);
+      },
       [](const Sampled& s, float* out) {
         s.is_bf16 ? sampled_products<Bf16>(s, out) : sampled_products<float>(s, out);
       },

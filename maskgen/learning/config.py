@@ -72,6 +72,9 @@ class GradientConfig(LearnConfig):
     closest; the others are decided then, and their state is dropped."""
     active_after: Count = 25
     """Steps after which that happens."""
+    sequences_at_once: Annotated[int, Field(ge=0)] = 0
+    """Sequences of a micro-batch that go through the model together, all under the same noise: the
+    fewer, the less memory. 0 for all."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     divergence: Positive = 3.0

@@ -147,6 +147,10 @@ class GradientSettings(Protocol):
     @property
     def active_after(self) -> int: ...
     @property
+    def batch_size(self) -> int: ...
+    @property
+    def sequences_at_once(self) -> int: ...
+    @property
     def activation_checkpointing(self) -> bool: ...
 
 
@@ -198,6 +202,7 @@ class GradientLearner:
                 f"active_share {config.active_share} needs a single process, this run has"
                 f" {world.size} ranks; start it without torchrun, or with active_share 1"
             )
+        self._at_once = config.sequences_at_once or config.batch_size
         self._device = next(model.parameters()).device
         self.native = relaxation.native
         prepare_model(model, config.activation_checkpointing)
@@ -266,7 +271,8 @@ class GradientLearner:
                 parameter.grad.zero_()
         at = self._schedule.softness(step)
         per_step = config.micro_batches
-        share = Softness(at.scale, at.tau, at.regularisation / per_step)
+        passes = per_step * -(-config.batch_size // self._at_once)
+        share = Softness(at.scale, at.tau, at.regularisation / passes)
         self.clock.step, self.clock.softness = step, share
         loss = sum(self._micro_batch(step, index) for index in self._mine)
         self._world.sum_gradients(self._parameters)
@@ -293,11 +299,16 @@ class GradientLearner:
         self.clock.micro_batch = index
         batch = self._batches(step * config.micro_batches + index)
         ids = torch.from_numpy(batch).to(self._device)
+        return sum(self._pass(part, len(part) / len(ids)) for part in ids.split(self._at_once))
+
+    def _pass(self, ids: Tensor, share: float) -> float:
+        """Add the gradient of this share of a micro-batch; that share of its loss, nats a token."""
+        config = self._config
         teacher = self._dense_logits(ids) if config.distillation > 0 else None
         logits = self._model(input_ids=ids, use_cache=False).logits
         loss, text_loss = next_token_loss(logits, ids, teacher, config.distillation)
-        (loss / config.micro_batches).backward()  # type: ignore[no-untyped-call]
-        return text_loss
+        (loss * share / config.micro_batches).backward()  # type: ignore[no-untyped-call]
+        return text_loss * share
 
     @torch.no_grad()
     def _dense_logits(self, ids: Tensor) -> Tensor:

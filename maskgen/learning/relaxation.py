@@ -31,7 +31,7 @@ class Softness:
         scale: kappa (multiplies placement logits) or lambda (divides weight logits).
         tau: temperature.
         regularisation: lambda of -lambda * sum((weight * mask)^2), already divided by the number
-            of micro-batches in a step.
+            of backward passes in a step.
     """
 
     scale: float

@@ -42,8 +42,12 @@ def small_run(
     return learn(model_dir, TEXTS, chosen, request, Console(quiet=True))
 
 
+def log_lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in log_lines(folder)]
 
 
 def main() -> None:

@@ -99,9 +99,12 @@ def test_native_relaxations_equal_torch(name, dtype):
 def test_every_instruction_set_equals_torch(isa):
     """The whole comparison again in a process that is forced to one instruction set."""
     beside = (
-        "test_quantiser.py", "test_learning_loss.py", "test_active_groups.py",
+        "test_quantiser.py",
+        "test_learning_loss.py",
+        "test_learning_norms.py",
+        "test_active_groups.py",
         "transform/test_ordered_linear.py",
-    )  # fmt: skip
+    )
     files = __file__, *(str(Path(__file__).parent / name) for name in beside)
     code = (
         "import sys\nfrom maskgen import _native\n"

@@ -24,7 +24,7 @@ from maskgen.learning.prior import add_placement_prior
 from maskgen.methods.maskllm import MaskLLM, MaskLLMConfig
 from maskgen.methods.roi import RoI, RoIConfig
 from maskgen.torch_model import load_model
-from tests.maskgen.learning_runs import losses, magnitude_prior, small_run
+from tests.maskgen.learning_runs import log_lines, losses, magnitude_prior, small_run
 from tests.tiny_model import make_tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +108,23 @@ def test_recomputed_activations_see_the_same_noise(model_dir, prior, tmp_path, m
     ]
     assert losses(tmp_path / "False") == losses(tmp_path / "True")
     assert results[0].mask.digest == results[1].mask.digest
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("settings", [{"regularisation": 1e-3}, {"distillation": 0.5}])
+def test_sequences_one_after_the_other_give_the_same_gradient(
+    model_dir, prior, tmp_path, settings, at_once
+):
+    for name, together in (("whole", 0), ("parts", at_once)):
+        small_run(
+            model_dir, tmp_path / name, "maskllm", prior, dtype="fp32", steps=4,
+            batch_size=3, micro_batches=2, sequences_at_once=together, **settings,
+        )  # fmt: skip
+    whole, parts = (log_lines(tmp_path / name) for name in ("whole", "parts"))
+    for key in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(
+            [line[key] for line in parts], [line[key] for line in whole], rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
