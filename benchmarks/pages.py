@@ -16,6 +16,7 @@ from benchmarks.families import models_page
 from benchmarks.gpu.page import compiled_page, gpu_page
 from benchmarks.kernels.lowbit_page import lowbit_page
 from benchmarks.kernels.page import kernels_page
+from benchmarks.masks.learning_step import step_page
 from benchmarks.masks.pages import (
     ablations_page,
     cost_page,
@@ -57,6 +58,7 @@ PAGES: Mapping[str, Page] = {
     "domains-16-32": domains_page,
     "mask-ablations": ablations_page,
     "mask-cost": cost_page,
+    "learning-step": step_page,
     "permutation": permutation_page,
     "structure": structures_page,
     "products": products_page,

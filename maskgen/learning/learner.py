@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -299,7 +300,8 @@ class GradientLearner:
         self.clock.micro_batch = index
         batch = self._batches(step * config.micro_batches + index)
         ids = torch.from_numpy(batch).to(self._device)
-        return sum(self._pass(part, len(part) / len(ids)) for part in ids.split(self._at_once))
+        parts = torch.split(ids, self._at_once)
+        return math.fsum(self._pass(part, len(part) / len(ids)) for part in parts)
 
     def _pass(self, ids: Tensor, share: float) -> float:
         """Add the gradient of this share of a micro-batch; that share of its loss, nats a token."""

@@ -27,7 +27,8 @@ def use_native_norms(model: nn.Module) -> str:
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     same = [norm for norm in norms if _is_plain(norm)]
     for norm in same:
-        norm.forward = partial(_normal, norm.weight, _epsilon(norm))
+        weight: Any = norm.weight
+        norm.forward = partial(_normal, weight, _epsilon(norm))
     return f"{len(same)} of {len(norms)} norms by native kernels"
 
 

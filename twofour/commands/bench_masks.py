@@ -31,6 +31,7 @@ from twofour.commands.bench_masks_options import (
     Wikitext2,
     Work,
 )
+from twofour.commands.bench_masks_step import step
 from twofour.commands.bench_masks_structure import structure
 from twofour.commands.bench_options import JsonLine, RedoRows, finish
 from twofour.commands.first_mode import FirstModeGroup
@@ -132,6 +133,7 @@ def patterns(
 
 
 app.command("structure")(structure)
+app.command("step")(step)
 
 
 @app.command("domains")
