@@ -20,7 +20,7 @@ def test_both_arms_learn_and_the_page_compares_them(tmp_path):
     prior, text = tmp_path / "prior.safetensors", tmp_path / "text.txt"
     write_mask(prior, magnitude_prior(model))
     text.write_text("one two three four five six seven eight. " * 200)
-    arms = [parse_arm(f"before={TWOFOUR}"), parse_arm(f"after={TWOFOUR},active_share=0.05")]
+    arms = [parse_arm(f"before={TWOFOUR}"), parse_arm(f"after={TWOFOUR},active_share=0.02")]
     settings = ["sequence_length=16", "batch_size=2", "active_after=1"]
     run = StepRun(str(model), prior, [str(text)], [str(text)], 3, settings)
     before, after = run_arms(arms, run)
@@ -31,10 +31,12 @@ def test_both_arms_learn_and_the_page_compares_them(tmp_path):
         assert row["peak_rss_gb"] > 0.05
         assert row["steps"] == 3
         assert row["tokens_per_step"] == 32
-    common = {"date": "2026-01-01", "machine": "m", "versions": {}, "command": "c"}
-    shown = step_page({**common, "rows": [before, after]})
-    assert "active_share=0.05" in shown
-    assert "12.0 B (0.50)" in shown or "12 B (0.50)" in shown
+    machine = {"cores": 2, "cpu": "a processor", "memory_gib": 1, "system": "Linux"}
+    facts = {"date": "2026-01-01", "machine": machine, "machine_class": "avx2", "versions": {}}
+    result = {**facts, "data_digests": {}, "command": "twofour bench", "rows": [before, after]}
+    shown = step_page(result)
+    assert "active_share=0.02" in shown
+    assert "B (0.50) |" in shown
     bad = StepRun(str(model), prior, ["no-such-text.txt"], [str(text)], 3, settings)
     with pytest.raises(RuntimeError, match=r"before .*failed.*no-such-text"):
         run_arms(arms[:1], bad)
