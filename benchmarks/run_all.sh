@@ -7,7 +7,8 @@
 #   DATA  folder of the texts that no package holds (docs/evaluation.md#texts)
 set -euo pipefail
 bin=$1 data=$2 runs=runs/bench
-general=masks/smollm2-135m/general.safetensors
+base=$runs/base masks=masks/smollm2-135m-free
+general=$masks/general.safetensors
 twofour() { "$bin/twofour" "$@"; }
 
 for text in eval/wiki.test.raw general/{wikipedia,openwebtext}.train.jsonl.gz \
@@ -18,8 +19,11 @@ for text in eval/wiki.test.raw general/{wikipedia,openwebtext}.train.jsonl.gz \
 done
 
 mkdir -p "$runs"
+[ -d $base ] || twofour transform apply --model smollm2-135m \
+    --transform $masks/transform.safetensors --out $base
 [ -d $runs/dense ] || twofour build --model smollm2-135m --out $runs/dense
-[ -d $runs/sparse ] || twofour build --model smollm2-135m --mask general=$general --out $runs/sparse
+turned=(--model smollm2-135m --transform $masks/transform.safetensors)
+[ -d $runs/sparse ] || twofour build "${turned[@]}" --mask general=$general --out $runs/sparse
 "$bin/python" -m benchmarks.engine.shaped_model $runs/1b
 pair=(--dense $runs/dense --sparse $runs/sparse)
 
@@ -44,7 +48,7 @@ for values in int8 int4; do
     [ -d $runs/dense-$values ] ||
         twofour build --model smollm2-135m --values $values --out $runs/dense-$values
     [ -d $runs/sparse-$values ] ||
-        twofour build --model smollm2-135m --values $values --mask general=$general \
+        twofour build "${turned[@]}" --values $values --mask general=$general \
             --out $runs/sparse-$values
     arms+=(--arm sparse-$values=$runs/sparse-$values --arm dense-$values=$runs/dense-$values)
     wide=masks/smollm2-135m-16-32/general.safetensors
@@ -76,12 +80,13 @@ twofour bench engine speed --arm sparse-bf16=$runs/1b/sparse --arm dense-bf16=$r
     --result bench-lowbit-1b
 twofour bench engine split "${pair[@]}"
 twofour bench engine mix --sparse $runs/sparse
-twofour bench quality --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
+twofour bench quality --model $base --mask $general --data "$data/eval/wiki.test.raw" --windows 4 "${pair[@]}" \
     ${gguf[@]+"${gguf[@]}"} --redo
 if program=$(command -v llama-perplexity); then
-    twofour bench export --mask $general --data "$data/eval/wiki.test.raw" --program "$program" --redo
+    twofour bench export --model $base --mask $general --data "$data/eval/wiki.test.raw" \
+        --program "$program" --redo
 fi
-twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
+twofour bench values --model $base --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $wide \
     --spec int8 --spec int4
 # Beside llama.cpp's server: start llama-server, and add --arm llama-server-q4_0=http://HOST:PORT.
@@ -89,10 +94,9 @@ twofour bench serve "${pair[@]}" --arm sparse-int8=$runs/sparse-int8 \
     --arm dense-int8=$runs/dense-int8 --arm sparse-int4=$runs/sparse-int4 --reference dense-int8 \
     --lengths 128/128 --concurrency 1,8,32 --repeats 3 --result serve
 twofour bench overhead --sparse $runs/sparse-int8
-others=masks/smollm2-135m
-twofour bench reliability --model smollm2-135m --mask general=$general \
-    --mask french=$others/french.safetensors --load $others/html.safetensors \
-    --load $others/python.safetensors
+twofour bench reliability --model $base --mask general=$general \
+    --mask french=$masks/french.safetensors --load $masks/html.safetensors \
+    --load $masks/python.safetensors
 
 texts=(--wikitext2 "$data/eval/wiki.test.raw" --c4 c4
     --learn "$data/general/wikipedia.train.jsonl.gz"
@@ -109,7 +113,7 @@ twofour bench masks patterns "${texts[@]}" --windows 16 --calibration-windows 48
     --set maskpro.steps=200 --redo
 twofour bench masks permutation "${texts[@]}" --windows 16 --calibration-windows 48 \
     --work runs/permutation --seeds 3
-twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swappable $general \
+twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swappable $base=$general --swappable $wide \
     --single runs/single/model=runs/single/single.safetensors \
     --single runs/wide/model=runs/wide/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \
@@ -122,9 +126,9 @@ for domain in french html javascript python,3 cuda story,3; do
     [ "$seeds" = "$name" ] || files+=,$seeds
     domains+=(--domain "$name=$files")
 done
-twofour bench masks domains --general $general "${domains[@]}" --windows 8 --work runs/domains \
-    --general-prior masks/smollm2-135m/general-prior.safetensors --calibration-windows 32 \
-    --set maskllm.steps=50 --set maskllm.batch_size=2 --redo
+twofour bench masks domains --model $base --general $general "${once[@]}" --start transfer \
+    --windows 4 --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
+    --set roi.margin=0.08 --work runs/domains --redo
 twofour bench masks domains --general $wide "${once[@]}" --start transfer --windows 4 \
     --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
     --work runs/domains-16-32 --redo

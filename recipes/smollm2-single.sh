@@ -6,8 +6,11 @@ set -euo pipefail
 root=$(dirname "$0")/..
 . "$(dirname "$0")/smollm2-texts.bash" # sets data, out, learn and held_out
 
+masks=$root/masks/smollm2-135m-free
+[ -d "$out/base" ] || twofour transform apply --model smollm2-135m \
+    --transform "$masks/transform.safetensors" --out "$out/base"
 if [ ! -f "$out/single.safetensors" ]; then
-    twofour recover --model smollm2-135m --mask "$root/masks/smollm2-135m/general.safetensors" \
+    twofour recover --model "$out/base" --mask "$masks/general.safetensors" \
         "${learn[@]}" "${held_out[@]}" --steps 260 --seed 0 --resume \
         --run-dir "$out/run" --checkpoint "$out/model" --out "$out/single.safetensors"
 fi

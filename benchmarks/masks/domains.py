@@ -8,17 +8,17 @@ from functools import partial
 
 from benchmarks.common.result_file import ResultRow
 from benchmarks.common.table import Table
-from benchmarks.masks.settings import ENTROPIC, MASKLLM, Overrides
+from benchmarks.masks.settings import ENTROPIC, Overrides
 from benchmarks.masks.texts import Domain
 from benchmarks.masks.workbench import Made, Workbench
 from maskgen.compare import compare
 from maskgen.format.mask import Mask
-from maskgen.format.pattern import TWO_FOUR
 from maskgen.graft import graft
 
 KEY = ("domain", "seed")
 """What names a row."""
 
+METHOD = "roi"
 STARTS = ("scratch", "transfer", "graft")
 DOMAIN_STEPS = 100
 
@@ -43,7 +43,7 @@ def run_domains(
 
     Scratch starts from the same one-shot prior computed on the domain's own text, transfer from the
     general mask, graft from scratch's prior with the general mask's learned changes carried over.
-    MaskLLM learns 2:4 masks, RoI all others.
+    RoI learns them, with the entropic top n.
     """
     for domain in domains:
         unlearned: dict[str, float] = {}
@@ -64,14 +64,12 @@ def _domain_row(
     unlearned: Mapping[str, float],
     starts: Collection[str],
 ) -> ResultRow:
-    method = "maskllm" if general.mask.pattern == TWO_FOUR else "roi"
-    budget = MASKLLM if method == "maskllm" else ENTROPIC
-    settings = {**budget, "steps": DOMAIN_STEPS, **changed.get(method, {}), "seed": seed}
+    settings = {**ENTROPIC, "steps": DOMAIN_STEPS, **changed.get(METHOD, {}), "seed": seed}
     label = f"{domain.name}-{seed}"
     priors = _priors(bench, domain, general, starts)
     learned = {
         arm: bench.learned(
-            method,
+            METHOD,
             domain.train,
             start,
             settings,
@@ -94,7 +92,7 @@ def _domain_row(
             row[f"{arm}_entropy_per_weight"] = round(difference.bits_per_weight, 5)
             row[f"{arm}_digest"] = made.mask.digest
     taken = {name: made.row[name] for made in learned.values() for name in _TAKEN}
-    how = {"pattern": str(general.mask.pattern), "method": method}
+    how = {"pattern": str(general.mask.pattern), "method": METHOD}
     return {**row, **taken, **how, "steps": int(settings["steps"])}
 
 

@@ -62,7 +62,7 @@ def league_page(result: ResultData) -> str:
     shown = markdown_picture(result)
     parts = [league_table(result["rows"]), *([shown, paragraph(_CURVE)] if shown else [])]
     parts += ["## What it cost", _costs(result["rows"])]
-    return page("Masks by method", _LEAGUE, result, *parts)
+    return page(titled("Masks by method", result), _LEAGUE, result, *parts)
 
 
 def league_table(rows: Sequence[ResultRow]) -> str:

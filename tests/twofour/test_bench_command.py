@@ -28,7 +28,7 @@ def test_modes_are_commands() -> None:
         *("kernels", "serve", "quality", "values", "trtllm", "pages", "picture"),
         *("models", "agreement", "compare", "report", "overhead", "reliability", "export"),
         *("engine speed", "engine split", "engine mix", "engine second"),
-        *("masks league", "masks domains", "masks ablations", "masks cost"),
+        *("masks league", "masks domains", "masks ablations", "masks cost", "masks step"),
         *("masks products", "masks patterns", "masks permutation", "masks structure"),
         *("vllm speed", "vllm agreement"),
     }

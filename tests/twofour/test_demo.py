@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from maskgen.format.mask_file import read_mask, write_mask
+from maskgen.transform.file import read_transform
 from tests.engines.conftest import nearby_mask, random_mask
 from tests.tiny_model import make_tiny_llama
 from twofour import shipped_masks
@@ -46,12 +47,17 @@ def test_the_learned_masks_are_twofours_own_or_those_asked_for(
     run: demo.DemoRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own = demo.learned_masks(None)
-    assert next(iter(own)) == demo.GENERAL
-    assert {demo.DOMAIN, "french"} <= own.keys()
+    assert next(iter(own.files)) == demo.GENERAL
+    assert {demo.DOMAIN, "french"} <= own.files.keys()
+    assert own.transform is not None
+    base = read_transform(own.transform).result_digest
+    general = read_mask(own.files[demo.GENERAL])
+    for file in own.files.values():
+        assert read_mask(file).base_digest == general.base_digest == base
     assert demo.learned_masks(tmp_path / "masks") == run.learned
     with pytest.raises(FileNotFoundError, match=r"there is no general\.safetensors"):
         demo.learned_masks(tmp_path)
-    assert shipped_masks.shipped_masks("another") == {}
+    assert shipped_masks.shipped_masks("another") == shipped_masks.MaskFolder()
     monkeypatch.setattr(shipped_masks, "FOLDERS", (tmp_path / "missing",))
     with pytest.raises(FileNotFoundError, match="install twofour again"):
         demo.learned_masks(None)

@@ -66,6 +66,7 @@ def league(
     calibration_windows: CalibrationWindows = 64,
     calibration_length: CalibrationLength = 1024,
     work: Work = Path("runs/masks"),
+    result: Annotated[str, _Option(help="Name of the result file.")] = "masks",
     redo: RedoRows = False,
     json_: JsonLine = False,
 ) -> None:
@@ -73,15 +74,16 @@ def league(
     from benchmarks.common.result_file import RESULTS
     from benchmarks.common.table import TableSpec
     from benchmarks.masks.league import KEY, run_league
-    from benchmarks.masks.pages import league_page
     from benchmarks.masks.plot import PICTURE, plot_curves
+    from benchmarks.pages import page_of
 
     console = Console(stderr=json_)
     bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
     texts = read_general_texts(learn, wikitext2, c4)
-    spec = TableSpec("masks", KEY, league_page, lambda rows: {"picture": PICTURE} if plot else {})
+    picture = {"picture": PICTURE} if plot else {}
+    spec = TableSpec(result, KEY, page_of(result), lambda rows: {"model": bench.name, **picture})
     table = open_table(spec, bench, texts.digests(), redo)
     given = parse_masks(mask or [])
     run_league(bench, texts, table, parse_overrides(settings or []), set(only or ()), given)
@@ -233,7 +235,8 @@ def products(
     wikitext2: Wikitext2 = "wikipedia:test",
     c4: C4 = "c4",
     swappable: Annotated[
-        list[str] | None, _Option(help="Mask file of the model as it is (repeat).")
+        list[str] | None,
+        _Option(help="FILE: a mask of the model, or DIR=FILE: of another base of it (repeat)."),
     ] = None,
     single: Annotated[
         list[str] | None,
@@ -262,12 +265,14 @@ def products(
     bench = open_workbench(model, work, console, 1, 2, windows, dtype)
     texts = read_general_texts(learn, wikitext2, c4)
     found = [Product("dense", bench.directory, None, {})]
-    found += [Product("swappable", bench.directory, Path(file), {}) for file in swappable or ()]
+    for spec in swappable or ():
+        base, file = parse_directory_and_mask(spec) if "=" in spec else (bench.directory, Path(spec))
+        found.append(Product("swappable", base, file, {}))
     found += [recovered(*parse_directory_and_mask(spec)) for spec in single or ()]
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
-    spec = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
+    kind = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})
     asked = {"questions": f"{tasks}, the first {limit or 'all'}"} if tasks else {}
-    table = open_table(spec, bench, {**texts.digests(), **asked}, redo)
+    table = open_table(kind, bench, {**texts.digests(), **asked}, redo)
     run_products(bench, texts, table, found)
     ask_products(table, found, tasks.split(",") if tasks else (), limit)
     finish_table(table, console, json_)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from twofour.extras import missing_extra
-from twofour.shipped_masks import masks_in, shipped_masks
+from twofour.shipped_masks import MaskFolder, masks_in, shipped_masks
 
 if TYPE_CHECKING:
     from benchmarks.serve.compare import ServeComparison
@@ -43,8 +43,8 @@ class DemoRun:
     Attributes:
         out: the folder that everything is written to.
         eval_windows: windows of held-out text for perplexity.
-        learned: name -> file of the learned masks.
-        model: the model's directory.
+        learned: the learned masks.
+        model: directory of the base that they are masks of.
         masks: name -> mask file; the first one is served.
         perplexities: `dense`, a mask's name or an arm of `LOWBIT_ARMS` -> perplexity.
         subset: which windows the perplexities are of.
@@ -54,7 +54,7 @@ class DemoRun:
     out: Path
     eval_windows: int
     console: Console
-    learned: dict[str, Path]
+    learned: MaskFolder
     model: Path = Path()
     masks: dict[str, Path] = field(default_factory=dict)
     perplexities: dict[str, float] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def demo(
     _print_results(run)
 
 
-def learned_masks(folder: Path | None) -> dict[str, Path]:
+def learned_masks(folder: Path | None) -> MaskFolder:
     """The masks of the folder that was asked for, or those that come with twofour.
 
     Raises:
@@ -110,7 +110,7 @@ def learned_masks(folder: Path | None) -> dict[str, Path]:
         return shipped_masks(DEMO_MODEL)
     masks = masks_in(folder)
     for name in (GENERAL, DOMAIN):
-        if name not in masks:
+        if name not in masks.files:
             raise FileNotFoundError(f"--masks {folder}: there is no {name}.safetensors in it")
     return masks
 
@@ -137,8 +137,9 @@ def _fetch(run: DemoRun) -> None:
     with run.console.status("fetching the text"):
         texts = [load_texts(name) for name in (CALIBRATION, EVALUATION)]
     with run.console.status("fetching the model and dequantising it (once, about half a minute)"):
-        run.model = resolve_model(DEMO_MODEL)
-    run.console.print(f"{DEMO_MODEL}, dequantised from Q4_1: {run.model}", soft_wrap=True)
+        run.model = resolve_model(DEMO_MODEL, run.learned.transform)
+    turned = "" if run.learned.transform is None else ", in the order of channels of its masks"
+    run.console.print(f"{DEMO_MODEL}, dequantised from Q4_1{turned}: {run.model}", soft_wrap=True)
     for text in texts:
         run.console.print(f"{text.name}: {len(text.texts)} documents, {text.digest[:16]}...")
 
@@ -150,7 +151,7 @@ def _make_masks(run: DemoRun) -> None:
     from maskgen.prune import PruneSettings, prune
     from maskgen.texts.text_sets import load_texts
 
-    run.masks["learned"] = run.learned[GENERAL]
+    run.masks["learned"] = run.learned.files[GENERAL]
     run.console.print(f"learned mask: {run.masks['learned']}", soft_wrap=True)
     file = run.out / "wanda.safetensors"
     settings = PruneSettings(method="wanda", windows=CALIBRATION_WINDOWS, length=CALIBRATION_LENGTH)
@@ -255,7 +256,7 @@ def _engine_perplexity(run: DemoRun, arm: str) -> float:
 
 def _served_masks(run: DemoRun) -> dict[str, Path]:
     """The mask that is measured, and the domain mask that was learned from it."""
-    return {run.served: run.masks[run.served], DOMAIN: run.learned[DOMAIN]}
+    return {run.served: run.masks[run.served], DOMAIN: run.learned.files[DOMAIN]}
 
 
 def _serve(run: DemoRun) -> None:
@@ -329,10 +330,7 @@ def _print_results(run: DemoRun) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    instead = "" if run.learned is not None else ", for want of the learned one"
-    run.console.print(
-        f"served with the {served} mask{instead}; everything is in {run.out}/", soft_wrap=True
-    )
+    run.console.print(f"served with the {served} mask; everything is in {run.out}/", soft_wrap=True)
     run.console.print(f"try it: twofour serve {run.engine('sparse')}", soft_wrap=True)
 
 

@@ -81,7 +81,8 @@ def _masks(model: str) -> dict[str, str]:
     from twofour.shipped_masks import shipped_masks
 
     masks = shipped_masks(model)
-    return {model: ", ".join(masks), "folder": str(masks["general"].parent)}
+    folder = masks.files["general"].parent
+    return {model: ", ".join(masks.files), "folder": str(folder), "transform": str(masks.transform)}
 
 
 def _versions() -> dict[str, str]:

@@ -30,7 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     learned["maskpro"]["windows"] = 2
     monkeypatch.setattr(league, "LEARNED", learned)
     monkeypatch.setattr(patterns, "LEARNED", learned)
-    monkeypatch.setattr(domains, "MASKLLM", {**settings.MASKLLM, **small})
     monkeypatch.setattr(domains, "ENTROPIC", {**settings.ENTROPIC, **small})
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -133,7 +132,7 @@ def test_the_domain_table_starts_from_the_general_mask(folder):
     spec = f"tiny={folder / 'learn.txt'},{folder / 'test.txt'},2"
     result = bench(
         folder, "domains", "--general", general, "--general-prior", general, "--domain", spec,
-        "--set", "maskllm.steps=3",
+        "--set", "roi.steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, (result.output, result.exception)
     first, second = rows("domains")
