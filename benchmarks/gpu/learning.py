@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu.decoder import DecoderShape, linears, random_decoder
 from benchmarks.gpu.masks import random_codes
 from maskgen.learning.distributed import World
-from maskgen.learning.learner import GradientLearner
+from maskgen.learning.gradient_learner import GradientLearner
 from maskgen.learning.placement_schedule import Hardening, LogitStart, placement_schedule
 from maskgen.learning.relaxation import GumbelPlacements
 

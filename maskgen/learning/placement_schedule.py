@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maskgen.learning.learner import Schedule
+from maskgen.learning.gradient_learner import Schedule
 from maskgen.learning.noise import layer_number
 from maskgen.learning.prior import add_placement_prior, gaussian
 from maskgen.learning.relaxation import GumbelPlacements, Softness

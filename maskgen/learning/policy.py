@@ -16,7 +16,8 @@ from maskgen.format.placements import Codes
 from maskgen.learning import mask_sampling
 from maskgen.learning.batches import Batches
 from maskgen.learning.codes import codes_array, codes_tensor, keep_tensor
-from maskgen.learning.learner import Movement, StepReport, prepare_model
+from maskgen.learning.gradient_learner import prepare_model
+from maskgen.learning.learner import Movement, StepReport
 from maskgen.learning.loss import next_token_loss
 from maskgen.learning.noise import NoiseKey, gumbels, layer_number
 from maskgen.learning.prior import add_weight_prior

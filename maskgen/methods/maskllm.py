@@ -4,10 +4,10 @@
     y = softmax((kappa * pi + gumbel) / tau), mask = y @ placements     (gumbel.py)
     minimise  L(weight * mask) - lambda_t * sum((weight * mask)^2)
 
-L is `next_token_loss` (learning/loss.py), called by `GradientLearner` (learning/learner.py). The
-second term is never computed, only its gradient is: in `Relaxation.add_gradient`
-(learning/relaxation.py), and in `gumbel_backward_row` (csrc/gumbel.h) where the native kernels
-learn.
+L is `next_token_loss` (learning/loss.py), called by `GradientLearner`
+(learning/gradient_learner.py). The second term is never computed, only its gradient is: in
+`Relaxation.add_gradient` (learning/relaxation.py), and in `gumbel_backward_row` (csrc/gumbel.h)
+where the native kernels learn.
 
 kappa rises and tau falls linearly over the run, lambda_t falls linearly to 0, every micro-batch
 draws fresh noise, and the mask that is kept in the end is the arg-max of pi. Defaults are the
@@ -27,7 +27,7 @@ from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
-from maskgen.learning.learner import GradientLearner
+from maskgen.learning.gradient_learner import GradientLearner
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.placement_schedule import Hardening, LogitStart, placement_schedule

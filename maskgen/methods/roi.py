@@ -23,7 +23,7 @@ from maskgen.format.placements import Codes
 from maskgen.learning.batches import Batches
 from maskgen.learning.config import GradientConfig, LearnConfig, NotNegative, Positive
 from maskgen.learning.distributed import World
-from maskgen.learning.learner import GradientLearner, Schedule
+from maskgen.learning.gradient_learner import GradientLearner, Schedule
 from maskgen.learning.method import LearnMethod
 from maskgen.learning.native import choose_kernels
 from maskgen.learning.noise import layer_number
