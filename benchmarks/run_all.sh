@@ -86,7 +86,7 @@ if program=$(command -v llama-perplexity); then
     twofour bench export --model $base --mask $general --data "$data/eval/wiki.test.raw" \
         --program "$program" --redo
 fi
-twofour bench values --model $base --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $general
+twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $base=$general
 twofour bench values --wikitext2 "$data/eval/wiki.test.raw" --c4 c4 --mask $wide \
     --spec int8 --spec int4
 # Beside llama.cpp's server: start llama-server, and add --arm llama-server-q4_0=http://HOST:PORT.

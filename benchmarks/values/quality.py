@@ -62,7 +62,7 @@ class ValuesBench:
 def run_values(
     bench: ValuesBench,
     model: str,
-    masks: Sequence[Path],
+    masks: Sequence[tuple[str, Path]],
     singles: Sequence[tuple[Path, Path]],
     options: Sequence[ValueOptions],
 ) -> None:
@@ -71,13 +71,13 @@ def run_values(
     Args:
         bench: texts and table.
         model: alias or directory.
-        masks: one of each pattern.
+        masks: one of each pattern, each with the alias or directory of its base.
         singles: directories that `twofour recover` wrote, each with the mask for it; one of each
             pattern.
         options: types of values.
     """
     subjects: list[tuple[str, Path | None, str]] = [(model, None, "")]
-    subjects += [(model, mask, "") for mask in masks]
+    subjects += [(base, mask, "") for base, mask in masks]
     subjects += [(str(directory), mask, " recovered") for directory, mask in singles]
     for directory, mask, kind in subjects:
         pattern = "dense" if mask is None else str(read_mask(mask).pattern)

@@ -123,7 +123,8 @@ def check_base(mask: Mask, digest: str, model: str) -> None:
     if mask.base_digest != digest:
         raise MaskFileError(
             f"the mask belongs to the base model {mask.base_digest[:16]}..., "
-            f"but {model} is {digest[:16]}...; use the model it was made for"
+            f"but {model} is {digest[:16]}...; use the model it was made for, which"
+            " --transform makes if a transform lies beside the mask"
         )
 
 

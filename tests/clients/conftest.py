@@ -31,7 +31,7 @@ from tests.serving.conftest import ROOT, ServerProcess, start_process
 
 HERE = Path(__file__).parent
 MODEL = "smollm2-135m"
-MASK = ROOT / "masks/smollm2-135m/general.safetensors"
+MASKS = ROOT / "masks/smollm2-135m-free"
 TIMEOUT_S = 600
 
 # The network is ours alone: nothing that a client would report or look up elsewhere.
@@ -139,7 +139,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(given)
     folder = tmp_path_factory.mktemp("clients") / "engine"
     command = [sys.executable, "-m", "twofour.cli", "build", "--model", MODEL]
-    command += ["--mask", f"general={MASK}", "--out", str(folder)]
+    command += ["--transform", str(MASKS / "transform.safetensors")]
+    command += ["--mask", f"general={MASKS / 'general.safetensors'}", "--out", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -53,7 +53,8 @@ def test_every_package_is_in_it_and_nothing_else(names: set[str]) -> None:
 def test_what_its_users_need_is_in_it(names: set[str]) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert {"benchmarks/serve/compare.py", "loadtests/locustfile.py"} <= names, "for the demo"
-    assert {f"{MASKS}/smollm2-135m/{name}.safetensors" for name in ("general", "python")} <= names
+    shipped = ("general", "python", "transform")
+    assert {f"{MASKS}/smollm2-135m-free/{name}.safetensors" for name in shipped} <= names
     endings = {Path(name).suffix for name in names}
     assert not endings & {".cpp", ".h", ".so", ".pyc", ".png"}
     assert not any(name.startswith(("tests/", "docs/")) for name in names)

@@ -12,6 +12,7 @@ from twofour.commands.bench_masks_inputs import (
     finish_table,
     open_table,
     open_workbench,
+    parse_base_and_mask,
     parse_directory_and_mask,
     parse_domain,
     parse_masks,
@@ -266,8 +267,8 @@ def products(
     texts = read_general_texts(learn, wikitext2, c4)
     found = [Product("dense", bench.directory, None, {})]
     for spec in swappable or ():
-        base, file = parse_directory_and_mask(spec) if "=" in spec else (bench.directory, Path(spec))
-        found.append(Product("swappable", base, file, {}))
+        base, file = parse_base_and_mask(spec, str(bench.directory))
+        found.append(Product("swappable", Path(base), file, {}))
     found += [recovered(*parse_directory_and_mask(spec)) for spec in single or ()]
     shared = {t.name: round(shared_runs(texts.learn, t), 5) for t in (texts.wikitext2, texts.c4)}
     kind = TableSpec("products", KEY, products_page, lambda rows: {"shared_runs": shared})

@@ -101,13 +101,19 @@ def parse_masks(specs: Sequence[str]) -> dict[str, Path]:
     return files
 
 
+def parse_base_and_mask(spec: str, model: str) -> tuple[str, Path]:
+    """FILE, a mask of `model`, or DIR=FILE, of another base of it: the base and the mask."""
+    if "=" not in spec:
+        return model, Path(spec)
+    directory, file = parse_directory_and_mask(spec)
+    return str(directory), file
+
+
 def parse_directory_and_mask(spec: str) -> tuple[Path, Path]:
-    """DIR=FILE of a recovered model and its mask."""
+    """DIR=FILE of a model and its mask."""
     directory, _, file = spec.rpartition("=")
     if not directory or not Path(directory).is_dir() or not Path(file).is_file():
-        raise ValueError(
-            f"--single {spec!r} is not DIR=FILE with a model directory and a mask file"
-        )
+        raise ValueError(f"{spec!r} is not DIR=FILE with a model directory and a mask file")
     return Path(directory), Path(file)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twofour.commands.bench_masks_inputs import parse_directory_and_mask
+from twofour.commands.bench_masks_inputs import parse_base_and_mask, parse_directory_and_mask
 from twofour.commands.bench_options import JsonLine, RedoRows, finish, say
 
 _Option = typer.Option
@@ -27,7 +27,11 @@ def values(
     c4: Annotated[str, _Option(help="A second text.")] = "c4",
     model: Annotated[str, _Option(help="Alias or directory.")] = "smollm2-135m",
     mask: Annotated[
-        list[Path] | None, _Option(help="Mask file, one of each pattern; repeat for more.")
+        list[str] | None,
+        _Option(
+            help="FILE: a mask of the model, or DIR=FILE: of another base of it; one of each"
+            " pattern (repeat)."
+        ),
     ] = None,
     spec: Annotated[
         list[str] | None,
@@ -61,6 +65,7 @@ def values(
     from maskgen.texts.text_sets import load_texts
 
     chosen = [read_options(ValueOptions, _fields(text), "--spec") for text in spec or _SPECS]
+    masks = [parse_base_and_mask(text, model) for text in mask or ()]
     singles = [parse_directory_and_mask(pair) for pair in single or ()]
     files = dict(_type_and_file(pair) for pair in gguf or ())
     texts = {"wikitext2": load_texts(wikitext2), "c4": load_texts(c4)}
@@ -73,7 +78,7 @@ def values(
     )
     with tempfile.TemporaryDirectory(prefix="twofour-values-") as work:
         bench = ValuesBench(texts, windows, Path(work), table, say)
-        run_values(bench, model, mask or [], singles, chosen)
+        run_values(bench, model, masks, singles, chosen)
         run_gguf(bench, files)
     finish(table.path, json_)
 

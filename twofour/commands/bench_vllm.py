@@ -91,10 +91,8 @@ def speed(
 
 @app.command("agreement")
 def agreement(
+    mask: Annotated[Path, _Option(help="Mask file.")],
     model: Annotated[str, _Option(help="Alias or directory.")] = "smollm2-135m",
-    mask: Annotated[Path, _Option(help="Mask file.")] = Path(
-        "masks/smollm2-135m/general.safetensors"
-    ),
     data: Annotated[str, _Option(help="Text for the prompts.")] = "wikipedia:test",
     prompts: Annotated[int, _Option(help="How many.", min=1)] = 24,
     prompt_tokens: Annotated[int, _Option(help="Of every prompt.", min=1)] = 48,

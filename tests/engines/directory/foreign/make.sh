@@ -5,13 +5,15 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-build/foreign}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
 
 checkpoint() { # TOOL VERSION PACKAGE...
     local name=$1-$2 python=$work/$1-$2/bin/python
     [ -x "$python" ] || python3 -m venv "$work/$name"
     "$python" -m pip install --quiet torch==2.13.0 "${@:3}"
     rm -rf "${here:?}/$name"
-    "$python" "$here/make.py" "$1" "$here/$name"
+    (cd "$work" && "$python" "$here/make.py" "$1" "$here/$name") # llm-compressor leaves logs
     rm -f "$here/$name/generation_config.json"
 }
 
