@@ -118,18 +118,14 @@ twofour bench masks products "${texts[@]}" --windows 16 --work runs/masks --swap
     --single runs/wide/model=runs/wide/single.safetensors --redo
 twofour bench masks ablations "${texts[@]}" --windows 4 --calibration-windows 48 --work runs/masks \
     --set maskllm.steps=30 --set maskllm.batch_size=2 --redo
-domains=() once=()
-for domain in french html javascript python,3 cuda story,3; do
-    name=${domain%,*} seeds=${domain#*,}
-    files=$data/domains/$name.train.jsonl,$data/domains/$name.test.jsonl
-    once+=(--domain "$name=$files")
-    [ "$seeds" = "$name" ] || files+=,$seeds
-    domains+=(--domain "$name=$files")
+domains=()
+for name in french html javascript python cuda story; do
+    domains+=(--domain "$name=$data/domains/$name.train.jsonl,$data/domains/$name.test.jsonl")
 done
-twofour bench masks domains --model $base --general $general "${once[@]}" --start transfer \
+twofour bench masks domains --model $base --general $general "${domains[@]}" --start transfer \
     --windows 4 --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
-    --set roi.margin=0.08 --work runs/domains --redo
-twofour bench masks domains --general $wide "${once[@]}" --start transfer --windows 4 \
+    --set roi.active_share=0.02 --set roi.active_after=20 --work runs/domains --redo
+twofour bench masks domains --general $wide "${domains[@]}" --start transfer --windows 4 \
     --set roi.steps=60 --set roi.learning_rate=4e-3 --set roi.final_learning_rate=4e-4 \
     --work runs/domains-16-32 --redo
 # A second model, if its terms have been accepted before: twofour data fetch --alias gemma3-270m

@@ -141,7 +141,8 @@ def learn(
             world,
             prior.pattern,
         )
-        chosen = f"masks by {describe(learner.native)}; {attention}; {use_native_norms(model)}"
+        norms = "norms by torch" if learner.native is None else use_native_norms(model)
+        chosen = f"masks by {describe(learner.native)}; {attention}; {norms}"
         console.print(chosen, highlight=False, soft_wrap=True)
         identity = {
             "method": request.method,

@@ -58,14 +58,14 @@ class StepRun:
     """What all arms do.
 
     Attributes:
-        held_out: texts for the loss in the end.
+        held_out: text for the loss in the end.
         settings: further options of `twofour mask learn`.
     """
 
     model: str
     prior: Path
     learn: Sequence[str]
-    held_out: Sequence[str]
+    held_out: str
     steps: int
     settings: Sequence[str]
 
@@ -78,10 +78,11 @@ def parse_arm(spec: str) -> Arm:
     """
     name, _, rest = spec.partition("=")
     executable, *settings = rest.split(",")
-    if not name or not Path(executable).is_file():
+    found = Path(executable).is_file() and os.access(executable, os.X_OK)
+    if not name.isidentifier() or not found or not all("=" in setting for setting in settings):
         raise ValueError(
             f"{spec!r} names no executable: give NAME=PATH-TO-TWOFOUR[,SETTING=VALUE...], such as"
-            " before=../before/.venv/bin/twofour"
+            " before=../before/.venv/bin/twofour, the name of letters, digits and _"
         )
     return Arm(name, Path(executable).absolute(), settings)
 
@@ -90,14 +91,21 @@ def run_arms(arms: Sequence[Arm], run: StepRun) -> list[ResultRow]:
     """One row an arm.
 
     Raises:
+        ValueError: two arms have one name.
         RuntimeError: an arm failed; with the end of what it said.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        started = [(arm, _start(arm, run, Path(folder) / arm.name)) for arm in arms]
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the arms are called {', '.join(names)}; each needs a name of its own")
+    started: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as root:
+        folders = [Path(root) / name for name in names]
         try:
-            return [_finish(arm, process, Path(folder) / arm.name) for arm, process in started]
+            for arm, folder in zip(arms, folders, strict=True):
+                started.append(_start(arm, run, folder))
+            return [_finish(*found) for found in zip(arms, started, folders, strict=True)]
         finally:
-            for _, process in started:
+            for process in started:
                 process.kill()  # nothing, if it has ended
                 process.wait()
 
@@ -105,9 +113,8 @@ def run_arms(arms: Sequence[Arm], run: StepRun) -> list[ResultRow]:
 def _start(arm: Arm, run: StepRun, folder: Path) -> subprocess.Popen[bytes]:
     command = [str(arm.executable), "mask", "learn", "--model", run.model, "--method", "maskllm"]
     command += ["--prior", str(run.prior), "--steps", str(run.steps)]
-    for name, values in (("--data", run.learn), ("--held-out", run.held_out)):
-        command += [part for value in values for part in (name, value)]
-    command += ["--held-out-every", str(run.steps)]
+    command += [part for text in run.learn for part in ("--data", text)]
+    command += ["--held-out", run.held_out, "--held-out-every", str(run.steps)]
     for setting in (*run.settings, *arm.settings):
         name, _, value = setting.partition("=")
         own = name in _OPTIONS

@@ -9,8 +9,6 @@ from typing import Any
 
 from maskgen.plots import new_figure, save_figure
 
-PICTURE = "masks-curve.png"
-
 
 def plot_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Perplexity of the hard masks on held-out text against tokens seen, a line a row.

@@ -2,8 +2,7 @@
 
 Few groups ever change: 0.04 to 1 % in the runs of docs/experiments.md. If those are among the
 closest after some steps, the rest needs neither logits nor gradient nor optimiser state from then
-on, and drawing its masks anew in every pass changes nothing but noise. How much quality a share
-costs was not measured.
+on, and drawing its masks anew in every pass changes nothing but noise.
 """
 
 from __future__ import annotations

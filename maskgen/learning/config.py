@@ -69,7 +69,7 @@ class GradientConfig(LearnConfig):
     """Share of KL(dense model || masked model) in the loss; the rest is cross entropy on text."""
     active_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of groups that are learned on after `active_after` steps, those whose decision is the
-    closest; the others are decided then, and their state is dropped."""
+    closest; the others are decided then. Below 1, AdamW has no moments until then."""
     active_after: Count = 25
     """Steps after which that happens."""
     sequences_at_once: Annotated[int, Field(ge=0)] = 0

@@ -27,7 +27,9 @@ class _NextTokenLoss(torch.autograd.Function):
         ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor | None, share: float
     ) -> tuple[Tensor, Tensor]:
         count = int((targets >= 0).sum())
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        wanted = ctx.needs_input_grad[0]
+        layout = torch.contiguous_format
+        gradient = torch.empty_like(logits, memory_format=layout) if wanted else None
         native = logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
         losses = _native_losses if native else _torch_losses
         hard, divergence = losses(logits, targets, teacher, share, 1.0 / count, gradient)
@@ -98,9 +100,14 @@ def next_token_loss(
         ids: (batch, length); position t predicts ids[:, t + 1].
         teacher: the unmasked model's logits, if `share` is above 0.
         share: weight of KL(teacher || model); the rest is cross entropy against the text.
+
+    Raises:
+        ValueError: sequences of a single token.
     """
+    if ids.shape[1] < 2:
+        raise ValueError(f"sequences of {ids.shape[1]} tokens predict nothing; give at least 2")
     # The last position predicts nothing; marking it is cheaper than slicing it off.
-    targets = torch.full_like(ids, -1)
+    targets = torch.full_like(ids, -1, dtype=torch.int64)
     targets[:, :-1] = ids[:, 1:]
     taught = None if teacher is None else teacher.flatten(0, 1)
     predicted, targets = logits.flatten(0, 1), targets.flatten()

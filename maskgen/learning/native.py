@@ -2,7 +2,8 @@
 
 The native kernels (`maskgen/csrc`) hold for contiguous bfloat16 or float32 weights on the CPU, and
 for 2:4 masks; the entropic top n for all whose M is a multiple of 4.
-Everything else, and `kernels="torch"`, runs the torch functions, which draw the same noise.
+Everything else, and `kernels="torch"`, runs the torch functions, which draw the same noise. The
+loss is not chosen: it has its native kernel wherever the model is on the CPU.
 """
 
 from __future__ import annotations

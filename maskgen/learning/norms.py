@@ -6,6 +6,7 @@ the backward pass; this one keeps the input and a number a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,33 +25,45 @@ def use_native_norms(model: nn.Module) -> str:
     Returns:
         How many norms have them now, for people.
     """
-    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
-    same = [norm for norm in norms if _is_plain(norm)]
-    for norm in same:
-        weight: Any = norm.weight
-        norm.forward = partial(_normal, weight, _epsilon(norm))
-    return f"{len(same)} of {len(norms)} norms by native kernels"
-
-
-def _epsilon(norm: Any) -> float:
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    norms: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    changed = 0
+    for norm in norms:
+        epsilon = _plain_epsilon(norm)
+        if epsilon is not None:
+            norm.forward = partial(_forward, norm.forward, norm.weight, epsilon)
+            changed += 1
+    return f"{changed} of {len(norms)} norms by native kernels"
 
 
 @torch.no_grad()
-def _is_plain(norm: Any) -> bool:
-    """Whether a norm is weight * x / rms(x): some add 1 to the weight, some round elsewhere."""
+def _plain_epsilon(norm: Any) -> float | None:
+    """That of a frozen norm that is weight * x / rms(x); None for others.
+
+    Some add 1 to the weight, some round elsewhere, some name their epsilon otherwise.
+    """
     weight = getattr(norm, "weight", None)
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if weight is None or weight.requires_grad or weight.device.type != "cpu" or weight.ndim != 1:
-        return False
+        return None
     if weight.dtype not in (torch.bfloat16, torch.float32) or len(weight) % _LANES:
-        return False
-    x = torch.randn(8, len(weight), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    ours, theirs = _normal(weight, _epsilon(norm), x), norm(x)
-    return ours.dtype == theirs.dtype and torch.allclose(ours, theirs, rtol=2**-7, atol=1e-6)
+        return None
+    if not isinstance(epsilon, float) or epsilon <= 0:
+        return None
+    x = torch.randn(8, len(weight), generator=torch.Generator().manual_seed(0))
+    x[4:] *= epsilon**0.5  # where epsilon counts
+    x = x.to(weight.dtype)
+    ours, theirs = _forward(norm.forward, weight, epsilon, x), norm(x)
+    tolerance = 2**-7 if weight.dtype == torch.bfloat16 else 1e-4
+    same = ours.dtype == theirs.dtype and torch.allclose(ours, theirs, rtol=tolerance, atol=1e-6)
+    return epsilon if same else None
 
 
-def _normal(weight: Tensor, epsilon: float, hidden_states: Tensor) -> Tensor:
-    """(..., size) like transformers' LlamaRMSNorm.forward."""
+def _forward(
+    plain: Callable[[Tensor], Tensor], weight: Tensor, epsilon: float, hidden_states: Tensor
+) -> Tensor:
+    """(..., size) like transformers' LlamaRMSNorm.forward, `plain` if types are mixed."""
+    if hidden_states.dtype != weight.dtype:
+        return plain(hidden_states)
     apply: Any = _RMSNorm.apply
     normal: Tensor = apply(hidden_states, weight, epsilon)
     return normal
@@ -59,15 +72,19 @@ def _normal(weight: Tensor, epsilon: float, hidden_states: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype).contiguous()
-        out, scales = torch.empty_like(rows), torch.empty(len(rows))
-        native_module().rms_norm(rows, weight, epsilon, out, scales)
-        ctx.save_for_backward(rows, weight, scales)
-        return out.view(x.shape)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scales = torch.empty(x.numel() // len(weight))
+        native_module().rms_norm(_rows(x), weight, epsilon, _rows(out), scales)
+        ctx.save_for_backward(x, weight, scales)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        rows, weight, scales = ctx.saved_tensors
-        gradient, out = gradients[0].reshape(rows.shape).contiguous(), torch.empty_like(rows)
-        native_module().rms_norm_gradient(rows, weight, scales, gradient, out)
-        return out.view(gradients[0].shape), None, None
+        x, weight, scales = ctx.saved_tensors
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        native_module().rms_norm_gradient(_rows(x), weight, scales, _rows(gradients[0]), _rows(out))
+        return out, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()

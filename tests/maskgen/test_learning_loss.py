@@ -105,3 +105,20 @@ def test_a_loss_whose_gradient_nobody_wants_has_none():
     assert not next_token_loss(logits, ids)[0].requires_grad
     wanted = logits.clone().requires_grad_(True)
     torch.testing.assert_close(next_token_loss(wanted, ids)[0], next_token_loss(logits, ids)[0])
+
+
+def test_logits_may_lie_in_any_order_and_ids_be_of_32_bits():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 5, (1, 37), generator=generator)
+    logits = torch.randn(1, 5, 37, generator=generator).transpose(1, 2)
+    plain = logits.contiguous().requires_grad_(True)
+    turned = logits.detach().requires_grad_(True)
+    losses = [next_token_loss(plain, ids)[0], next_token_loss(turned, ids.int())[0]]
+    assert losses[0] == losses[1]
+    found = [torch.autograd.grad(x, y)[0] for x, y in zip(losses, (plain, turned), strict=True)]
+    torch.testing.assert_close(*found)
+
+
+def test_a_single_token_predicts_nothing():
+    with pytest.raises(ValueError, match="sequences of 1 tokens predict nothing"):
+        next_token_loss(torch.zeros(2, 1, 5), torch.zeros(2, 1, dtype=torch.int64))

@@ -82,3 +82,43 @@ def test_a_model_with_native_norms_answers_the_same(tmp_path, architecture, said
 def test_a_norm_that_is_tuned_stays_as_it_is():
     norm = llama_norm(16, torch.float32, torch.Generator()).requires_grad_(True)
     assert use_native_norms(torch.nn.Sequential(norm)) == "0 of 1 norms by native kernels"
+
+
+def test_a_norm_without_a_known_epsilon_stays_as_it_is():
+    frozen = torch.nn.RMSNorm(16).requires_grad_(False)
+    assert use_native_norms(torch.nn.Sequential(frozen)) == "0 of 1 norms by native kernels"
+    assert (
+        use_native_norms(torch.nn.Sequential(torch.nn.RMSNorm(16, 1e-5).requires_grad_(False)))[0]
+        == "1"
+    )
+
+
+class OtherRMSNorm(LlamaRMSNorm):
+    """Has an epsilon of its own beside the one that it names."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden_states * (hidden_states.pow(2).mean(-1, True) + 1e-3).rsqrt()
+
+
+def test_a_norm_of_another_epsilon_stays_as_it_is():
+    other = OtherRMSNorm(16, eps=1e-6).requires_grad_(False)
+    assert use_native_norms(torch.nn.Sequential(other)) == "0 of 1 norms by native kernels"
+
+
+def test_input_of_another_type_is_normed_as_before():
+    norm = llama_norm(32, torch.bfloat16, torch.Generator().manual_seed(1))
+    x = torch.randn(3, 32)
+    expected = norm(x)
+    use_native_norms(torch.nn.Sequential(norm))
+    assert torch.equal(norm(x), expected)
+    assert norm(x).dtype == torch.float32
+
+
+def test_what_a_norm_gives_may_be_changed_in_place():
+    norm = llama_norm(32, torch.float32, torch.Generator().manual_seed(1))
+    use_native_norms(torch.nn.Sequential(norm))
+    x = torch.randn(2, 3, 32, requires_grad=True)
+    out = norm(x)
+    out.mul_(2)
+    out.sum().backward()
+    assert x.grad is not None

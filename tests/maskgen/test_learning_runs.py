@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from maskgen.format.mask_file import read_mask, write_mask
-from maskgen.learning import learner, loop
+from maskgen.learning import gradient_learner, loop
 from maskgen.learning.batches import Batches
 from maskgen.learning.checkpoint import CheckpointError
 from maskgen.learning.distributed import World
@@ -215,20 +215,20 @@ def test_two_gloo_ranks_equal_one_rank_with_two_micro_batches(model_dir, prior, 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_checkpoint(
     model_dir, prior, tmp_path, monkeypatch, value
 ):
-    original = learner.GradientLearner._micro_batch
+    original = gradient_learner.GradientLearner._micro_batch
 
     def poisoned(self, step, index):
         return value if step == 4 else original(self, step, index)
 
-    monkeypatch.setattr(learner.GradientLearner, "_micro_batch", poisoned)
+    monkeypatch.setattr(gradient_learner.GradientLearner, "_micro_batch", poisoned)
     with pytest.raises(LearningStoppedError, match=r"step 5.*checkpoint-000004"):
         small_run(model_dir, tmp_path, "maskllm", prior)
 
 
 def test_a_diverging_loss_stops_the_run(model_dir, prior, tmp_path, monkeypatch):
-    original = learner.GradientLearner._micro_batch
+    original = gradient_learner.GradientLearner._micro_batch
     monkeypatch.setattr(
-        learner.GradientLearner,
+        gradient_learner.GradientLearner,
         "_micro_batch",
         lambda self, step, index: original(self, step, index) + (0 if step < 3 else 50),
     )

@@ -75,21 +75,24 @@ def league(
     from benchmarks.common.result_file import RESULTS
     from benchmarks.common.table import TableSpec
     from benchmarks.masks.league import KEY, run_league
-    from benchmarks.masks.plot import PICTURE, plot_curves
+    from benchmarks.masks.plot import plot_curves
     from benchmarks.pages import page_of
 
+    if result != "masks" and not result.startswith("masks-"):
+        raise ValueError(f"--result {result!r} is none of the league: masks or masks-SUFFIX")
     console = Console(stderr=json_)
     bench = open_workbench(
         model, work, console, calibration_windows, calibration_length, windows, dtype
     )
     texts = read_general_texts(learn, wikitext2, c4)
-    picture = {"picture": PICTURE} if plot else {}
+    drawn = f"{result}-curve.png"
+    picture = {"picture": drawn} if plot else {}
     spec = TableSpec(result, KEY, page_of(result), lambda rows: {"model": bench.name, **picture})
     table = open_table(spec, bench, texts.digests(), redo)
     given = parse_masks(mask or [])
     run_league(bench, texts, table, parse_overrides(settings or []), set(only or ()), given)
     if plot:
-        plot_curves(RESULTS / PICTURE, table.rows())
+        plot_curves(RESULTS / drawn, table.rows())
         table.put([])
     finish_table(table, console, json_)
 
@@ -165,11 +168,10 @@ def domains(
 ) -> None:
     """Masks of domains' own texts, from three starts (docs/results/domains.json).
 
-    Of the general mask's pattern: MaskLLM learns those of 2:4, RoI all others (16:32 in
-    docs/results/domains-16-32.json).
+    Of the general mask's pattern (16:32 in docs/results/domains-16-32.json), learned by RoI.
     """
     from benchmarks.common.table import TableSpec
-    from benchmarks.masks.domains import KEY, STARTS, General, run_domains
+    from benchmarks.masks.domains import KEY, METHOD, STARTS, General, run_domains
     from benchmarks.masks.pages import domains_page
     from maskgen.format.mask_file import read_mask
     from maskgen.format.pattern import TWO_FOUR
@@ -193,7 +195,10 @@ def domains(
     pattern = base.mask.pattern
     result = "domains" if pattern == TWO_FOUR else f"domains-{pattern.n}-{pattern.m}"
     table = open_table(TableSpec(result, KEY, domains_page), bench, inputs, redo)
-    run_domains(bench, found, table, base, parse_overrides(settings or []), start or STARTS)
+    changed = parse_overrides(settings or [])
+    if other := sorted(changed.keys() - {METHOD}):
+        raise ValueError(f"--set {other[0]}: masks of domains are learned by {METHOD}")
+    run_domains(bench, found, table, base, changed, start or STARTS)
     finish_table(table, console, json_)
 
 

@@ -21,9 +21,7 @@ def step(
     ],
     model: Model = "smollm2-135m",
     learn: Learn = None,
-    held_out: Annotated[
-        list[str] | None, _Option(help="Text for the loss in the end (repeat). [wikipedia:test]")
-    ] = None,
+    held_out: Annotated[str, _Option(help="Text for the loss in the end.")] = "wikipedia:test",
     steps: Annotated[int, _Option(help="Of every arm.", min=2)] = 150,
     settings: Annotated[
         list[str] | None, _Option("--set", help="NAME=VALUE of all arms (repeat).")
@@ -38,8 +36,8 @@ def step(
     arms = [parse_arm(spec) for spec in arm]
     if len(arms) < 2:
         raise ValueError(f"{len(arms)} arm compares nothing; give --arm at least twice")
-    texts, tests = learn or ["wikipedia:train"], held_out or ["wikipedia:test"]
-    run = StepRun(model, prior, texts, tests, steps, settings or [])
+    texts = learn or ["wikipedia:train"]
+    run = StepRun(model, prior, texts, held_out, steps, settings or [])
     with OtherCpu() as other:
         rows = run_arms(arms, run)
     path = write_result(

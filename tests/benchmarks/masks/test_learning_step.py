@@ -22,7 +22,7 @@ def test_both_arms_learn_and_the_page_compares_them(tmp_path):
     text.write_text("one two three four five six seven eight. " * 200)
     arms = [parse_arm(f"before={TWOFOUR}"), parse_arm(f"after={TWOFOUR},active_share=0.02")]
     settings = ["sequence_length=16", "batch_size=2", "active_after=1"]
-    run = StepRun(str(model), prior, [str(text)], [str(text)], 3, settings)
+    run = StepRun(str(model), prior, [str(text)], str(text), 3, settings)
     before, after = run_arms(arms, run)
     assert before["state_bytes_per_weight"] == 24
     assert after["state_bytes_per_weight"] == 12
@@ -37,12 +37,21 @@ def test_both_arms_learn_and_the_page_compares_them(tmp_path):
     shown = step_page(result)
     assert "active_share=0.02" in shown
     assert "B (0.50) |" in shown
-    bad = StepRun(str(model), prior, ["no-such-text.txt"], [str(text)], 3, settings)
+    bad = StepRun(str(model), prior, ["no-such-text.txt"], str(text), 3, settings)
     with pytest.raises(RuntimeError, match=r"before .*failed.*no-such-text"):
         run_arms(arms[:1], bad)
 
 
-@pytest.mark.parametrize("spec", ["before", "=x", "before=/no/such/twofour"])
+def test_arms_of_one_name_are_refused():
+    arm = parse_arm(f"before={TWOFOUR}")
+    with pytest.raises(ValueError, match="called before, before"):
+        run_arms([arm, arm], StepRun("m", Path("p"), [], "t", 3, []))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["before", "=x", "before=/no/such/twofour", f"a/b={TWOFOUR}", f"a={TWOFOUR},", f"a={__file__}"],
+)
 def test_an_arm_needs_an_executable(spec):
     with pytest.raises(ValueError, match="names no executable"):
         parse_arm(spec)
