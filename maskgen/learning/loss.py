@@ -8,12 +8,14 @@ kept. On the CPU a native kernel does that (`maskgen/csrc/loss.h`), elsewhere to
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskgen.learning.native import native_module
+from maskgen.learning.native import built_module
 
 _ROWS = 32
 """Positions that torch's functions take at once."""
@@ -30,8 +32,9 @@ class _NextTokenLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         layout = torch.contiguous_format
         gradient = torch.empty_like(logits, memory_format=layout) if wanted else None
-        native = logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
-        losses = _native_losses if native else _torch_losses
+        fits = logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
+        native = built_module() if fits else None
+        losses = _torch_losses if native is None else partial(_native_losses, native)
         hard, divergence = losses(logits, targets, teacher, share, 1.0 / count, gradient)
         ctx.save_for_backward(gradient)
         loss = ((1.0 - share) * hard + share * divergence) / count
@@ -45,6 +48,7 @@ class _NextTokenLoss(torch.autograd.Function):
 
 
 def _native_losses(
+    native: ModuleType,
     logits: Tensor,
     targets: Tensor,
     teacher: Tensor | None,
@@ -55,7 +59,7 @@ def _native_losses(
     """Sums of loss and divergence over all positions; writes `scale` times the mix's gradient."""
     logits = logits.detach().contiguous()
     taught = None if teacher is None else teacher.to(logits.dtype).contiguous()
-    losses: tuple[float, float] = native_module().next_token_loss(
+    losses: tuple[float, float] = native.next_token_loss(
         logits, targets, taught, share, scale, gradient
     )
     return losses

@@ -3,7 +3,7 @@
 The native kernels (`maskgen/csrc`) hold for contiguous bfloat16 or float32 weights on the CPU, and
 for 2:4 masks; the entropic top n for all whose M is a multiple of 4.
 Everything else, and `kernels="torch"`, runs the torch functions, which draw the same noise. The
-loss is not chosen: it has its native kernel wherever the model is on the CPU.
+loss is not chosen: it has its native kernel wherever that is built and the model on the CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ from maskgen.format.pattern import TWO_FOUR, Pattern
 Kernels = Literal["auto", "native", "torch"]
 
 
+def built_module() -> ModuleType | None:
+    """The compiled kernels, if there are any: the files of a checkout may run without."""
+    try:
+        return importlib.import_module("maskgen._native")
+    except ModuleNotFoundError:
+        return None
+
+
 def native_module() -> ModuleType:
     """The compiled kernels.
 
@@ -26,12 +34,12 @@ def native_module() -> ModuleType:
         ValueError: they are not built, which only an unfinished checkout is without; or TWOFOUR_ISA
             names an instruction set that cannot be had.
     """
-    try:
-        native = importlib.import_module("maskgen._native")
-    except ModuleNotFoundError:
+    native = built_module()
+    if native is None:
         raise ValueError(
-            "maskgen._native is not built: pip install twofour, or build it with cmake"
-        ) from None
+            "maskgen._native is not built: pip install twofour, or build it with cmake;"
+            " --set kernels=torch learns without it, many times slower"
+        )
     native.isa()
     return native
 

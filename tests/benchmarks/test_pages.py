@@ -126,7 +126,7 @@ def test_make_bench_runs_the_command_of_every_result(tmp_path: Path) -> None:
     run += [call.removeprefix("twofour ") for call in calls]
     for file in FILES:
         command = json.loads(file.read_text())["command"].split("; ")[-1]
-        if command in OTHER_TARGETS:
+        if command in OTHER_TARGETS or file.stem == "learning-step":  # needs an earlier build
             continue
         words = re.match(r"(?:twofour )?(bench \w+(?: [a-z]+(?!\S))?|python -m [\w.]+)", command)
         assert words, command

@@ -18,12 +18,14 @@ from engines.sampling import SamplingParams
 from engines.tensorrt_llm.version import ToolsMissingError
 from maskgen.format.mask_file import read_mask, read_metadata, write_mask
 from maskgen.models import cached_directory
+from maskgen.transform.absorb import transformed
 from tests.engines.conftest import nearby_mask
 from tests.engines.oracle import answers
+from twofour.shipped_masks import masks_in
 
 ROOT = Path(__file__).parents[3]
 ALIAS = "smollm2-135m"
-COMMITTED = ROOT / "masks" / ALIAS
+COMMITTED = masks_in(ROOT / "masks" / f"{ALIAS}-free")
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +89,12 @@ async def test_a_mask_with_a_parent_is_served(
     not cached_directory(ALIAS).is_dir(), reason="the model is not in the cache folder"
 )
 def test_all_committed_masks_build(tmp_path: Path) -> None:
-    masks = {file.stem: file for file in sorted(COMMITTED.glob("*.safetensors"))}
+    masks, transform = COMMITTED.files, COMMITTED.transform
+    assert transform is not None
     stated = {name: read_metadata(file) for name, file in masks.items()}
     assert sum("parent_digest" in metadata for metadata in stated.values()) >= 6
-    build("cpu", cached_directory(ALIAS), masks, tmp_path / "engine")
+    model = transformed(cached_directory(ALIAS), transform)
+    build("cpu", model, masks, tmp_path / "engine")
     for record in read_manifest(tmp_path / "engine").masks:
         stored = read_metadata(tmp_path / "engine" / record.file)
         assert stored["mask_digest"] == record.digest == stated[record.name]["mask_digest"]
@@ -100,7 +104,8 @@ def test_all_committed_masks_build(tmp_path: Path) -> None:
 def test_the_readme_builds_a_domain_mask_that_has_a_parent() -> None:
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     (command,) = re.findall(r"^twofour build .*$", text, re.M)
-    words = shlex.split(command)
+    (folder,) = re.findall(r"^masks=(.*)$", text, re.M)
+    words = shlex.split(command.replace("$masks", folder))
     pairs = [words[i + 1].split("=") for i, word in enumerate(words) if word == "--mask"]
     stated = [read_metadata(ROOT / file) for _, file in pairs]
     assert ["parent_digest" in metadata for metadata in stated] == [False, True]
