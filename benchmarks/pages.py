@@ -40,9 +40,8 @@ from maskgen.format.atomic_file import write_text
 _ABOUT = """
 Everything that was measured. Each page is written by the command at its end, from the JSON file of
 the same name, which has every row. `make bench` runs all of the commands but those that need a
-GPU, other people's clients, or an earlier build; `make gpu` runs the kernels of the first,
-`make test-clients` the second. The texts that they read are listed in
-[evaluation](../evaluation.md#texts).
+GPU (`make gpu`), other people's clients (`make test-clients`) or an earlier build. The texts that
+they read are listed in [evaluation](../evaluation.md#texts).
 """
 
 PAGES: Mapping[str, Page] = {
