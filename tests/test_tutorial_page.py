@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from maskgen.transform.absorb import transformed
 from tests.doc_blocks import fenced
 from tests.engines.conftest import random_mask
 from tests.serving.conftest import ServerProcess, start_process
@@ -97,9 +98,12 @@ def test_every_command_prints_what_the_page_shows(
         said = said.replace(str(model), MODEL)
         assert form(said) == form(output), f"{command}\n{said}"
         if command.startswith("cp "):
-            # The masks that come with twofour are SmolLM2's; this model needs some of its own.
-            random_mask(model, work / "general.safetensors", seed=1)
-            random_mask(model, work / "general-prior.safetensors", seed=2)
+            # What comes with twofour is SmolLM2's; this model needs some of its own.
+            find = f"twofour transform learn --model {model} --data seen.txt --method zigzag"
+            run(f"{find} --windows 2 --length 32 --out transform.safetensors", environment)
+            base = transformed(model, work / "transform.safetensors")
+            random_mask(base, work / "general.safetensors", seed=1)
+            random_mask(base, work / "general-prior.safetensors", seed=2)
     with served(work, environment) as server:
         assert form(server.log[-1].split("serving: ")[1]) == form(commands[serve][1])
         for command, output in commands[serve + 1 :]:

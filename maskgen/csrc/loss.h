@@ -1,5 +1,5 @@
 // Next-token loss of one position and its gradient: maskgen/learning/loss.py says of what, and has
-// the same function in torch, which walks over the vocabulary's logits five times as often.
+// the same function in torch.
 #pragma once
 
 #include "common/bf16.h"

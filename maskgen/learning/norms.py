@@ -1,7 +1,7 @@
 """RMSNorm for learning on the CPU, in one native pass each way.
 
-transformers' norms are six of torch's functions, which keep three fp32 copies of their input for
-the backward pass; this one keeps the input and a number a row.
+transformers' norms are several functions of torch, which keep their input in fp32 for the backward
+pass; this one keeps the input as it is and a number a row.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from maskgen.format.mask_file import read_mask
 from maskgen.texts.text_sets import TextSet
 from tests.tiny_model import SAMPLE_TEXT, make_tiny_llama
 from twofour.cli import app
+from twofour.commands.bench_masks_inputs import parse_base_and_mask
 
 
 @pytest.fixture
@@ -288,3 +289,22 @@ def test_gap_closed():
         {"method": "maskllm", "c4": 100.0},
     ]
     assert gap_closed(table, "maskllm", "c4") == pytest.approx(0.5)
+
+
+def test_masks_of_another_base_come_with_its_directory(folder):
+    assert parse_base_and_mask("a.safetensors", "smollm2-135m") == (
+        "smollm2-135m",
+        Path("a.safetensors"),
+    )
+    mask = folder / "general.safetensors"
+    mask.touch()
+    assert parse_base_and_mask(f"{folder / 'model'}={mask}", "x") == (str(folder / "model"), mask)
+    with pytest.raises(ValueError, match="is not DIR=FILE"):
+        parse_base_and_mask("nowhere=a.safetensors", "x")
+
+
+def test_a_league_of_another_name_keeps_to_its_pages(folder):
+    refused = bench(folder, "--result", "quality")
+    assert "'quality' is none of the league" in str(refused.exception)
+    assert bench(folder, "--only", "dense", "--result", "masks-tiny").exit_code == 0
+    assert [row["method"] for row in rows("masks-tiny")] == ["dense"]
